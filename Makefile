@@ -1,0 +1,54 @@
+# Every target installs first what it needs, into .venv.
+
+PYTHON    ?= python3
+# More options for pip, for instance an index that holds PyTorch builds for the CPU.
+PIP_EXTRA ?=
+SOURCE    ?= examples/short-history-of-the-world.pdf
+QUESTION  ?= On what date was the monk Rasputin murdered?
+BUDGET    ?= 4k
+PYTEST    ?=
+
+STAMP := .venv/installed
+
+export QUESTION
+
+.DEFAULT_GOAL := help
+.PHONY: help install ask test check bench wheel clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo '  make ask SOURCE=book.pdf QUESTION="Who inherits the mill?" BUDGET=8k'
+
+install: $(STAMP)  ## set up .venv (PYTHON=python3.12 picks the interpreter)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'error: Python 3.10 or newer is needed: make PYTHON=python3.12' >&2; exit 1; }
+	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	@echo 'installing indexmem and its dependencies into .venv (a few minutes the first time)'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt $(PIP_EXTRA) --editable '.[dev]'
+	@touch $@
+	@echo 'installed'
+
+ask: install  ## ask the example book a question (QUESTION, SOURCE, BUDGET)
+	@.venv/bin/indexmem ask $(SOURCE) "$$QUESTION" --budget $(BUDGET)
+
+test: install  ## run the tests (PYTEST="-m slow" passes options on)
+	@.venv/bin/python -m pytest $(PYTEST)
+
+check: install  ## lint and check the formatting
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+bench: install  ## measure memory and speed (about 20 minutes; rows go to benchmarks/results)
+	@.venv/bin/python benchmarks/memory.py --threads 1 --runs 1
+	@.venv/bin/python benchmarks/speed.py --repeats 1
+
+wheel: install  ## build dist/*.whl, which carries the embedded model
+	@.venv/bin/python -m build --wheel --no-isolation
+
+clean:  ## remove builds and caches; .venv stays
+	rm -rf build dist .pytest_cache .ruff_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

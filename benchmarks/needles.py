@@ -1,0 +1,163 @@
+"""Facts hidden in a whole book, one question each: how many are answered, by policy.
+
+python benchmarks/needles.py book.txt --tokens 200k --budget 1k
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
+
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+
+from rows import append_row, common_fields, option_parser, print_table, wilson_interval
+
+from indexmem_cli import Memory
+from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.config import MemoryConfig, ReadConfig, parse_size
+from indexmem_cli.documents import open_sources
+from indexmem_cli.tokens import load_tokenizer
+from indexmem_cli.train.tasks import make_development_fact, make_fact
+
+COLUMNS = ["mode", "wordings", "tokens", "kv_bytes", "n", "right", "accuracy", "interval_95"]
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A fact in the book."""
+
+    sentence: str
+    question: str
+    answer: str
+    depth: float
+    """Where it stands, as a share of the book."""
+
+
+WORDINGS = {"development": make_development_fact, "training": make_fact}
+"""Wordings of facts and questions: those the embedded model has never seen, and those it has."""
+
+
+def hide(book: str, count: int, seed: int, wordings: str) -> tuple[str, list[Needle]]:
+    """Put `count` facts, each asked differently, at line ends at even depths of the book."""
+    chance = Random(seed)
+    lines = book.splitlines(keepends=True)
+    needles: list[Needle] = []
+    while len(needles) < count:
+        fact = WORDINGS[wordings](chance)
+        turn = chance.choice(fact.turns)
+        known = {needle.question for needle in needles}
+        if len(fact.sentences) == 1 and turn.question not in known:
+            depth = (len(needles) + 0.5) / count
+            needles.append(Needle(fact.sentences[0], turn.question, turn.answer, depth))
+    for needle in reversed(needles):
+        lines.insert(int(needle.depth * len(lines)), needle.sentence + "\n")
+    return "".join(lines), needles
+
+
+def cut(book: str, tokens: int, tokenizer) -> str:
+    """The first `tokens` tokens of a text, to the end of a line."""
+    lines, left = [], tokens
+    for line in book.splitlines(keepends=True):
+        left -= len(tokenizer.encode(line))
+        if left < 0:
+            break
+        lines.append(line)
+    return "".join(lines)
+
+
+def ask_all(needles: list[Needle], path: Path, options: dict) -> list[dict]:
+    """Ask every question of the book in `path`; one result each."""
+    import torch
+
+    torch.set_num_threads(options["threads"])
+    memory = Memory.read(path, **options["memory"])
+    results = []
+    for needle in needles:
+        started = time.perf_counter()
+        answer = memory.ask(needle.question, max_tokens=32)
+        results.append(
+            {
+                "depth": needle.depth,
+                "question": needle.question,
+                "expected": needle.answer,
+                "answer": answer.text,
+                "right": needle.answer.lower() in answer.text.lower(),
+                "tokens": answer.coverage.tokens_read,
+                "kv_bytes": answer.memory.kv_bytes,
+                "seconds": round(time.perf_counter() - started, 2),
+                "tokens_per_s": round(answer.timing.read_tokens_per_s),
+            }
+        )
+    return results
+
+
+def measure(policy: str, needles: list[Needle], path: Path, options) -> dict:
+    """Ask all needles under one policy, spread over processes."""
+    memory = {"budget": options.budget, "chunk_tokens": options.chunk}
+    memory |= {"span_tokens": options.span, "dtype": options.dtype, "device": options.device}
+    shares = [needles[i :: options.workers] for i in range(options.workers)]
+    opening = memory | {"policy": policy, "model": options.model, "offline": True}
+    run = partial(ask_all, path=path, options={"memory": opening, "threads": options.threads})
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        results = [result for share in pool.map(run, shares) for result in share]
+    results.sort(key=lambda result: result["depth"])
+    right = sum(result["right"] for result in results)
+    low, high = wilson_interval(right, len(results))
+    return (
+        {"mode": policy}
+        | memory
+        | {
+            "tokens": results[0]["tokens"],
+            "kv_bytes": results[0]["kv_bytes"],
+            "tokens_per_s": max(result["tokens_per_s"] for result in results),
+            "n": len(results),
+            "right": right,
+            "accuracy": right / len(results),
+            "interval_95": [low, high],
+            "results": results,
+        }
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what the options ask for, append rows, print a table."""
+    parser = option_parser(__doc__.partition("\n")[0], "needles")
+    parser.set_defaults(threads=1)
+    add = parser.add_argument
+    add("book", help="a text file or PDF of at least --tokens tokens")
+    add("--tokens", type=parse_size, default="200k")
+    add("--count", type=int, default=50, help="number of facts")
+    add("--span", type=int, default=MemoryConfig.span_tokens)
+    add("--wordings", choices=WORDINGS, default="development")
+    add("--policies", default="question,recency,keydiff")
+    add("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    add("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+
+    checkpoint = find_checkpoint(options.model, offline=True)
+    tokenizer = load_tokenizer(checkpoint.path)
+    sources = open_sources([options.book], ReadConfig())
+    book = "".join(p.text for document in sources.documents for p in document.passages())
+    book = cut(book, options.tokens, tokenizer)
+    text, needles = hide(book, options.count, options.seed, options.wordings)
+    settings = {"benchmark": "needles", "book": Path(options.book).name, "seed": options.seed}
+    settings |= {"wordings": options.wordings, "threads": options.threads}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "book.txt"
+        path.write_text(text, encoding="utf-8")
+        for policy in options.policies.split(","):
+            measured = measure(policy, needles, path, options)
+            rows.append(common_fields(checkpoint) | settings | measured)
+            append_row(options.out, rows[-1])
+            print_table(rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""indexmem: ask questions of documents longer than a local model's memory.
+
+Importing this package is free: the public names are resolved on first use.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+__all__ = ["Answer", "IndexMemError", "Memory", "__version__"]
+
+if TYPE_CHECKING:
+    from indexmem_cli.errors import IndexMemError
+    from indexmem_cli.events import Answer
+    from indexmem_cli.session import Memory
+
+
+def __getattr__(name: str) -> Any:
+    """Resolve a public name on first use (PEP 562)."""
+    if name == "Memory":
+        from indexmem_cli.session import Memory
+
+        return Memory
+    if name == "Answer":
+        from indexmem_cli.events import Answer
+
+        return Answer
+    if name == "IndexMemError":
+        from indexmem_cli.errors import IndexMemError
+
+        return IndexMemError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,300 @@
+"""The Hugging Face model, with the hooks that make its cache ours.
+
+Modelling code stays as transformers ships it. An attention function in its registry and a cache
+layer hand keys and values to a `MemoryState`; a hook on the rotary embedding leaves queries and
+keys unrotated, so that each pass can rotate them to the positions it wants.
+"""
+
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from indexmem_cli import ops
+from indexmem_cli.errors import OutOfMemory
+from indexmem_cli.events import ModelInfo
+from indexmem_cli.memory.policies import Block
+from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
+
+ATTENTION = "indexmem"
+SHORT_PASS_TOKENS = 16  # passes up to this length reuse rotated keys; longer ones rotate afresh
+
+
+@dataclass
+class _Pass:
+    """One run of the model over new tokens: what the attention function needs to know."""
+
+    state: MemoryState
+    new_tokens: int
+    want_queries: bool = False
+    want_attention: bool = False
+    queries: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    angles: dict[tuple[str | None, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class _CacheLayer(CacheLayerMixin):
+    """A transformers cache layer that writes into one layer of a `MemoryState`."""
+
+    is_sliding = False
+
+    def __init__(self, state: MemoryState, layer: LayerState | WindowState) -> None:
+        super().__init__()
+        self.state, self.layer = state, layer
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        pass
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        return self.layer.append(key_states, value_states, self.state.seen)
+
+    def get_seq_length(self) -> int:
+        return self.state.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        raise AssertionError("masks are made in the attention function")
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, **options):
+    """Entry in transformers' attention registry; the backbone that owns `module` does the work."""
+    (backbone,) = module.indexmem_backbone
+    window, softcap = options.get("sliding_window"), options.get("softcap")
+    return backbone.attend(module, query, key, value, scaling, window, softcap), None
+
+
+class Backbone:
+    """A decoder that reads and answers through a `MemoryState`."""
+
+    def __init__(self, model, info: ModelInfo, layer_windows: Sequence[int | None]) -> None:
+        """Take over a loaded transformers causal language model; `detach` gives it back."""
+        self.model, self.info = model, info
+        self.layer_windows = list(layer_windows)
+        self.decoder = model.get_decoder()
+        self.device = next(model.parameters()).device
+        self._run: _Pass | None = None
+        self._rope = self.decoder.rotary_emb
+        self._rope_by_layer_type = "layer_type" in inspect.signature(self._rope.forward).parameters
+        self._attention_before = model.config._attn_implementation
+        AttentionInterface.register(ATTENTION, _attention)
+        model.set_attn_implementation(ATTENTION)
+        for layer in self.decoder.layers:
+            # In a tuple, so that torch does not take the backbone for a submodule.
+            layer.self_attn.indexmem_backbone = (self,)
+        self._hook = self._rope.register_forward_hook(_no_rotation)
+
+    def detach(self) -> None:
+        """Give the model back as it was."""
+        self._hook.remove()
+        self.model.set_attn_implementation(self._attention_before)
+        for layer in self.decoder.layers:
+            del layer.self_attn.indexmem_backbone
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token takes in a full cache, over all layers."""
+        heads = self.model.config.get_text_config().num_key_value_heads
+        size = self.decoder.layers[0].self_attn.head_dim
+        return 2 * len(self.layer_windows) * heads * size * self.model.dtype.itemsize
+
+    @property
+    def eos_ids(self) -> set[int]:
+        """Tokens that end an answer."""
+        ids = self.model.generation_config.eos_token_id
+        return set(ids) if isinstance(ids, list) else {ids} - {None}
+
+    def gpu_peak_bytes(self) -> int | None:
+        """Most GPU memory held at once by this process; None on other devices."""
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def new_state(self, slots: int, sink_tokens: int = 0, recent_tokens: int = 0) -> MemoryState:
+        """Return an empty memory.
+
+        Args:
+            slots: most slots per head that will be held at once, as far as known.
+        """
+        layers = [WindowState(w) if w else LayerState(slots) for w in self.layer_windows]
+        return MemoryState(layers, 0, sink_tokens, recent_tokens)
+
+    def read(
+        self, ids: Sequence[int], state: MemoryState, want_queries: bool = False
+    ) -> list[Tensor]:
+        """Pass new tokens through every layer and add them to `state`; no logits are made.
+
+        Returns:
+            If asked for, the queries before rotation per managed layer, [1, H, T, D]; else nothing.
+        """
+        return self._forward(self.decoder, ids, state, want_queries=want_queries)[0].queries
+
+    def predict(
+        self,
+        ids: Sequence[int],
+        state: MemoryState,
+        want_queries: bool = False,
+        want_attention: bool = False,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Add new tokens to `state` and say what comes next.
+
+        Returns:
+            Logits fp32 [V] after the last token; queries as in `read`; attention as in `probe`,
+            over all slots with the new ones.
+        """
+        run, out = self._forward(
+            self.model,
+            ids,
+            state,
+            want_queries=want_queries,
+            want_attention=want_attention,
+            logits_to_keep=1,
+        )
+        return out.logits[0, -1].float(), run.queries, run.attention
+
+    def probe(self, ids: Sequence[int], state: MemoryState) -> list[Tensor]:
+        """See what `ids` would attend to if they came next, leaving `state` as it was.
+
+        Returns:
+            Per managed layer the largest weight that any of `ids` and any query head of the group
+            gives to each slot held: fp32 [1, G, S].
+        """
+        run, _ = self._forward(self.decoder, ids, state, want_attention=True)
+        for layer in state.layers:
+            layer.drop_last(len(ids))
+        state.seen -= len(ids)
+        return [paid[:, :, : -len(ids)] for paid in run.attention]
+
+    def block(self, state: MemoryState, new_tokens: int, queries: list[Tensor]) -> Block:
+        """Describe the newest tokens of `state` to a scorer; `queries` as returned by `read`."""
+        run = _Pass(state, new_tokens)
+        pairs = zip(self.decoder.layers, state.layers, strict=True)
+        modules = [here.self_attn for here, kept in pairs if isinstance(kept, LayerState)]
+
+        def attention(index: int, first: int, end: int) -> Tensor:
+            module, layer = modules[index], state.managed[index]
+            seen = layer.held - (new_tokens - end)  # slots up to the last row asked for
+            query = self._turn_new(module, queries[index], layer, run)[:, :, first:end]
+            key = self._turn_slots(module, layer.keys[:, :, :seen], layer, run, 0)
+            softcap = getattr(module, "attn_logit_softcapping", None)
+            weights = ops.attention_weights(query, key, module.scaling, None, softcap)
+            return torch.nn.functional.pad(weights, (0, layer.held - seen))
+
+        def rotate(index: int, x: Tensor, positions: Tensor) -> Tensor:
+            return _turn(modules[index], x, *self._angles(modules[index], x, positions[None]))
+
+        return Block(state, new_tokens, queries, [], attention, rotate)
+
+    def attend(self, module, query, key, value, scaling, window, softcap) -> Tensor:
+        """Attend in one layer, called by transformers; queries and keys arrive unrotated.
+
+        Args:
+            query: shape [B, H, T, D]. key, value: shape [B, G, N, D], all slots.
+
+        Returns:
+            Shape [B, T, H, D].
+        """
+        run = self._run
+        layer = run.state.layers[module.layer_idx]
+        managed = isinstance(layer, LayerState)
+        if managed and run.want_queries:
+            run.queries.append(query)
+        turned_query = self._turn_new(module, query, layer, run)
+        if managed and run.new_tokens <= SHORT_PASS_TOKENS:
+            turned_key = layer.rotated_keys(
+                lambda fresh, first: self._turn_slots(module, fresh, layer, run, first)
+            )
+        else:
+            turned_key = self._turn_slots(module, key, layer, run, 0)
+        window = None if managed else window
+        if managed and run.want_attention:
+            weights = ops.attention_weights(turned_query, turned_key, scaling, window, softcap)
+            run.attention.append(weights.unflatten(1, (key.shape[1], -1)).amax(dim=(2, 3)))
+            out = ops.weigh_values(weights, value)
+        else:
+            mask = self._mask(run, query, key.shape[2], window)
+            out = ops.attend(turned_query, turned_key, value, scaling, mask, window, softcap)
+        return out.transpose(1, 2)
+
+    @torch.no_grad()
+    def _forward(self, model, ids, state, *, want_queries=False, want_attention=False, **options):
+        tokens = torch.tensor([ids], device=self.device)
+        cache = Cache(layers=[_CacheLayer(state, layer) for layer in state.layers])
+        self._run = run = _Pass(state, len(ids), want_queries, want_attention)
+        try:
+            out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"out of memory on {self.device} while reading {len(ids):,} tokens at a time",
+                "lower --chunk or --budget, or choose --quant nf4",
+            ) from error
+        finally:
+            self._run = None
+        state.seen += len(ids)
+        return run, out
+
+    def _mask(self, run: _Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
+        """The causal mask of a pass, shared by the layers that hold as many slots."""
+        if (slots, window) not in run.masks:
+            run.masks[slots, window] = ops.make_mask(query, slots, window)
+        return run.masks[slots, window]
+
+    def _turn_new(self, module, query: Tensor, layer, run: _Pass) -> Tensor:
+        """Rotate the queries of the newest tokens, [B, H, T, D], which every head holds alike."""
+        positions = _slot_positions(layer, run.state)
+        first = positions.shape[-1] - query.shape[2]
+        positions = positions.reshape(-1, positions.shape[-1])[:1, first:]
+        return _turn(module, query, *self._shared_angles(module, query, positions, run, first))
+
+    def _turn_slots(self, module, keys: Tensor, layer, run: _Pass, first: int) -> Tensor:
+        """Rotate the keys [B, G, n, D] of the slots from `first` on."""
+        positions = _slot_positions(layer, run.state)[..., first : first + keys.shape[2]]
+        if positions.dim() == 1:
+            angles = self._shared_angles(module, keys, positions[None], run, first)
+            return _turn(module, keys, *angles)
+        rows = keys.flatten(0, 1).unsqueeze(1)  # heads that hold other positions become rows
+        turned = _turn(module, rows, *self._angles(module, rows, positions.flatten(0, 1)))
+        return turned.reshape(keys.shape)
+
+    def _shared_angles(self, module, like, positions: Tensor, run: _Pass, first: int):
+        """Angles of positions [1, n] that all layers of a kind hold alike, made once a pass."""
+        if not (run.state.uniform or run.state.compact):
+            return self._angles(module, like, positions)
+        key = (getattr(module, "layer_type", None), first, positions.shape[1])
+        if key not in run.angles:
+            run.angles[key] = self._angles(module, like, positions)
+        return run.angles[key]
+
+    def _angles(self, module, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [X, n, r] of positions [X, n], by the model's own rotary embedding."""
+        kind = (module.layer_type,) if self._rope_by_layer_type else ()
+        return self._rope.forward(like, positions, *kind)
+
+
+def _slot_positions(layer: LayerState | WindowState, state: MemoryState) -> Tensor:
+    """The position each slot is rotated to: int64 [N] where all heads agree, else [B, G, N]."""
+    if isinstance(layer, WindowState) or state.compact:
+        return torch.arange(layer.held, device=layer.keys.device)
+    positions = layer.positions[:, :, : layer.held]
+    return positions[0, 0] if state.uniform else positions
+
+
+def _no_rotation(module, args, output):
+    """Forward hook on the rotary embedding: angle 0 for everything."""
+    cos, sin = output
+    return torch.ones_like(cos), torch.zeros_like(sin)
+
+
+def _turn(module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [X, heads, n, D] by angles [X or 1, n, r] in the layout of the model's own code."""
+    apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
+    part = x[..., : cos.shape[-1]]
+    turned, _ = apply(part, part[:, :0], cos, sin)  # the second argument is for keys: none here
+    return torch.cat([turned, x[..., cos.shape[-1] :]], dim=-1) if part is not x else turned

@@ -1,0 +1,167 @@
+"""Where a model's files are and what its config says, without loading a model or torch."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from indexmem_cli.errors import BackboneError
+
+FAMILIES = {
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mistral": "Mistral",
+    "phi3": "Phi-3",
+    "gemma2": "Gemma-2",
+    "gemma3": "Gemma-3",
+    "gemma3_text": "Gemma-3",
+}
+"""`model_type` of the decoders that can be read with, and the family each belongs to."""
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FILES = ["*.json", "*.safetensors", "*.tiktoken", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk."""
+
+    id: str
+    """As the user named it."""
+    path: Path
+    revision: str
+    """Commit of a hub model; for a folder a short hash of its config and weight files' heads."""
+    config: dict[str, Any]
+    """config.json, of the text model where there are several."""
+
+    @property
+    def window_tokens(self) -> int:
+        """Longest context the model was trained for."""
+        return int(self.config["max_position_embeddings"])
+
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """Sliding window of each layer in tokens; None where a layer sees everything."""
+        layers = self.config["num_hidden_layers"]
+        window = self.config.get("sliding_window")
+        if self.config.get("use_sliding_window") is False:
+            window = None
+        kinds = self.config.get("layer_types")
+        if kinds is None:
+            return [window] * layers
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+
+    def likely_dtype(self, dtype: str, device: str) -> str:
+        """What `auto` will come to, as far as it can be told without torch."""
+        if dtype != "auto":
+            return dtype
+        gpu = device.startswith("cuda") or Path("/proc/driver/nvidia/version").exists()
+        return "bfloat16" if gpu and device != "cpu" else "float32"
+
+    def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
+        """Bytes of keys and values that one token takes in a full cache, over all layers."""
+        config = self.config
+        heads = config["num_attention_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // heads
+        kv_heads = config.get("num_key_value_heads") or heads
+        return 2 * config["num_hidden_layers"] * kv_heads * size * _DTYPE_BYTES[dtype]
+
+
+def find_checkpoint(model: str, offline: bool = False) -> Checkpoint:
+    """Find a model's files: shipped with the package, a local folder, or the Hugging Face cache.
+
+    A hub model that is not in the cache is downloaded, unless `offline`.
+
+    Raises:
+        BackboneError: nothing of that name, files missing, or a family that is not supported.
+    """
+    path, revision = _shipped(model), ""
+    if path is None and Path(model).expanduser().is_dir():
+        path = Path(model).expanduser().resolve()
+    if path is None:
+        path, revision = _from_hub(model, offline)
+    return read_checkpoint(model, path, revision)
+
+
+def read_checkpoint(model: str, path: Path, revision: str = "") -> Checkpoint:
+    """Read and check the config of a model folder.
+
+    Raises:
+        BackboneError: config or weights are missing, or the family is not supported.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"{model}: no readable config.json in {path} ({type(error).__name__})",
+            "give a folder in Hugging Face layout",
+        ) from error
+    config = {**config, **config.get("text_config", {})}
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        names = ", ".join(dict.fromkeys(FAMILIES.values()))
+        raise BackboneError(f"{model}: family {family!r} is not supported", f"supported: {names}")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise BackboneError(
+            f"{model}: no .safetensors weights in {path}",
+            "other formats can run code when they are loaded, so they are refused",
+        )
+    return Checkpoint(model, path, revision or _fingerprint(path, weights), config)
+
+
+def _shipped(model: str) -> Path | None:
+    """A model inside the installed package, or beside it in a checkout."""
+    if not model or os.sep in model or model.startswith("."):
+        return None
+    package = Path(__file__).parent
+    for folder in (package / "models" / model, package.parent / "models" / model):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def _from_hub(model: str, offline: bool) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(model, allow_patterns=_FILES, local_files_only=offline)
+    except HFValidationError as error:
+        raise BackboneError(
+            f"no model {model!r}: not shipped, not a folder, not a hub id",
+            "give a folder, or an id such as Qwen/Qwen3-4B",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        where = "in the cache, and the network is off" if offline else "in the cache or on the hub"
+        raise BackboneError(
+            f"model {model!r} is not {where}",
+            f"download it once: hf download {model}",
+        ) from error
+    except OSError as error:
+        raise BackboneError(
+            f"model {model!r} could not be downloaded: {_first_line(error)}",
+            "check the name and the connection, or use a model that is already here",
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _fingerprint(path: Path, weights: list[Path]) -> str:
+    digest = hashlib.blake2b((path / "config.json").read_bytes(), digest_size=6)
+    for file in weights:
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(65536))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The commands: options → configuration → session → screen → exit code. No torch, no algorithm."""

@@ -1,0 +1,128 @@
+"""`indexmem ask`: read the sources, answer one question."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from indexmem_cli.cli import options
+from indexmem_cli.cli.noise import hush_libraries
+from indexmem_cli.config import DEFAULT_MODEL, AnswerConfig, MemoryConfig
+from indexmem_cli.errors import ConfigError, NotFullyRead
+
+
+def ask(
+    *,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Files and folders. - is standard input, which is also read if none is given.",
+        ),
+    ] = None,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
+    budget: options.Budget = None,
+    chunk: options.Chunk = None,
+    policy: options.Policy = MemoryConfig.policy,
+    span: options.Span = MemoryConfig.span_tokens,
+    model: options.Model = DEFAULT_MODEL,
+    quant: options.Quant = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    offline: options.Offline = False,
+    pages: options.Pages = None,
+    encoding: options.Encoding = None,
+    password_file: options.PasswordFile = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Longest answer.")
+    ] = AnswerConfig.max_tokens,
+    temperature: Annotated[
+        float, typer.Option(metavar="NUMBER", help="0: always the likeliest word; above 0: sample.")
+    ] = AnswerConfig.temperature,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of all sampling.")] = 0,
+    as_json: options.Json = False,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Print the answer as it is written.")
+    ] = True,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="The answer and nothing else.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Quote the sources, show every detail.")
+    ] = False,
+    stats: Annotated[
+        bool | None,
+        typer.Option("--stats/--no-stats", help="What was read, and what it cost. Default: yes."),
+    ] = None,
+    show_sources: Annotated[
+        bool | None,
+        typer.Option("--sources/--no-sources", help="Where the answer stands. Default: yes."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 8 if anything could not be read.")
+    ] = False,
+) -> None:
+    """Ask one question of documents of any length.
+
+    The answer goes to standard output; progress, sources and statistics go to standard error.
+
+    \b
+    Examples:
+      indexmem ask book.pdf "Who inherits the mill?" --budget 4k
+      cat app.log | indexmem ask "Why did it restart?" --json | jq .answer
+    """
+    sources = _check_sources(sources or (), question)
+    read = options.read_config(pages, encoding, password_file, include, exclude)
+    memory = options.memory_config(budget, chunk, policy, span, seed)
+    backbone = options.model_config(model, quant, dtype, device, offline)
+    answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+    hush_libraries(verbose)
+    from indexmem_cli import session
+    from indexmem_cli.render import JsonRenderer, Renderer, View
+
+    view = View(
+        stream=stream,
+        progress=not quiet,
+        notices=not quiet,
+        sources=not quiet if show_sources is None else show_sources,
+        stats=not quiet if stats is None else stats,
+        verbose=verbose,
+    )
+    stdin = options.stdin_of(sources)
+    events = session.ask(
+        sources, question, read=read, memory=memory, model=backbone, answer=answering, stdin=stdin
+    )
+    answer = (JsonRenderer if as_json else Renderer)(view).consume(events)
+    if strict and not answer.coverage.complete:
+        raise NotFullyRead(
+            "not everything was read, and --strict asks for that",
+            "the statistics and `indexmem inspect` say what is missing",
+        )
+
+
+def _check_sources(sources: Sequence[str], question: str) -> Sequence[str]:
+    """Return what to read, `-` for a pipe.
+
+    Raises:
+        ConfigError: there is no question, or nothing to read.
+    """
+    if not question.strip():
+        raise ConfigError("the question is empty", 'indexmem ask book.pdf "your question"')
+    if options.is_path(question):
+        named = " ".join([*sources, question]) if len(sources) < 3 else "SOURCE..."
+        raise ConfigError(
+            f"a question is missing: the last argument, {question}, is a file or folder",
+            f'indexmem ask {named} "your question"',
+        )
+    if sources:
+        return sources
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError(
+            "nothing to read: no source is given and nothing is piped in",
+            'indexmem ask book.pdf "your question"',
+        )
+    return ("-",)

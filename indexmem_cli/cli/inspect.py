@@ -1,0 +1,66 @@
+"""`indexmem inspect`: what reading the sources would mean, without loading a model."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from indexmem_cli.cli import options
+from indexmem_cli.cli.noise import hush_libraries
+from indexmem_cli.config import DEFAULT_MODEL
+from indexmem_cli.errors import ConfigError
+
+
+def inspect(
+    *,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Files and folders. - is standard input, which is also read if none is given.",
+        ),
+    ] = None,
+    budget: options.Budget = None,
+    model: options.Model = DEFAULT_MODEL,
+    quant: options.Quant = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    offline: options.Offline = False,
+    pages: options.Pages = None,
+    encoding: options.Encoding = None,
+    password_file: options.PasswordFile = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    as_json: options.Json = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="List every file and every page without text.")
+    ] = False,
+) -> None:
+    """Show files, pages and tokens, what is skipped, and the memory that reading takes.
+
+    \b
+    Examples:
+      indexmem inspect book.pdf --budget 4k
+      indexmem inspect ./service --exclude "tests/" --json
+    """
+    if not sources:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ConfigError(
+                "nothing to inspect: no source is given and nothing is piped in",
+                "indexmem inspect book.pdf",
+            )
+        sources = ["-"]
+    read = options.read_config(pages, encoding, password_file, include, exclude)
+    memory = options.memory_config(budget=budget)
+    backbone = options.model_config(model, quant, dtype, device, offline)
+
+    hush_libraries(verbose)
+    from indexmem_cli import session
+    from indexmem_cli.render import show_inspection, show_json
+
+    stdin = options.stdin_of(sources)
+    inspection = session.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
+    if as_json:
+        show_json(inspection.as_json())
+    else:
+        show_inspection(inspection, verbose)

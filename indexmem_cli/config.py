@@ -1,0 +1,155 @@
+"""The options of each act as frozen, checked dataclasses. Imports nothing heavy."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from indexmem_cli.errors import ConfigError
+
+DEFAULT_MODEL = "indexmem-mini"
+DEFAULT_BUDGET_TOKENS = 4096
+QUANTS = ("auto", "none", "int8", "nf4")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+POSITIONS = ("auto", "original", "compact")
+POLICIES = {
+    "question": "keeps what the question attends to (the question is known before reading)",
+    "recency": "keeps the first and the most recent tokens (StreamingLLM)",
+    "knorm": "keeps keys of small norm",
+    "keydiff": "keeps keys unlike the mean key",
+    "snapkv": "keeps what the last queries of each chunk attend to",
+    "tova": "keeps what the last token of each chunk attends to",
+    "h2o": "keeps what has received most attention so far",
+    "expected-attention": "keeps what a Gaussian of past queries will attend to",
+    "random": "keeps a seeded random sample; the control",
+}
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
+_SCALE = {"": 1, "k": 1024, "m": 1024 * 1024}
+
+
+def parse_size(text: str) -> int:
+    """Read a number of tokens such as `4096`, `4k`, `1.5k` or `1m` (k = 1024).
+
+    Raises:
+        ConfigError: the text is not such a number, or it is not a whole, positive one.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    tokens = float(match[1]) * _SCALE[match[2].lower()] if match else 0.0
+    if tokens < 1 or tokens != int(tokens):
+        raise ConfigError(
+            f"not a number of tokens: {text!r}", "write it as 4096, 4k, 1.5k or 1m (k = 1024)"
+        )
+    return int(tokens)
+
+
+def parse_pages(text: str) -> tuple[tuple[int, int], ...]:
+    """Read a selection of pages such as `10-40` or `1,5,10-`: inclusive pairs counted from 1.
+
+    An open end is returned as 0.
+
+    Raises:
+        ConfigError: the text is not a selection, or a range runs backwards.
+    """
+    ranges = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:(-)\s*(\d*))?\s*", part)
+        first = int(match[1]) if match else 0
+        last = first if match and not match[2] else int(match[3] or 0) if match else 0
+        if first < 1 or (last and last < first):
+            raise ConfigError(f"not a selection of pages: {text!r}", "write it as 10-40 or 1,5,10-")
+        ranges.append((first, last))
+    return tuple(ranges)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"unknown {name}: {value!r}", f"choose one of: {', '.join(choices)}")
+
+
+def _check_at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:  # NaN is refused too
+        raise ConfigError(f"{name} must be at least {least:g}, not {value:g}")
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """What to read of the sources, and how."""
+
+    pages: tuple[tuple[int, int], ...] = ()
+    """Page ranges counted from 1, both ends included, 0 for an open end. Empty means all."""
+    encoding: str | None = None
+    """Encoding of text files; None detects it (byte-order mark, UTF-8, then statistics)."""
+    password: str | None = None
+    """Password of encrypted PDFs."""
+    include: tuple[str, ...] = ()
+    """Only files of a folder that match one of these patterns (gitignore syntax)."""
+    exclude: tuple[str, ...] = ()
+    """Never files of a folder that match one of these patterns (gitignore syntax)."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and in what form it is loaded."""
+
+    model: str = DEFAULT_MODEL
+    """A model shipped with the package, a local folder, or a Hugging Face id."""
+    quant: str = "auto"
+    """auto | none | int8 | nf4. auto quantises large models on a GPU, nothing on a CPU."""
+    dtype: str = "auto"
+    """auto | float32 | bfloat16 | float16."""
+    device: str = "auto"
+    """auto | cpu | cuda | cuda:1 | mps."""
+    offline: bool = False
+    """Never open a network connection."""
+
+    def __post_init__(self) -> None:
+        _check_choice("quantisation", self.quant, QUANTS)
+        _check_choice("dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """How much is kept while reading, and by which rule."""
+
+    budget_tokens: int | None = None
+    """Tokens kept per layer and head, at least 1. None: 4096, or what the model's window allows."""
+    chunk_tokens: int | None = None
+    """Tokens read at a time, at least 1. None: a quarter of the window, at most 2048."""
+    policy: str = "question"
+    """The scorer that decides what stays: a key of POLICIES."""
+    sink_tokens: int = 4
+    """First tokens of the stream that always stay, besides the prompt's own opening."""
+    recent_tokens: int | None = None
+    """Last tokens that always stay. None: an eighth of the budget, at most 64."""
+    span_tokens: int = 17
+    """Scores are max-pooled over this many neighbours, so that whole phrases stay. Odd."""
+    positions: Literal["auto", "original", "compact"] = "auto"
+    """auto: the document's own positions inside the trained window, compact ones beyond it."""
+    seed: int = 0
+    """Seed of the random policy."""
+
+    def __post_init__(self) -> None:
+        _check_choice("policy", self.policy, tuple(POLICIES))
+        _check_choice("position mode", self.positions, POSITIONS)
+        _check_at_least("budget", self.budget_tokens, 1)
+        _check_at_least("chunk", self.chunk_tokens, 1)
+        _check_at_least("recent window", self.recent_tokens, 0)
+        _check_at_least("number of sinks", self.sink_tokens, 0)
+        if self.span_tokens < 1 or self.span_tokens % 2 == 0:
+            raise ConfigError(f"span must be an odd number of tokens, not {self.span_tokens}")
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """How an answer is generated."""
+
+    max_tokens: int = 256
+    """Longest answer, in tokens, at least 1."""
+    temperature: float = 0.0
+    """0 takes the likeliest token every time; above 0 samples."""
+    seed: int = 0
+    """Seed of the sampling."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("longest answer", self.max_tokens, 1)
+        _check_at_least("temperature", self.temperature, 0)

@@ -1,0 +1,269 @@
+"""Open whatever the user names: files, folders, a pipe, each by its content, read lazily.
+
+Nothing here knows tokens or models.
+"""
+
+import difflib
+import io
+import os
+import shutil
+import stat
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from indexmem_cli.config import ReadConfig
+from indexmem_cli.documents.codebase import find_files, is_generated
+from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
+from indexmem_cli.documents.text import (
+    SNIFF_BYTES,
+    TextDocument,
+    is_binary,
+    is_pdf,
+    kind_of,
+)
+from indexmem_cli.errors import ConfigError, DocumentError
+
+__all__ = ["Document", "Passage", "Place", "Sources", "open_sources", "open_text"]
+
+
+@dataclass
+class Sources:
+    """What was asked for: the documents to read in order, and what was left out."""
+
+    documents: list[Document] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Number of files of folders that are not read, by reason: ignored, binary, generated, too
+    large, encrypted, malformed, no text, unreadable, not a file, link out of the folder. An
+    ignored folder counts once. Grows while documents are read."""
+
+
+def open_sources(
+    sources: Sequence[str], config: ReadConfig, stdin: BinaryIO | None = None
+) -> Sources:
+    """Open files, folders and `-` (stdin, also where no source is named).
+
+    What can be known without reading on is checked here, so that a bad source is refused before
+    a model is loaded.
+
+    Raises:
+        ConfigError: nothing to read, an empty pipe, an unknown encoding, pages that do not exist.
+        DocumentError: a named source is missing, or cannot be read, or holds no text; or a
+            folder holds nothing that can be read.
+    """
+    if not sources and stdin is None:
+        raise ConfigError("nothing to read", "name a file or a folder, or pipe a text in")
+    if list(sources).count("-") > 1:
+        raise ConfigError("stdin (-) is named twice")
+    _check_encoding(config.encoding)
+    opened = Sources()
+    for source in sources or ["-"]:
+        if source == "-":
+            opened.documents.append(_open_pipe("-", stdin, config))
+        elif Path(source).is_dir():
+            _open_folder(source, config, opened)
+        else:
+            opened.documents.append(_open_file(source, config))
+    if config.pages and all(document.kind != "pdf" for document in opened.documents):
+        raise ConfigError("pages are selected, but no source has pages")
+    return opened
+
+
+def open_text(text: str, name: str = "text") -> Document:
+    """Open a text that is already in memory."""
+    data = text.encode("utf-8", "surrogatepass")
+    # Decoding replaces lone surrogates, which are no text in any encoding.
+    return TextDocument(name, "text", len(data), lambda: io.BytesIO(data), "utf-8")
+
+
+def _open_file(source: str, config: ReadConfig) -> Document:
+    """Open one named file, and look whether it holds text."""
+    path, name = Path(source), _printable(source)
+    try:
+        if stat.S_ISFIFO(path.stat().st_mode):  # as in `indexmem ask <(command) "…"`
+            return _open_pipe(name, path.open("rb"), config, is_ours=True)
+        document = _open_content(path, name, config, in_folder=False)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DocumentError(f"no such file or folder: {name}", _suggest(path)) from error
+    except OSError as error:
+        raise DocumentError(f"{name}: {error.strerror or error}") from error
+    if not document.has_text():
+        raise Unreadable("empty", f"{name}: the file holds no text")
+    return document
+
+
+def _open_folder(source: str, config: ReadConfig, opened: Sources) -> None:
+    """Open the files of a folder that are worth reading; count the others."""
+    root = Path(source).resolve()
+    documents: list[Document] = []
+    skipped: Counter[str] = Counter()
+    for path in find_files(root, config, skipped):
+        inner = path.relative_to(root)
+        try:
+            document = _open_content(path, _printable(Path(source) / inner), config, in_folder=True)
+        except Unreadable as error:
+            skipped[error.reason] += 1
+        except OSError:
+            skipped["unreadable"] += 1
+        else:
+            document.header = _printable(inner).replace("\n", " ")
+            documents.append(document)
+    if not any(map(_seems_readable, documents)):
+        why = ", ".join(f"{number} {reason}" for reason, number in skipped.most_common())
+        raise DocumentError(
+            f"{_printable(source)}: nothing in the folder can be read",
+            f"not read: {why}; name a file to hear more" if why else None,
+        )
+    for document in documents:
+        document.folder_skips = opened.skipped
+    opened.documents += documents
+    opened.skipped.update(skipped)
+
+
+def _open_content(path: Path, name: str, config: ReadConfig, in_folder: bool) -> Document:
+    """Open a regular file by what it begins with.
+
+    Raises:
+        OSError: it cannot be opened.
+        DocumentError: it is binary, or a PDF that cannot be read; or generated, in a folder.
+    """
+
+    def reopen() -> BinaryIO:
+        return _open_regular(path)
+
+    with reopen() as stream:
+        size_bytes = os.fstat(stream.fileno()).st_size
+        head = stream.read(SNIFF_BYTES)
+    kind = kind_of(path.name)
+    if in_folder and is_generated(path.name, kind, head):
+        raise Unreadable("generated", f"{name}: a generated file")
+    if is_pdf(head):
+        return _pdf(name, size_bytes, reopen, config, exact_pages=not in_folder)
+    _refuse_binary(name, head, config)
+    return TextDocument(name, kind, size_bytes, reopen, config.encoding)
+
+
+def _open_pipe(
+    name: str, stream: BinaryIO | None, config: ReadConfig, is_ours: bool = False
+) -> Document:
+    """Open a stream that can be read once. A PDF, which must be sought in, goes to disk first."""
+    head = stream.read(SNIFF_BYTES) if stream is not None else b""
+    if stream is None or not head:
+        raise ConfigError("stdin is empty" if name == "-" else f"{name}: the pipe is empty")
+    rest = _Pipe(head, stream, is_ours)
+    if not is_pdf(head):
+        _refuse_binary(name, head, config)
+        return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
+
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
+    with rest:
+        shutil.copyfileobj(rest, spool)
+    spool.flush()
+    size_bytes = spool.tell()
+
+    def reopen() -> BinaryIO:
+        copy = os.fdopen(os.dup(spool.fileno()), "rb")
+        copy.seek(0)
+        return copy
+
+    weakref.finalize(reopen, spool.close)  # with the document, which holds `reopen`
+    document = _pdf(name, size_bytes, reopen, config, exact_pages=True)
+    document.has_text()
+    return document
+
+
+class _Pipe:
+    """A stream whose first bytes were read already."""
+
+    def __init__(self, head: bytes, stream: BinaryIO, is_ours: bool) -> None:
+        self._head = head
+        self._stream = stream
+        self._is_ours = is_ours
+        self._is_used = False
+
+    def open_once(self) -> "_Pipe":
+        if self._is_used:
+            raise Unreadable("unreadable", "a pipe can be read only once")
+        self._is_used = True
+        return self
+
+    def read(self, size: int) -> bytes:
+        head, self._head = self._head[:size], self._head[size:]
+        return head + self._stream.read(size - len(head)) if len(head) < size else head
+
+    def __enter__(self) -> "_Pipe":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            self._stream.close()
+
+
+def _pdf(
+    name: str,
+    size_bytes: int,
+    reopen: Callable[[], BinaryIO],
+    config: ReadConfig,
+    exact_pages: bool,
+) -> Document:
+    from indexmem_cli.documents.pdf import PdfDocument  # 0.15 s, for those who have PDFs
+
+    return PdfDocument(name, size_bytes, reopen, config, exact_pages)
+
+
+def _refuse_binary(name: str, head: bytes, config: ReadConfig) -> None:
+    if config.encoding is None and is_binary(head):
+        is_zip = head.startswith(b"PK\x03\x04")
+        hint = "PDF, text and source code can be read"
+        raise Unreadable(
+            "binary",
+            f"{name}: not a text" + (" (an archive or an office file)" if is_zip else ""),
+            f"save it as PDF or text; {hint}" if is_zip else hint,
+        )
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, and never wait at or read from anything else."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    stream = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError("not a regular file")
+    return stream
+
+
+def _seems_readable(document: Document) -> bool:
+    try:
+        return document.has_text()
+    except Unreadable:
+        return False
+
+
+def _check_encoding(encoding: str | None) -> None:
+    try:
+        b"x".decode(encoding or "utf-8", "replace")
+    except (LookupError, UnicodeError) as error:
+        raise ConfigError(
+            f"unknown encoding: {encoding!r}", "utf-8, cp1252, utf-16 or another one of Python's"
+        ) from error
+
+
+def _suggest(path: Path) -> str | None:
+    """Name what is near a path that does not exist."""
+    if not path.parent.is_dir():
+        return f"there is no folder {_printable(path.parent)} either"
+    try:
+        names = [entry.name for entry in os.scandir(path.parent)]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {_printable(path.parent / near[0])}?" if near else None
+
+
+def _printable(path: str | Path) -> str:
+    """Return a path with U+FFFD for the bytes of its name that are no text."""
+    return os.fsencode(path).decode("utf-8", "replace")

@@ -1,0 +1,110 @@
+"""What every kind of document yields: passages of text, each with its place in the source."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from indexmem_cli.errors import DocumentError
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a passage begins. Pages and lines count from 1."""
+
+    file: str
+    page: int | None
+    """Index of the page; None where there are no pages."""
+    page_label: str | None
+    """The number printed on the page, where the document has labels."""
+    line: int
+    """Line of the file, or of the page where there are pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One line of text with its line end and the blank lines after it; never without text.
+
+    Passages joined in order are the whole text, and each begins where byte-level tokenizers
+    begin a new word: after a line end, or at the space before a word. So the tokens of the
+    passages are the tokens of the text.
+    """
+
+    text: str
+    place: Place
+
+
+class Unreadable(DocumentError):
+    """A source that cannot be read, with the one word under which it is counted."""
+
+    def __init__(self, reason: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.reason = reason
+
+
+class Document:
+    """One source, opened but not yet read. The counts grow while `passages` runs."""
+
+    def __init__(self, name: str, kind: str, size_bytes: int | None) -> None:
+        self.name = name
+        self.kind = kind
+        """pdf | text | markdown | code | stdin."""
+        self.size_bytes = size_bytes
+        """None where it is not known (a pipe)."""
+        self.pages_total = 0
+        self.header: str | None = None
+        """Path that is told to the model before the text; set for the files of a folder."""
+        self.folder_skips: Counter[str] | None = None
+        """Where a file of a folder counts itself when it cannot be read, instead of raising."""
+        self._reset()
+
+    def _reset(self) -> None:
+        self.fraction: float | None = None
+        """Share read so far, in [0, 1]; None if unknown."""
+        self.pages_read = 0
+        """Pages with text that were read."""
+        self.pages_not_selected = 0
+        self.pages_without_text: list[str] = []
+        """As `file p. 12`, the label if there is one."""
+        self.undecodable_chars = 0
+        """Characters that could not be decoded; each stands as U+FFFD in the text."""
+        self.skipped_as: str | None = None
+        """Why a file of a folder turned out to be unreadable."""
+
+    def _read(self) -> Iterator[Passage]:
+        raise NotImplementedError
+
+    def passages(self) -> Iterator[Passage]:
+        """Read the document from its beginning, lazily.
+
+        Raises:
+            DocumentError: it cannot be read, or holds no text. A file of a folder counts itself
+                in `Sources.skipped` instead; an empty one still names itself to the model.
+        """
+        self._reset()
+        body = self._read()
+        try:
+            first = next(body, None)
+            if first is None and self.folder_skips is None:
+                raise Unreadable("empty", f"{self.name}: the file holds no text")
+            if self.header is not None:
+                yield Passage(f"==== {self.header} ====\n", Place(self.name, None, None, 1))
+            if first is not None:
+                yield first
+                yield from body
+        except Unreadable as error:
+            if self.folder_skips is None:
+                raise
+            self.skipped_as = error.reason
+            self.folder_skips[error.reason] += 1
+
+    def has_text(self) -> bool:
+        """Look for a first passage: one page of most PDFs, every page of a scanned one.
+
+        Raises:
+            DocumentError: the document cannot be read.
+        """
+        body = self._read()
+        found = next(body, None) is not None
+        body.close()
+        self._reset()
+        return found

@@ -1,0 +1,137 @@
+"""Two loops: read a stream of tokens into a bounded memory, and answer from it. Never prints."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from indexmem_cli.backbone import Backbone
+from indexmem_cli.config import AnswerConfig, MemoryConfig
+from indexmem_cli.memory.policies import Scorer, make_scorer
+from indexmem_cli.memory.state import MemoryState
+from indexmem_cli.memory.update import evict
+from indexmem_cli.plan import Plan
+
+DECODE_BLOCK_TOKENS = 128  # while answering, the memory is brought back to its budget this often
+ATTENDED_PER_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of an answer."""
+
+    token_id: int
+    attended: list[tuple[int, float]]
+    """Positions of the text that the token rests on and the attention each received, best first."""
+
+
+@dataclass
+class Reader:
+    """A backbone reading one stream into one memory."""
+
+    backbone: Backbone
+    plan: Plan
+    scorer: Scorer
+    closing_ids: list[int] = field(default_factory=list)
+    """The question with what surrounds it, for a scorer that `needs_question`."""
+    state: MemoryState = field(init=False)
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        slots = plan.budget_tokens + plan.chunk_tokens + len(self.closing_ids)
+        self.state = self.backbone.new_state(slots, plan.sink_tokens, plan.recent_tokens)
+
+    def fork(self) -> "Reader":
+        """Return a reader with a copy of the memory, to answer from without changing this one."""
+        copy = Reader(self.backbone, self.plan, self.scorer, self.closing_ids)
+        copy.state = self.state.clone()
+        return copy
+
+    def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[int]:
+        """Read token ids chunk by chunk; yield the number of tokens after each.
+
+        When a chunk has passed every layer, all layers are brought back to the budget, so that at
+        most budget + chunk slots are ever held.
+        """
+        for ids in chunks:
+            self._number_slots(len(ids) + len(self.closing_ids))
+            queries = self.backbone.read(ids, self.state, self.scorer.needs_queries)
+            self._fit(len(ids), queries, self.plan.budget_tokens)
+            yield len(ids)
+
+    def answer(
+        self, closing_ids: Sequence[int], config: AnswerConfig, stop_ids: set[int]
+    ) -> Iterator[Step]:
+        """Generate an answer; the question stays in memory until it is complete.
+
+        Ends without a word more at a token of `stop_ids`, or after `config.max_tokens`.
+        """
+        state = self.state
+        question = (state.seen, state.seen + len(closing_ids))
+        state.pins.append(question)
+        self._number_slots(len(closing_ids) + config.max_tokens)
+        chance = torch.Generator().manual_seed(config.seed)
+        pending: list[list[Tensor]] = []
+        ids, unscored = list(closing_ids), 0
+        for _ in range(config.max_tokens):
+            logits, queries, paid = self.backbone.predict(
+                ids, state, self.scorer.needs_queries, want_attention=True
+            )
+            pending.append(queries)
+            unscored += len(ids)
+            token = sample(logits, config.temperature, chance)
+            if token in stop_ids:
+                break
+            yield Step(token, _attended(state, paid, question[0]))
+            ids = [token]
+            if state.held >= self.plan.budget_tokens + len(closing_ids) + DECODE_BLOCK_TOKENS:
+                merged = [torch.cat(layer, dim=2) for layer in zip(*pending, strict=True)]
+                self._fit(unscored, merged, self.plan.budget_tokens + len(closing_ids))
+                pending, unscored = [], 0
+
+    def _number_slots(self, more_tokens: int) -> None:
+        """Leave the text's own positions behind before they pass the trained window."""
+        if self.state.seen + more_tokens > self.plan.window_tokens:
+            self.state.use_compact_positions()
+
+    @torch.no_grad()
+    def _fit(self, new_tokens: int, queries: list[Tensor], budget: int) -> None:
+        """Score all slots and bring every layer to the budget."""
+        full = self.state.held > budget
+        if not self.state.managed or not (full or self.scorer.accumulates):
+            return
+        block = self.backbone.block(self.state, new_tokens, queries)
+        if self.scorer.needs_question:
+            block.question_attention = self.backbone.probe(self.closing_ids, self.state)
+        evict(self.state, self.scorer.score(block), budget, self.plan.span_tokens)
+
+
+def sample(logits: Tensor, temperature: float, chance: torch.Generator) -> int:
+    """Choose the next token from logits fp32 [V]; the likeliest one at temperature 0."""
+    if temperature == 0:
+        return int(logits.argmax())
+    odds = torch.softmax(logits.cpu() / temperature, dim=-1)
+    return int(torch.multinomial(odds, 1, generator=chance))
+
+
+def _attended(state: MemoryState, paid: list[Tensor], end: int) -> list[tuple[int, float]]:
+    """The best attended positions after the sinks and before `end`, over all layers and heads."""
+    best: dict[int, float] = {}
+    for layer, weights in zip(state.managed, paid, strict=True):
+        positions = layer.positions[:, :, : weights.shape[2]]
+        of_text = (positions >= state.sink_tokens) & (positions < end)
+        weights = weights.masked_fill(~of_text, -1.0).flatten()
+        top = weights.topk(min(ATTENDED_PER_TOKEN, len(weights)))
+        places = positions.flatten()[top.indices]
+        for place, weight in zip(places.tolist(), top.values.tolist(), strict=True):
+            if weight >= 0:
+                best[place] = max(weight, best.get(place, 0.0))
+    return sorted(best.items(), key=lambda item: -item[1])[:ATTENDED_PER_TOKEN]
+
+
+def make_reader(
+    backbone: Backbone, plan: Plan, config: MemoryConfig, closing_ids: list[int]
+) -> Reader:
+    """Make a reader with a fresh scorer and an empty memory."""
+    return Reader(backbone, plan, make_scorer(config.policy, config.seed), closing_ids)

@@ -1,0 +1,182 @@
+"""What a session tells its caller, in order: all that rendering knows.
+
+Notice*  Loaded  Progress*  TokenText*  Answer
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+NO_LOSS = frozenset({"ignored", "binary", "generated", "not a file"})
+"""Reasons for which a file of a folder may be left out with nothing lost."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know although nothing failed."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that answers, as it was loaded."""
+
+    id: str
+    revision: str
+    """Commit of a hub model; a hash of the weights file's size and header for a local one."""
+    quant: str
+    dtype: str
+    device: str
+    window_tokens: int
+    """Longest context the model was trained for."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model is in memory."""
+
+    model: ModelInfo
+    load_s: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A chunk was read."""
+
+    source: str
+    tokens_read: int
+    fraction: float | None
+    """Share of all sources read so far, in [0, 1]; None when the length is not known (a pipe)."""
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """The next piece of the answer; never half a character."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place of the document that the answer rests on. Pages and lines count from 1."""
+
+    file: str
+    page: int | None
+    """Index of the page, from 1; None where there are no pages."""
+    page_label: str | None
+    """The page number printed in the document, where it has labels."""
+    line_start: int
+    line_end: int
+    """Lines of the file, or of the page where there are pages; both ends included."""
+    weight: float
+    """Share in [0, 1] of the answer's attention to the document that fell here."""
+    quote: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was read of what was asked for."""
+
+    tokens_total: int
+    tokens_read: int
+    files_read: int
+    files_skipped: dict[str, int]
+    """Number of files not read, by reason (binary, ignored, generated, too large, unreadable)."""
+    pages_total: int
+    pages_read: int
+    pages_without_text: tuple[str, ...]
+    """Pages of no text, as `file p. 12`."""
+    pages_not_selected: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for was read.
+
+        Files of a folder that are no text to begin with, or are not meant to be read, do not count.
+        """
+        skipped = sum(n for why, n in self.files_skipped.items() if why not in NO_LOSS)
+        return self.tokens_read == self.tokens_total and not self.pages_without_text and not skipped
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What was kept, against what a full cache would have cost."""
+
+    policy: str
+    budget_tokens: int
+    kv_tokens: int
+    """Tokens kept at the end of reading, per layer and head."""
+    kv_bytes: int
+    full_kv_tokens: int
+    full_kv_bytes: int
+    process_peak_bytes: int
+    gpu_peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds and rates of each stage."""
+
+    load_s: float
+    read_s: float
+    read_tokens_per_s: float
+    first_token_s: float
+    """From the end of reading to the first token of the answer."""
+    decode_tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer, where it comes from, and what it cost. Prints as its text."""
+
+    text: str
+    sources: tuple[Source, ...]
+    coverage: Coverage
+    memory: MemoryUse
+    timing: Timing
+    model: ModelInfo
+    stop: str
+    """Why the answer ended: `end` or `length`."""
+    notices: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        return self.text
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the answer as plain JSON values; `schema` 1 is stable."""
+        data = asdict(self)
+        data["coverage"]["complete"] = self.coverage.complete
+        text = data.pop("text")
+        return {"schema": 1, "answer": text, **data}
+
+
+Event = Notice | Loaded | Progress | TokenText | Answer
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One file as `inspect` sees it."""
+
+    name: str
+    kind: str
+    pages: int
+    tokens: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading the sources would mean, without loading a model."""
+
+    files: tuple[FileReport, ...]
+    coverage: Coverage
+    model: str
+    budget_tokens: int
+    kv_bytes: int
+    full_kv_bytes: int
+    kv_bytes_per_token: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the inspection as plain JSON values; `schema` 1 is stable."""
+        return {"schema": 1, **asdict(self)}

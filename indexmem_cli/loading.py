@@ -1,0 +1,164 @@
+"""Load a model from disk in the form asked for, and its chat template."""
+
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from indexmem_cli.backbone import Backbone
+from indexmem_cli.checkpoint import Checkpoint
+from indexmem_cli.config import ModelConfig
+from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
+from indexmem_cli.events import ModelInfo
+
+LARGE_MODEL_BYTES = 4 * 1024**3  # above this, quant "auto" quantises on a GPU
+INSTRUCTION = (
+    "Answer the question from the document alone, in few words. If the document does not say, "
+    "answer: Not stated in the document."
+)
+_DOCUMENT, _QUESTION = "\ue000document\ue000", "\ue000question\ue000"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The token ids around a document and a question, by the model's own chat template."""
+
+    opening: list[int]
+    """Before the document."""
+    middle: list[int]
+    """Between the document and the question."""
+    ending: list[int]
+    """From the question to where the answer starts."""
+
+    def closing(self, question_ids: list[int]) -> list[int]:
+        """All that follows the document."""
+        return self.middle + question_ids + self.ending
+
+
+def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
+    """Load a model from disk in the form asked for.
+
+    Raises:
+        BackboneError: the weights cannot be loaded, or the device is not there.
+        ConfigError: the quantisation does not go with this device.
+        OutOfMemory: the weights do not fit the device.
+    """
+    device = _choose_device(config.device)
+    weight_bytes = checkpoint.weight_bytes
+    quant = _choose_quant(config.quant, checkpoint, device)
+    dtype = _choose_dtype(config.dtype, device)
+    options = {}
+    if quant in ("int8", "nf4") and "quantization_config" not in checkpoint.config:
+        options["quantization_config"] = _quant_config(quant, dtype)
+    if options or device.type != "cpu":
+        options["device_map"] = {"": device}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
+        ).eval()
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"{checkpoint.id} ({weight_bytes / 2**30:.1f} GiB on disk) does not fit {device}",
+            "choose --quant nf4, a smaller model, or --device cpu",
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise BackboneError(
+            f"{checkpoint.id}: cannot be loaded: {(str(error).splitlines() or ['?'])[0]}",
+            "check that all files of the model are there",
+        ) from error
+    info = ModelInfo(
+        id=checkpoint.id,
+        revision=checkpoint.revision,
+        quant=quant,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        window_tokens=checkpoint.window_tokens,
+    )
+    return Backbone(model, info, checkpoint.layer_windows)
+
+
+def load_prompt(checkpoint: Checkpoint) -> Prompt:
+    """Read the model's chat template and cut it where the document and the question stand.
+
+    The document and the question are encoded apart from it, as plain text, so nothing in them can
+    become a special token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    content = f"<document>\n{_DOCUMENT}\n</document>\n\n{_QUESTION}"
+    text = f"{content}\nAnswer:"
+    if tokenizer.chat_template:
+        text = _render(tokenizer, content)
+    opening, _, rest = text.partition(_DOCUMENT)
+    middle, _, ending = rest.partition(_QUESTION)
+    pieces = [tokenizer(part, add_special_tokens=False).input_ids for part in (middle, ending)]
+    first = tokenizer(opening, add_special_tokens=not tokenizer.chat_template).input_ids
+    return Prompt(first, *pieces)
+
+
+def _render(tokenizer, content: str) -> str:
+    user = {"role": "user", "content": content}
+    options = {"tokenize": False, "add_generation_prompt": True}
+    system = {"role": "system", "content": INSTRUCTION}
+    try:
+        text = tokenizer.apply_chat_template([system, user], **options)
+    except Exception as error:  # templates raise what they like where there is no system role
+        if type(error).__module__.partition(".")[0] != "jinja2":
+            raise
+        user["content"] = f"{INSTRUCTION}\n\n{content}"
+        text = tokenizer.apply_chat_template([user], **options)
+    return text
+
+
+def _choose_device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            device = torch.device(name)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise BackboneError(
+                f"device {name!r} cannot be used: {str(error).splitlines()[0]}",
+                "leave --device out to take what is there",
+            ) from error
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float16 if device.type == "mps" else torch.float32
+
+
+def _choose_quant(name: str, checkpoint: Checkpoint, device: torch.device) -> str:
+    stored = checkpoint.config.get("quantization_config")
+    if stored:
+        return stored.get("quant_method", "stored")
+    if name == "auto":
+        large = checkpoint.weight_bytes > LARGE_MODEL_BYTES
+        return "nf4" if device.type == "cuda" and large else "none"
+    if name != "none" and device.type == "mps":
+        raise ConfigError(f"--quant {name} does not run on {device}", "leave --quant out")
+    return name
+
+
+def _quant_config(quant: str, dtype: torch.dtype):
+    from transformers import BitsAndBytesConfig
+
+    if quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

@@ -1,0 +1,218 @@
+"""What is kept of the text that was read: keys, values and their positions, per layer.
+
+Axes, everywhere in this package:
+    B batch   H query heads   G key/value heads   T new tokens   S kept tokens   D head size
+    N all slots that a pass attends to (S + T)    R rows: a few query tokens that are looked at
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+class LayerState:
+    """The kept keys and values of one layer, in the order of the text.
+
+    Keys are stored before rotation, so that a slot can be given any position later. `rotated` holds
+    rotated copies of the first `num_rotated` keys while decoding, and is dropped by every eviction.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: slots that will ever be needed, as far as known; growth stops there first."""
+        self.limit = limit
+        self.held = 0
+        self.keys: Tensor | None = None  # [B, G, capacity, D]
+        self.values: Tensor | None = None  # [B, G, capacity, D]
+        self.positions: Tensor | None = None  # int64 [B, G, capacity], ascending
+        self.scores: Tensor | None = None  # fp32 [B, G, capacity]: what the scorer last said
+        self.rotated: Tensor | None = None  # [B, G, capacity, D]
+        self.num_rotated = 0
+
+    def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Add T tokens at positions `first`, `first` + 1, …; keys and values [B, G, T, D].
+
+        Returns:
+            All keys and values, [B, G, S + T, D], as views.
+        """
+        new = keys.shape[2]
+        self._reserve(self.held + new, keys)
+        end = self.held + new
+        self.keys[:, :, self.held : end] = keys
+        self.values[:, :, self.held : end] = values
+        self.positions[:, :, self.held : end] = torch.arange(first, first + new, device=keys.device)
+        self.scores[:, :, self.held : end] = 0
+        self.held = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def drop_last(self, tokens: int) -> None:
+        """Forget the newest tokens, as if they had never been appended."""
+        self.held -= tokens
+        self.num_rotated = min(self.num_rotated, self.held)
+
+    def keep(self, index: Tensor) -> None:
+        """Keep only these slots: int64 [B, G, K], ascending along K. In place; frees nothing."""
+        kept = index.shape[2]
+        wide = index.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[3])
+        for buffer, where in (
+            (self.keys, wide),
+            (self.values, wide),
+            (self.positions, index),
+            (self.scores, index),
+        ):
+            buffer[:, :, :kept] = buffer[:, :, : self.held].gather(2, where)
+        self.held = kept
+        self.rotated, self.num_rotated = None, 0
+
+    def rotated_keys(self, rotate) -> Tensor:
+        """Return rotated keys [B, G, S, D]; only those not rotated since the last eviction cost.
+
+        Args:
+            rotate: function of (keys [B, G, n, D], first slot) that returns them rotated.
+        """
+        if self.rotated is None or self.rotated.shape[2] < self.held:
+            self.rotated, self.num_rotated = torch.empty_like(self.keys), 0
+        if self.num_rotated < self.held:
+            fresh = slice(self.num_rotated, self.held)
+            self.rotated[:, :, fresh] = rotate(self.keys[:, :, fresh], self.num_rotated)
+            self.num_rotated = self.held
+        return self.rotated[:, :, : self.held]
+
+    def forget_rotation(self) -> None:
+        """Drop the rotated copies; needed when slots are given other positions."""
+        self.rotated, self.num_rotated = None, 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the kept keys and values, without spare room and bookkeeping."""
+        if self.keys is None:
+            return 0
+        batch, heads, _, size = self.keys.shape
+        return 2 * batch * heads * self.held * size * self.keys.element_size()
+
+    def clone(self) -> "LayerState":
+        """Return an independent copy of what is held."""
+        copy = LayerState(self.limit)
+        if self.keys is not None:
+            copy.append(self.keys[:, :, : self.held], self.values[:, :, : self.held], 0)
+            copy.positions[:, :, : self.held] = self.positions[:, :, : self.held]
+            copy.scores[:, :, : self.held] = self.scores[:, :, : self.held]
+        return copy
+
+    def _reserve(self, slots: int, like: Tensor) -> None:
+        capacity = 0 if self.keys is None else self.keys.shape[2]
+        if slots <= capacity:
+            return
+        capacity = max(slots, min(2 * capacity, self.limit))
+        batch, heads, _, size = like.shape
+        old = (self.keys, self.values, self.positions, self.scores)
+        self.keys = like.new_empty(batch, heads, capacity, size)
+        self.values = like.new_empty(batch, heads, capacity, size)
+        self.positions = torch.empty(batch, heads, capacity, dtype=torch.int64, device=like.device)
+        self.scores = torch.empty(batch, heads, capacity, device=like.device)
+        if self.held:
+            new = (self.keys, self.values, self.positions, self.scores)
+            for source, target in zip(old, new, strict=True):
+                target[:, :, : self.held] = source[:, :, : self.held]
+        self.forget_rotation()
+
+
+class WindowState:
+    """The last tokens of a sliding-window layer: it keeps its own window and is never managed."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.keys: Tensor | None = None  # [B, G, <= window - 1 + T, D], before rotation
+        self.values: Tensor | None = None
+
+    @property
+    def held(self) -> int:
+        """Tokens held now."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Add T tokens; return every key and value that one of them can see, in order."""
+        if self.keys is not None:
+            out_of_sight = max(0, self.held - (self.window - 1))
+            keys = torch.cat([self.keys[:, :, out_of_sight:], keys], dim=2)
+            values = torch.cat([self.values[:, :, out_of_sight:], values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def drop_last(self, tokens: int) -> None:
+        """Forget the newest tokens, at most as many as were last appended."""
+        end = self.held - tokens
+        self.keys, self.values = self.keys[:, :, :end], self.values[:, :, :end]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the window's keys and values."""
+        return 0 if self.keys is None else 2 * self.keys.nbytes
+
+    def clone(self) -> "WindowState":
+        """Return an independent copy."""
+        copy = WindowState(self.window)
+        if self.keys is not None:
+            copy.keys, copy.values = self.keys.clone(), self.values.clone()
+        return copy
+
+
+@dataclass
+class MemoryState:
+    """Everything a model remembers of one stream of tokens."""
+
+    layers: list[LayerState | WindowState]
+    seen: int = 0
+    """Tokens read so far: the position of the next one."""
+    sink_tokens: int = 0
+    """The first tokens of the stream, which always stay."""
+    recent_tokens: int = 0
+    """The last tokens of the stream, which always stay."""
+    pins: list[tuple[int, int]] = field(default_factory=list)
+    """Spans of positions [first, end) that always stay."""
+    compact: bool = False
+    """Whether slots are numbered by rank instead of by their position in the text."""
+    uniform: bool = True
+    """Whether every layer and head holds the same positions."""
+
+    @property
+    def managed(self) -> list[LayerState]:
+        """The layers whose slots are kept or evicted."""
+        return [layer for layer in self.layers if isinstance(layer, LayerState)]
+
+    @property
+    def held(self) -> int:
+        """Slots held per managed layer and head; 0 where no layer is managed."""
+        managed = self.managed
+        return managed[0].held if managed else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all kept keys and values."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def kept_positions(self) -> list[int]:
+        """Return the positions held by at least one layer and head, ascending."""
+        held = [layer.positions[:, :, : layer.held].reshape(-1) for layer in self.managed]
+        if self.uniform:
+            held = held[:1]
+        return torch.cat(held).unique().tolist() if held else []
+
+    def use_compact_positions(self) -> None:
+        """Number slots by rank from now on."""
+        if not self.compact:
+            self.compact = True
+            for layer in self.managed:
+                layer.forget_rotation()
+
+    def clone(self) -> "MemoryState":
+        """Return an independent copy, to ask one question of without changing this one."""
+        return MemoryState(
+            [layer.clone() for layer in self.layers],
+            self.seen,
+            self.sink_tokens,
+            self.recent_tokens,
+            list(self.pins),
+            self.compact,
+            self.uniform,
+        )

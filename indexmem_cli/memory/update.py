@@ -1,0 +1,73 @@
+"""The pure step of eviction: scores and a budget in, the slots that stay out."""
+
+from torch import Tensor
+
+from indexmem_cli.errors import ConfigError
+from indexmem_cli.memory.state import MemoryState
+from indexmem_cli.ops import pool_spans
+
+
+def select_kept(scores: Tensor, pinned: Tensor, budget: int) -> Tensor:
+    """Choose which slots stay: the pinned ones, then those of the highest score.
+
+    Equal scores are settled in favour of the earlier token, so the choice never depends on the
+    machine or on how the text was cut into chunks.
+
+    Args:
+        scores: fp32 [..., S], slots in the order of the text. NaN counts as the lowest score.
+        pinned: bool, broadcastable to `scores`.
+        budget: slots that stay, in [number of pinned, S].
+
+    Returns:
+        int64 [..., budget], ascending.
+    """
+    ranked = scores.nan_to_num(nan=float("-inf")).masked_fill(pinned, float("inf"))
+    order = ranked.sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :budget].sort(dim=-1).values
+
+
+def evict(state: MemoryState, scores: list[Tensor], budget: int, span_tokens: int = 1) -> None:
+    """Bring every managed layer of `state` down to `budget` slots per head, in place.
+
+    Sinks, the recent window and the pins always stay. Ranking is by scores pooled over spans.
+
+    Args:
+        scores: one fp32 tensor per managed layer, [B, G, S] (or with B or G of 1: shared). The same
+            tensor object for all layers means one choice for all of them. They are remembered as
+            each slot's last score.
+        budget: slots per head, at least 1.
+
+    Raises:
+        ConfigError: more slots are pinned than the budget allows.
+    """
+    shared = all(score is scores[0] for score in scores) and state.uniform
+    index = None
+    for layer, score in zip(state.managed, scores, strict=True):
+        batch, heads = layer.positions.shape[:2]
+        layer.scores[:, :, : layer.held] = score
+        if layer.held <= budget:
+            continue
+        if index is None or not shared:
+            positions = layer.positions[:, :, : layer.held]
+            if shared and score.shape[1] == 1:
+                positions = positions[:, :1]
+            pinned = pinned_slots(state, positions)
+            most = int(pinned.sum(-1).max())
+            if most > budget:
+                raise ConfigError(
+                    f"budget of {budget:,} tokens cannot hold the {most:,} that always stay",
+                    f"raise --budget to {most:,} or more",
+                )
+            pooled = pool_spans(score.expand_as(positions), positions, span_tokens)
+            index = select_kept(pooled, pinned, budget)
+        layer.keep(index.expand(batch, heads, -1))
+    one_for_all = shared and scores[0].shape[1] == 1
+    state.uniform = state.uniform and (one_for_all or index is None)
+
+
+def pinned_slots(state: MemoryState, positions: Tensor) -> Tensor:
+    """Which slots always stay, by their positions: bool, the shape of `positions`."""
+    pinned = (positions < state.sink_tokens) | (positions >= state.seen - state.recent_tokens)
+    for first, end in state.pins:
+        pinned |= (positions >= first) & (positions < end)
+    return pinned

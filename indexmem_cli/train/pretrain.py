@@ -1,0 +1,257 @@
+"""Trains the embedded model from nothing; `python -m indexmem_cli.train.pretrain --help`.
+
+A run lives in one folder: `cache/` (tokens), `checkpoint.pt`, `log.jsonl`, `loss.png`, and
+`model/` in Hugging Face layout. The batch of a step depends on seed and step alone, so a resumed
+run repeats the uninterrupted one.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.nn.functional import cross_entropy  # noqa: E402
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
+
+from indexmem_cli.train.data import Corpus, prepare  # noqa: E402
+from indexmem_cli.train.episodes import EpisodeMaker  # noqa: E402
+from indexmem_cli.train.muon import Muon  # noqa: E402
+from indexmem_cli.train.probe import measure  # noqa: E402
+from indexmem_cli.train.recipes import RECIPES, Recipe, Stage  # noqa: E402
+from indexmem_cli.train.tokenizer import SPECIAL_TOKENS  # noqa: E402
+
+Batch = tuple[Tensor, Tensor]
+
+
+def build_model(recipe: Recipe, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
+    """Make the untrained model, weights in fp32."""
+    torch.manual_seed(seed)
+    first_special = vocab_size - len(SPECIAL_TOKENS)
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        head_dim=recipe.hidden // recipe.heads,
+        max_position_embeddings=recipe.window_tokens,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=first_special,
+        pad_token_id=vocab_size - 1,
+    )
+    return Qwen3ForCausalLM(config).to(recipe.device)
+
+
+def build_optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings and norms."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(
+        others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+    return [Muon(matrices, lr=recipe.muon_lr, weight_decay=0.01), adam]
+
+
+def compute_loss(
+    model: Qwen3ForCausalLM, body: Callable, ids: Tensor, weights: Tensor
+) -> tuple[Tensor, float]:
+    """Weighted mean cross-entropy of the weighted tokens; also the plain mean of the answers.
+
+    `ids` and `weights` are [rows, length]; logits are computed only where the weight is not 0.
+    """
+    device = model.device.type
+    with torch.autocast(device, torch.bfloat16):
+        hidden = body(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        wanted = weights[:, 1:] > 0
+        logits = model.lm_head(hidden[wanted]).float()
+    losses = cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
+    weight = weights[:, 1:][wanted]
+    answers = losses.detach()[weight >= 1.0]
+    answer_loss = answers.mean().item() if len(answers) else math.nan
+    return (losses * weight).sum() / weight.sum(), answer_loss
+
+
+class Run:
+    """One training run: the model, its optimizers, and the step they stand at."""
+
+    def __init__(self, recipe: Recipe, maker: EpisodeMaker, out: Path, seed: int) -> None:
+        self.recipe, self.maker, self.out, self.seed = recipe, maker, out, seed
+        self.model = build_model(recipe, maker.corpus.encoding.n_vocab, seed)
+        self.optimizers = build_optimizers(self.model, recipe)
+        self.base_lrs = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        self.step = 0
+        self.num_tokens = 0
+        self.elapsed_s = 0.0
+        self.stage: Stage | None = None
+        self.body: Callable = self.model.model
+
+    def make_batch(self, step: int) -> Batch:
+        """Draw the rows of one step."""
+        stage = self.recipe.stage_at(step)
+        rows = max(1, stage.batch_tokens // stage.length_tokens)
+        rng = Random(f"{self.seed}-{step}")
+        ids, weights = self.maker.make_batch(rng, stage.mix, rows, stage.length_tokens)
+        return torch.from_numpy(ids), torch.from_numpy(weights)
+
+    def enter_stage(self) -> None:
+        """Switch attention and compilation when a new stage begins."""
+        stage = self.recipe.stage_at(self.step)
+        if stage is not self.stage:
+            self.stage = stage
+            self.model.set_attn_implementation(stage.attention)
+            self.body = torch.compile(self.model.model) if stage.compiled else self.model.model
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """Do one update and return what the log shows of it."""
+        self.enter_stage()
+        ids, weights = (part.to(self.recipe.device) for part in batch)
+        loss, answer_loss = compute_loss(self.model, self.body, ids, weights)
+        loss.backward()
+        fraction = self.recipe.lr_fraction(self.step)
+        for optimizer, base in zip(self.optimizers, self.base_lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = base * fraction
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.num_tokens += ids.numel()
+        return {"loss": loss.item(), "answer_loss": answer_loss, "lr_fraction": fraction}
+
+    def save(self) -> None:
+        """Write the checkpoint and the model in bf16, each in one move."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "num_tokens": self.num_tokens,
+            "elapsed_s": self.elapsed_s,
+        }
+        partial = self.out / "checkpoint.partial"
+        torch.save(state, partial)
+        partial.replace(self.out / "checkpoint.pt")
+        export(self.model, self.out / "model")
+
+    def resume(self) -> None:
+        """Continue from the checkpoint in the run's folder, if there is one."""
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.recipe.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.num_tokens = state["step"], state["num_tokens"]
+        self.elapsed_s = state["elapsed_s"]
+
+    def log(self, row: dict) -> None:
+        """Append one JSON line to the run's log."""
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+
+
+def train(run: Run, last_step: int) -> None:
+    """Train up to `last_step`, logging, measuring and saving on the way."""
+    recipe = run.recipe
+    started = time.monotonic() - run.elapsed_s
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run.make_batch, run.step)
+        while run.step < last_step:
+            batch = future.result()
+            future = pool.submit(run.make_batch, run.step + 1)
+            row = run.train_step(batch)
+            run.elapsed_s = time.monotonic() - started
+            if run.step % 10 == 0 or run.step == last_step:
+                place = {"step": run.step, "length_tokens": batch[0].shape[1]}
+                spent = {"num_tokens": run.num_tokens, "elapsed_s": round(run.elapsed_s, 1)}
+                run.log({**place, **row, **spent})
+            if run.step % recipe.measure_steps == 0:
+                run.log({"step": run.step, **measure(run.model, run.maker, batch[0].shape[1])})
+            if run.step % recipe.checkpoint_steps == 0 or run.step == last_step:
+                run.save()
+
+
+def export(model: Qwen3ForCausalLM, folder: Path) -> None:
+    """Write weights (bf16), config and generation config beside the tokenizer in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = Qwen3ForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.config.use_cache = True
+    copy.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
+    copy.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def draw_loss(out: Path) -> None:
+    """Draw `loss.png` from the log; of a step logged twice (after a resume) the last row counts."""
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    steps = list({row["step"]: row for row in rows if "loss" in row}.values())
+    steps.sort(key=lambda row: row["step"])
+    needles = [row for row in rows if "needle_accuracy" in row]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    left = figure.subplots()
+    left.plot([r["step"] for r in steps], [r["answer_loss"] for r in steps], lw=0.7)
+    left.set(xlabel="step", ylabel="loss of answers (nats per token)", ylim=(0, None))
+    right = left.twinx()
+    right.plot([r["step"] for r in needles], [r["needle_accuracy"] for r in needles], "o-", c="C1")
+    right.set(ylabel="needle accuracy at the stage's length", ylim=(0, 1.02))
+    figure.savefig(out / "loss.png", dpi=120)
+
+
+def train_base(
+    recipe: str,
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    seed: int = 0,
+    max_steps: int | None = None,
+) -> Path:
+    """Train a recipe on the data folder; returns the folder of the model.
+
+    Without `resume` a checkpoint in `out` is ignored and overwritten. `max_steps` ends earlier,
+    without changing the schedule.
+    """
+    chosen = RECIPES[recipe]
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    encoding = prepare(data, out / "cache", out / "model", chosen.window_tokens)
+    run = Run(chosen, EpisodeMaker(Corpus(out / "cache", encoding), data), out, seed)
+    if resume:
+        run.resume()
+    train(run, min(chosen.num_steps, max_steps or chosen.num_steps))
+    draw_loss(out)
+    return out / "model"
+
+
+def main() -> None:
+    """Read the options and train."""
+    parser = argparse.ArgumentParser(description="Train the embedded model.")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="cpu")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-steps", type=int)
+    options = parser.parse_args()
+    train_base(**vars(options))
+
+
+if __name__ == "__main__":
+    main()

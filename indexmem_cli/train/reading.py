@@ -1,0 +1,110 @@
+"""Questions about chat and code, and the question sets of `qa/train`."""
+
+import ast
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from indexmem_cli.train.data import read_records
+from indexmem_cli.train.tasks import Turn, capitalise
+from indexmem_cli.train.templates import (
+    NOT_STATED,
+    TRAINING_SPEAKER_QUESTIONS,
+)
+
+QA_SETS = ("squadshifts", "qamr", "fairytaleqa", "policyqa", "covidqa", "molweni", "babi")
+MAX_ANSWER_CHARS = 120
+SPEAKER = re.compile(r"^(?:\[[0-9:]+\] )?<([^>\n]+)> (.{12,120})$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Context:
+    """A text with questions; `spans` are the character ranges of the answers, or None."""
+
+    text: str
+    turns: tuple[Turn, ...]
+    spans: tuple[tuple[int, int] | None, ...]
+
+
+def load_contexts(data: Path, name: str, split: str = "train") -> list[Context]:
+    """Group one question set by its text; only short answers that stand in it, and refusals."""
+    folder = data / "qa" / split
+    documents = {}
+    if name in ("fairytaleqa", "covidqa"):
+        documents = {r["doc_id"]: r["text"] for r in read_records(folder / "docs.jsonl.xz")}
+    grouped = defaultdict(list)
+    for record in read_records(folder / f"{name}.jsonl.xz"):
+        text = record.get("context") or documents[record["doc_id"]]
+        start = record["answer_start"]
+        if not record["answerable"]:
+            grouped[text].append((Turn(record["question"], NOT_STATED), None))
+        elif start is not None and len(record["answers"][0]) <= MAX_ANSWER_CHARS:
+            answer, start = choose_answer(text, record["answers"], start)
+            turn = Turn(record["question"], answer.strip())
+            grouped[text].append((turn, (start, start + len(answer))))
+    return [
+        Context(text, tuple(turn for turn, _ in pairs), tuple(span for _, span in pairs))
+        for text, pairs in grouped.items()
+    ]
+
+
+def choose_answer(text: str, answers: list[str], start: int) -> tuple[str, int]:
+    """Prefer the answer that most readers gave, then the shortest; with its place in `text`."""
+    standing = [answer for answer in answers if answer and answer in text]
+    best = min(standing, key=lambda answer: (-standing.count(answer), len(answer)))
+    near = text.find(best, max(0, start - len(best)))
+    return best, near if near >= 0 else text.find(best)
+
+
+def ask_speaker(rng: Random, log: str) -> Turn | None:
+    """Ask who wrote a line of a chat log."""
+    lines = [(m[1], m[2]) for m in SPEAKER.finditer(log)]
+    if not lines:
+        return None
+    nick, line = rng.choice(lines)
+    if sum(other == line for _, other in lines) > 1:
+        return None
+    return Turn(rng.choice(TRAINING_SPEAKER_QUESTIONS).format(line=line), nick)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of a listing: its source, and questions about it."""
+
+    source: str
+    turns: tuple[Turn, ...]
+
+
+def load_functions(texts: list[str], max_chars: int = 1200) -> list[Function]:
+    """Find short functions with one plain return in Python sources."""
+    functions = []
+    for text in texts:
+        try:
+            tree = ast.parse(text)
+        except (SyntaxError, ValueError):
+            continue
+        lines = text.splitlines(keepends=True)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
+                source = "".join(lines[node.lineno - 1 : node.end_lineno])
+                if len(source) <= max_chars:
+                    functions.append(Function(source, ask_function(node)))
+    return [function for function in functions if function.turns]
+
+
+def ask_function(node: ast.FunctionDef) -> tuple[Turn, ...]:
+    """Ask what a function returns, is called, and takes."""
+    turns = []
+    returns = [n for n in ast.walk(node) if isinstance(n, ast.Return) and n.value is not None]
+    if len(returns) == 1:
+        value = ast.unparse(returns[0].value)
+        if len(value) < 60:
+            turns.append(Turn(f"What does the function {node.name} return?", value))
+            if len(value) > 8:
+                turns.append(Turn(f"Which function returns {value}?", node.name))
+    names = [arg.arg for arg in node.args.args]
+    if names:
+        turns.append(Turn(f"Which arguments does {node.name} take?", ", ".join(names)))
+    return tuple(Turn(capitalise(turn.question), turn.answer) for turn in turns)

@@ -1,0 +1,137 @@
+"""The recipes of the embedded model: its shape, stages, and learning rates."""
+
+from dataclasses import dataclass
+
+Mix = dict[str, float]
+
+COPYING: Mix = {"copy": 0.7, "facts": 0.15, "lm": 0.1, "natural": 0.05}
+FADING: Mix = {"copy": 0.35, "facts": 0.35, "lm": 0.12, "natural": 0.18}
+LENGTHENING: Mix = {
+    "copy": 0.1,
+    "facts": 0.34,
+    "natural": 0.18,
+    "lm": 0.18,
+    "qa": 0.15,
+    "code": 0.03,
+    "chat": 0.02,
+}
+FINDING: Mix = {"facts": 0.62, "qa": 0.18, "natural": 0.1, "lm": 0.1}
+WIDENING: Mix = {
+    "facts": 0.5,
+    "qa": 0.25,
+    "natural": 0.1,
+    "lm": 0.1,
+    "code": 0.03,
+    "chat": 0.02,
+}
+RECALLING: Mix = {"facts": 0.5, "qa": 0.33, "natural": 0.07, "lm": 0.1}
+READING: Mix = {
+    "facts": 0.36,
+    "qa": 0.32,
+    "natural": 0.14,
+    "lm": 0.12,
+    "code": 0.03,
+    "chat": 0.03,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training at one length with one mix of tasks."""
+
+    num_steps: int
+    length_tokens: int
+    mix: Mix
+    attention: str = "sdpa"
+    """transformers' attention: measured, "eager" compiled is the faster on a CPU up to 512."""
+    compiled: bool = False
+    batch_tokens: int = 8192
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run, but data and seed."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    window_tokens: int
+    stages: tuple[Stage, ...]
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    warmup_steps: int = 40
+    decay_fraction: float = 0.65
+    """The last share of all steps, over which the learning rates fall linearly."""
+    final_lr_fraction: float = 0.03
+    threads: int = 3
+    """CPU threads; 0 leaves the choice to torch."""
+    checkpoint_steps: int = 100
+    measure_steps: int = 200
+    device: str = "cpu"
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.num_steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> Stage:
+        """Return the stage that `step` (counted from 0) belongs to."""
+        for stage in self.stages:
+            if step < stage.num_steps:
+                return stage
+            step -= stage.num_steps
+        return self.stages[-1]
+
+    def lr_fraction(self, step: int) -> float:
+        """Share of the full learning rate at `step`: warm-up, plateau, decay."""
+        decay_steps = max(1, round(self.num_steps * self.decay_fraction))
+        progress = max(0.0, 1 - (self.num_steps - step) / decay_steps)
+        decay = self.final_lr_fraction + (1 - self.final_lr_fraction) * (1 - progress)
+        return min(1.0, (step + 1) / max(1, self.warmup_steps)) * decay
+
+
+RECIPES = {
+    "cpu": Recipe(
+        hidden=256,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        intermediate=768,
+        window_tokens=2048,
+        stages=(
+            Stage(320, 128, COPYING, "eager", compiled=True),
+            Stage(230, 128, FADING, "eager", compiled=True),
+            Stage(300, 256, LENGTHENING, "eager", compiled=True),
+            Stage(150, 512, READING, "eager", compiled=True),
+            Stage(250, 128, FINDING, "eager", compiled=True),
+            Stage(500, 128, FINDING, "eager", compiled=True, batch_tokens=4096),
+            Stage(700, 256, WIDENING, "eager", compiled=True, batch_tokens=4096),
+            Stage(500, 512, WIDENING, "eager", compiled=True, batch_tokens=4096),
+            Stage(1050, 512, READING, "eager", compiled=True, batch_tokens=4096),
+            Stage(1000, 1024, READING, batch_tokens=4096),
+            Stage(300, 2048, READING),
+            Stage(650, 1024, RECALLING, batch_tokens=4096),
+            Stage(150, 2048, RECALLING, batch_tokens=4096),
+        ),
+    ),
+    "gpu": Recipe(
+        hidden=512,
+        layers=10,
+        heads=8,
+        kv_heads=2,
+        intermediate=1536,
+        window_tokens=4096,
+        stages=(
+            Stage(400, 128, COPYING, compiled=True, batch_tokens=262_144),
+            Stage(200, 256, FADING, compiled=True, batch_tokens=262_144),
+            Stage(400, 512, LENGTHENING, compiled=True, batch_tokens=262_144),
+            Stage(1400, 1024, READING, compiled=True, batch_tokens=262_144),
+            Stage(900, 2048, READING, compiled=True, batch_tokens=262_144),
+            Stage(600, 4096, READING, compiled=True, batch_tokens=262_144),
+        ),
+        threads=0,
+        device="cuda",
+    ),
+}

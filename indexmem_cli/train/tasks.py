@@ -1,0 +1,201 @@
+"""Synthetic facts: a sentence that states something, and questions whose answer it holds.
+
+Names, values and wordings are drawn apart from each other, so that an answer can only be copied
+from the text.
+"""
+
+import re
+from dataclasses import dataclass
+from random import Random
+
+from indexmem_cli.train.kinds import TRAINING_KINDS
+from indexmem_cli.train.kinds_people import Kind
+from indexmem_cli.train.templates import (
+    ATTRIBUTE_ADJECTIVES,
+    ATTRIBUTES,
+    AUXILIARIES,
+    DEVELOPMENT_KINDS,
+    ENTITIES,
+    NOT_STATED,
+    TRAINING_ATTRIBUTE_QUESTIONS,
+    TRAINING_ATTRIBUTE_STATEMENTS,
+    TRAINING_DEED_QUESTIONS,
+    TRAINING_DEED_STATEMENTS,
+    TRAINING_TENSE_QUESTIONS,
+    TRAINING_TENSE_STATEMENTS,
+    VERBS,
+)
+from indexmem_cli.train.words import BUILDINGS, SLOTS, make_thing
+
+FIELD = re.compile(r"{(\w+?)}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with its answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One or several sentences to hide in a text, and what can be asked about them."""
+
+    sentences: tuple[str, ...]
+    turns: tuple[Turn, ...]
+
+
+def capitalise(text: str) -> str:
+    """Upper-case the first letter only."""
+    return text[:1].upper() + text[1:]
+
+
+def open_sentence(text: str) -> str:
+    """Upper-case a leading article; a value that opens the sentence keeps its form."""
+    text = text.replace("..", ".")
+    return capitalise(text) if text.startswith("the ") else text
+
+
+def fill(rng: Random, template: str, values: dict[str, str]) -> str:
+    """Put values into the braces of `template`, drawing those that are missing."""
+
+    def value(match: re.Match) -> str:
+        name = match[1]
+        if name not in values:
+            values[name] = SLOTS[name.rstrip("2")](rng)
+        return values[name]
+
+    return FIELD.sub(value, template)
+
+
+def make_kind_fact(rng: Random, kinds: tuple[Kind, ...], with_article: bool = True) -> Fact:
+    """State one fact of a kind from the table; answers keep the article of the sentence."""
+    statements, questions = rng.choice(kinds)
+    values: dict[str, str] = {}
+    sentence = fill(rng, rng.choice(statements), values)
+    turns = []
+    for slot, wordings in questions.items():
+        if slot not in values:
+            continue
+        fitting = [w for w in wordings if set(FIELD.findall(w)) <= set(values)]
+        if fitting:
+            question = fill(rng, rng.choice(fitting), values)
+            answer = values[slot]
+            if with_article and f"the {answer}" in sentence.lower():
+                answer = f"the {answer}"
+            turns.append(Turn(capitalise(question), answer))
+    return Fact((open_sentence(sentence),), tuple(turns))
+
+
+def make_attribute_fact(rng: Random) -> Fact:
+    """State "the <attribute> of <entity> is <value>" in one of many forms."""
+    slot = rng.choice(tuple(ATTRIBUTES))
+    values = {
+        "attribute": rng.choice(ATTRIBUTES[slot].split("|")),
+        "entity": fill(rng, rng.choice(ENTITIES), {}),
+        "value": SLOTS[slot](rng),
+        "adjective": rng.choice(ATTRIBUTE_ADJECTIVES),
+    }
+    statement = fill(rng, rng.choice(TRAINING_ATTRIBUTE_STATEMENTS), values)
+    question = fill(rng, rng.choice(TRAINING_ATTRIBUTE_QUESTIONS), values)
+    return Fact((open_sentence(statement),), (Turn(capitalise(question), values["value"]),))
+
+
+def make_deed_fact(rng: Random) -> Fact:
+    """State who did what, where and when; every part can be asked."""
+    forms = dict(zip(("base", "past", "participle", "sort"), draw_verb(rng), strict=True))
+    sort = forms.pop("sort")
+    article = "" if sort in ("person2", "place", "word") else "the "
+    noun = SLOTS[sort.rstrip("2")](rng)
+    if sort == "animal":
+        noun = f"{rng.choice(('old', 'white', 'lame', 'black', 'young', 'wild'))} {noun}"
+    values = {"object": article + noun, **forms}
+    values["subject"] = SLOTS["person"](rng)
+    values["where"] = SLOTS[rng.choice(("place", "place", "room", "site"))](rng)
+    if values["where"].split(" ")[-1] in BUILDINGS or " of " in values["where"]:
+        values["where"] = f"the {values['where']}"
+    values["preposition"] = SLOTS["preposition"](rng)
+    values["Preposition"] = capitalise(values["preposition"])
+    statements, questions = TRAINING_DEED_STATEMENTS, TRAINING_DEED_QUESTIONS
+    if rng.random() < 0.35:
+        statements, questions = TRAINING_TENSE_STATEMENTS, TRAINING_TENSE_QUESTIONS
+        values["auxiliary"] = rng.choice(tuple(AUXILIARIES))
+        values["verb"] = forms[AUXILIARIES[values["auxiliary"]]]
+    sentence = fill(rng, rng.choice(statements), values)
+    turns = []
+    for slot, wordings in questions.items():
+        if slot not in values or values[slot] not in sentence:
+            continue
+        fitting = [w for w in wordings if set(FIELD.findall(w)) <= set(values)]
+        question = fill(rng, rng.choice(fitting), values)
+        turns.append(Turn(capitalise(question), values[slot]))
+    return Fact((open_sentence(sentence),), tuple(turns))
+
+
+def draw_verb(rng: Random) -> list[str]:
+    """Draw a verb: base form, past, participle, and the sort of its object."""
+    return rng.choice(VERBS.split("|")).split()
+
+
+def make_chain_fact(rng: Random) -> Fact:
+    """State two facts that must be joined to answer."""
+    values = {"thing": make_thing(rng)}
+    first = fill(rng, "The {thing} was left with {person}.", values)
+    second = fill(rng, "{person} now lives in {place}.", values)
+    question = f"In which place does the person with the {values['thing']} live?"
+    return Fact((first, second), (Turn(question, values["place"]),))
+
+
+def make_list_fact(rng: Random) -> Fact:
+    """State several values of one key in separate sentences; the answer lists them in order."""
+    values = {"person": SLOTS["person"](rng)}
+    verb = rng.choice(("ordered", "packed", "lost", "bought", "carried", "repaired"))
+    objects = [make_thing(rng) for _ in range(rng.randint(2, 3))]
+    sentences = tuple(f"{values['person']} {verb} a {thing}." for thing in objects)
+    question = rng.choice(
+        ("List everything that {0} {1}.", "Which things are said to be {1} by {0}?")
+    )
+    asked = question.format(values["person"], verb)
+    return Fact(sentences, (Turn(asked, ", ".join(f"a {thing}" for thing in objects)),))
+
+
+def make_fact(rng: Random) -> Fact:
+    """State one training fact of any sort."""
+    style = rng.random()
+    if style < 0.36:
+        return make_kind_fact(rng, TRAINING_KINDS)
+    if style < 0.57:
+        return make_attribute_fact(rng)
+    if style < 0.95:
+        return make_deed_fact(rng)
+    return make_chain_fact(rng) if style < 0.98 else make_list_fact(rng)
+
+
+def make_development_fact(rng: Random) -> Fact:
+    """State one fact in the wordings kept for measuring."""
+    return make_kind_fact(rng, DEVELOPMENT_KINDS, with_article=False)
+
+
+def refuse(turn: Turn) -> Turn:
+    """Keep the question for a text that does not answer it."""
+    return Turn(turn.question, NOT_STATED)
+
+
+def make_similar_facts(rng: Random, count: int) -> list[Fact]:
+    """State `count` facts alike in wording, about different entities."""
+    seed = rng.getrandbits(32)
+    makers = (
+        lambda r: make_kind_fact(r, (TRAINING_KINDS[seed % len(TRAINING_KINDS)],)),
+        make_attribute_fact,
+    )
+    make = makers[rng.random() < 0.3]
+    facts = []
+    asked: set[str] = set()
+    while len(facts) < count:
+        fact = make(rng)
+        questions = {turn.question for turn in fact.turns}
+        if not questions & asked:
+            facts.append(fact)
+            asked |= questions
+    return facts

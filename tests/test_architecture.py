@@ -1,0 +1,205 @@
+"""The arrows between modules, and what may be imported where and when."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import indexmem_cli
+
+PACKAGE = Path(indexmem_cli.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Who may import whom. `config` and `errors` are leaves that anyone but themselves may import.
+ALLOWED = {
+    "__init__": {"events", "session"},
+    "__main__": {"cli"},
+    "cli": {"bench", "render", "session", "train"},
+    "render": {"events"},
+    "session": {
+        "backbone",
+        "checkpoint",
+        "documents",
+        "engine",
+        "events",
+        "evidence",
+        "loading",
+        "plan",
+        "tokens",
+    },
+    "events": set(),
+    "config": set(),
+    "errors": set(),
+    "documents": set(),
+    "tokens": {"documents"},
+    "checkpoint": set(),
+    "evidence": {"events", "tokens"},
+    "plan": set(),
+    "loading": {"backbone", "checkpoint", "events"},
+    "backbone": {"events", "memory", "ops"},
+    "engine": {"backbone", "memory", "plan"},
+    "memory": {"ops"},
+    "ops": set(),
+    "train": {"backbone", "checkpoint", "documents", "engine", "memory", "ops", "tokens"},
+    "bench": {"checkpoint", "events", "ops", "session"},
+}
+LEAVES = {"config": {"config", "errors"}, "errors": {"errors"}}
+HEAVY = {"torch", "transformers", "triton", "bitsandbytes"}
+LIGHT_MODULES = {
+    "__init__",
+    "__main__",
+    "checkpoint",
+    "cli",
+    "config",
+    "documents",
+    "errors",
+    "events",
+    "evidence",
+    "plan",
+    "render",
+    "session",
+    "tokens",
+}
+# Libraries that only some modules may know, wherever they import them.
+KEEPERS = {
+    "rich": {"render"},
+    "typer": {"cli"},
+    "transformers": {"backbone", "loading", "train", "bench"},
+    "pickle": set(),
+    "tests": set(),
+    "examples": set(),
+}
+MAX_LINES = 400
+# Tables of wordings are data, and read as such.
+LONGER = {"ops/kernels.py": 600, "train/kinds.py": 600}
+
+
+def module_of(path: Path) -> str:
+    """Return the module of the first level that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    """Return the file's name inside the package."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+
+
+def imported_names(node: ast.AST) -> list[str]:
+    """Return the full names that an import statement may load; nothing for other nodes."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and not node.level:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def own_modules(tree: ast.AST) -> set[str]:
+    """Return the modules of this package that a file imports anywhere."""
+    names = (name.split(".") for node in ast.walk(tree) for name in imported_names(node))
+    known = {module_of(path) for path in FILES}
+    return {parts[1] for parts in names if parts[0] == PACKAGE.name and parts[1] in known}
+
+
+def nodes_run_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk a file without the bodies of functions and of `if TYPE_CHECKING`."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield from nodes_run_on_import(child)
+
+
+@each_file
+def test_arrows(path: Path) -> None:
+    module = module_of(path)
+    allowed = ALLOWED[module] | LEAVES.get(module, {"config", "errors"}) | {module}
+    forbidden = own_modules(ast.parse(path.read_text("utf-8"))) - allowed
+    assert not forbidden
+
+
+@each_file
+def test_imports_are_absolute(path: Path) -> None:
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    assert not [node.lineno for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if module_of(path) in LIGHT_MODULES], ids=name_of
+)
+def test_nothing_heavy_is_imported_early(path: Path) -> None:
+    nodes = nodes_run_on_import(ast.parse(path.read_text("utf-8")))
+    libraries = {name.split(".")[0] for node in nodes for name in imported_names(node)}
+    assert not libraries & HEAVY
+
+
+def test_light_modules_do_not_load_torch() -> None:
+    """What the walk cannot see: heavy imports behind another module's."""
+    names = [name for name in LIGHT_MODULES - {"__init__"} if (PACKAGE / f"{name}.py").exists()]
+    names += ["cli.app", "documents"]
+    code = "import sys\n" + "\n".join(f"import {PACKAGE.name}.{name}" for name in names)
+    code += f"\nprint(sorted(set(sys.modules) & {HEAVY!r}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert result.stdout == "[]\n", result.stderr
+
+
+@each_file
+def test_libraries_stay_with_their_keepers(path: Path) -> None:
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    libraries = {name.split(".")[0] for node in nodes for name in imported_names(node)}
+    module = module_of(path)
+    assert not {name for name in libraries & KEEPERS.keys() if module not in KEEPERS[name]}
+
+
+@each_file
+def test_files_fit_in_the_head(path: Path) -> None:
+    limit = LONGER.get(name_of(path), MAX_LINES)
+    num_lines = len(path.read_text("utf-8").splitlines())
+    assert num_lines <= limit
+
+
+def test_the_engine_never_prints() -> None:
+    path = PACKAGE / "engine.py"
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    calls = [node.func for node in nodes if isinstance(node, ast.Call)]
+    names = {call.id for call in calls if isinstance(call, ast.Name)}
+    assert not names & {"print", "open", "input"}
+
+
+@pytest.mark.parametrize(
+    ("code", "modules"),
+    [
+        ("from indexmem_cli import session, __version__", {"session"}),
+        ("from indexmem_cli.render import Text", {"render"}),
+        ("def f():\n    import indexmem_cli.events as e", {"events"}),
+        ("import json\nfrom pathlib import Path", set()),
+    ],
+)
+def test_the_walk_finds_imports(code: str, modules: set[str]) -> None:
+    tree = ast.parse(code)
+    known = {"session", "render", "events"}
+    assert own_modules(tree) & known == modules & {module_of(path) for path in FILES}
+
+
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [
+        ("import torch.nn", True),
+        ("class A:\n    from torch import nn", True),
+        ("try:\n    import torch\nexcept ImportError:\n    pass", True),
+        ("def f():\n    import torch", False),
+        ("if TYPE_CHECKING:\n    import torch", False),
+    ],
+)
+def test_the_walk_knows_when_an_import_runs(code: str, seen: bool) -> None:
+    nodes = nodes_run_on_import(ast.parse(code))
+    assert any(name.startswith("torch") for node in nodes for name in imported_names(node)) == seen

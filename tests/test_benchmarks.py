@@ -1,0 +1,171 @@
+"""The benchmark scripts run at a tiny size and append well-formed rows."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+EXAMPLES = BENCHMARKS.parent / "examples"
+COMMON = {
+    *("schema", "benchmark", "date", "commit", "dirty", "cpu", "cores", "threads", "gpu"),
+    *("python", "torch", "transformers", "model", "revision", "dtype", "n", "mode"),
+    *("chunk_tokens", "kv_bytes", "tokens_per_s"),
+}
+KV_BYTES_PER_TOKEN = 2 * 2 * 2 * 16 * 4  # of the tiny model: K and V, layers, heads, size, float32
+
+needs_linux = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peaks are measured on Linux"
+)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that imports a benchmark script."""
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+    for name in ("rows", "memory", "needles", "speed"):
+        sys.modules.pop(name, None)
+
+
+def read(path):
+    """The rows of a file, which must be well formed and name no place of this machine."""
+    text = path.read_text("utf-8")
+    assert str(Path.home()) not in text and str(path.parent) not in text
+    found = [json.loads(line) for line in text.splitlines()]
+    for row in found:
+        assert row.keys() >= COMMON, COMMON - row.keys()
+        assert row["n"] >= 1 and row["cpu"] and row["threads"] == 1
+    return found
+
+
+@needs_linux
+def test_memory_measures_in_a_process_of_its_own_once(
+    script, tiny_model_dir, tmp_path, capsys, monkeypatch
+):
+    memory, out = script("memory"), tmp_path / "memory.jsonl"
+    monkeypatch.setattr(memory, "BOOK", EXAMPLES / "chat.txt")
+    monkeypatch.setattr(memory.rows, "state_of_code", lambda: ("0123456789ab", False))
+    options = f"--model {tiny_model_dir} --budget 96 --chunk 64 --lengths 2k --threads 1 --runs 1"
+    options = [*options.split(), "--full-lengths", "", "--out", str(out)]
+    memory.main(options)
+    (row,) = read(out)
+    assert row["mode"] == "question" and row["tokens"] == pytest.approx(2048, rel=0.1)
+    assert row["kv_bytes"] == 96 * KV_BYTES_PER_TOKEN
+    assert row["process_peak_bytes"] > row["above_model_bytes"] > row["kv_bytes"]
+    assert "question: the largest peak is 0.0% above the smallest" in capsys.readouterr().out
+
+    again = []
+    monkeypatch.setattr(memory, "_in_new_process", lambda *job: again.append(job) or [row])
+    memory.main(options)
+    assert not again, "measured again what has a row"
+    monkeypatch.setattr(memory.rows, "state_of_code", lambda: ("0123456789ab", True))
+    memory.main(options)
+    assert len(again) == 1, "took a row of other code for a measurement"
+
+
+@needs_linux
+def test_full_cache_keeps_everything(script, tiny_model_dir, tmp_path):
+    memory = script("memory")
+    text = tmp_path / "text.txt"
+    text.write_text("the mill passes to Ruth\n" * 40, "utf-8")
+    model = memory.ModelConfig(str(tiny_model_dir), "none", "float32", "cpu", offline=True)
+    settings = {"mode": "full", "chunk_tokens": 64}
+    row = memory.measure(settings, model, str(text), str(text))
+    assert row["kv_bytes"] == row["tokens"] * KV_BYTES_PER_TOKEN > 0
+
+
+def test_speed_lets_all_readers_take_turns(script, tiny_model_dir, tmp_path, capsys):
+    speed, out = script("speed"), tmp_path / "speed.jsonl"
+    options = f"--model {tiny_model_dir} --budget 96 --chunk 32 --lengths 128,256 --round 64"
+    speed.main([*options.split(), "--threads", "1", "--repeats", "2", "--out", str(out)])
+    bare, recency, question, shorter, longer = read(out)
+    assert [row["mode"] for row in (bare, recency, question)] == ["bare", "recency", "question"]
+    assert bare["of_bare"]["all"] == [1.0] * 8
+    for row in (recency, question):
+        assert len(row["tokens_per_s"]["all"]) == len(row["of_bare"]["all"]) == row["n"] == 8
+        assert row["kv_bytes"] == 96 * KV_BYTES_PER_TOKEN
+    for row, length in ((shorter, 128), (longer, 256)):
+        assert row["mode"] == "full" and row["length_tokens"] == length and row["n"] == 2
+        assert row["kv_bytes"] == length * KV_BYTES_PER_TOKEN
+        assert row["recency_over_full"]["median"] > 0 < row["question_over_full_last"]["median"]
+    assert "recency_over_full_last" in capsys.readouterr().out
+
+
+def test_speed_builds_a_model_of_a_shape(script, tmp_path):
+    speed = script("speed")
+    checkpoint = speed._random_model("128x2", str(tmp_path))
+    assert checkpoint.id == "random-128x2"
+    assert checkpoint.config["num_hidden_layers"] == 2
+    assert checkpoint.kv_bytes_per_token("float32") == 2 * 2 * 1 * 64 * 4
+
+
+def test_ratios_are_of_the_same_rounds(script):
+    speed = script("speed")
+    run = {"bare": [1.0, 2.0], "recency": [2.0, 4.0], "full": [4.0, 20.0]}
+    beside = speed._beside_bare("recency", [run], 100)
+    assert beside["of_bare"]["all"] == [0.5, 0.5]
+    assert beside["tokens_per_s"] == {"median": 37.5, "p20": 30.0, "p80": 45.0, "all": [50, 25]}
+    beside = speed._beside_full(200, [run], 100)
+    assert beside["tokens_per_s"]["median"] == pytest.approx(200 / 24, rel=1e-4)
+    assert beside["last_tokens_per_s"]["median"] == 5
+    assert beside["recency_over_full"]["median"] == 4
+    assert beside["recency_over_full_last"]["median"] == 5
+
+
+def test_spread_and_interval(script):
+    rows = script("rows")
+    assert rows.spread([3, 1, 2]) == {"median": 2, "p20": 1.4, "p80": 2.6, "all": [3, 1, 2]}
+    assert rows.spread([7]) == {"median": 7, "p20": 7, "p80": 7, "all": [7]}
+    low, high = rows.wilson_interval(45, 50)
+    assert (round(low, 3), round(high, 3)) == (0.786, 0.957)
+    assert rows.wilson_interval(50, 50)[1] == 1.0
+
+
+def test_tables_are_markdown(script, capsys):
+    rows = script("rows")
+    rows.print_table(
+        [{"mode": "full", "tokens": 65536, "rate": rows.spread([1.0, 2.0])}, {"mode": "bare"}],
+        ["mode", "tokens", "rate"],
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "| mode | tokens | rate          |",
+        "| ---- | ------ | ------------- |",
+        "| full | 65,536 | 1.5 (1.2–1.8) |",
+        "| bare |        |               |",
+    ]
+
+
+@pytest.mark.parametrize("wordings", ["development", "training"])
+def test_needles_are_hidden_asked_and_counted(script, tiny_model_dir, tmp_path, wordings):
+    needles = script("needles")
+    book = "".join(f"It was day {day} of the journey, and nothing happened.\n" for day in range(90))
+    text, facts = needles.hide(book, 5, 0, wordings)
+    assert [fact.depth for fact in facts] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert len({fact.question for fact in facts}) == 5
+    for fact in facts:
+        assert text.count(fact.sentence + "\n") == 1
+        assert fact.answer.lower() in fact.sentence.lower()
+        at = text.index(fact.sentence) / len(text)
+        assert abs(at - fact.depth) < 0.1
+    (tmp_path / "book.txt").write_text(book)
+    needles.main(
+        [
+            *(str(tmp_path / "book.txt"), "--model", str(tiny_model_dir), "--tokens", "1k"),
+            *("--count", "3", "--budget", "96", "--chunk", "32", "--policies", "question,recency"),
+            *("--wordings", wordings, "--workers", "1", "--out", str(tmp_path / "rows.jsonl")),
+        ]
+    )
+    rows = read(tmp_path / "rows.jsonl")
+    assert [row["mode"] for row in rows] == ["question", "recency"]
+    for row in rows:
+        assert row["n"] == len(row["results"]) == 3
+        assert row["right"] == sum(result["right"] for result in row["results"])
+        assert row["kv_bytes"] == 96 * KV_BYTES_PER_TOKEN
+        low, high = row["interval_95"]
+        assert 0 <= low <= row["accuracy"] <= high <= 1

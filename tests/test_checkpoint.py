@@ -1,0 +1,156 @@
+"""Finding a model's files, and loading them in the form asked for."""
+
+import json
+import shutil
+
+import pytest
+
+from indexmem_cli.checkpoint import find_checkpoint, read_checkpoint
+from indexmem_cli.config import ModelConfig
+from indexmem_cli.errors import BackboneError, IndexMemError
+
+
+@pytest.fixture
+def model_copy(tiny_model_dir, tmp_path):
+    return shutil.copytree(tiny_model_dir, tmp_path / "model")
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_embedded_model_is_found_by_its_name():
+    checkpoint = find_checkpoint("indexmem-mini", offline=True)
+    assert checkpoint.id == "indexmem-mini"
+    assert checkpoint.window_tokens >= 1024
+
+
+def test_a_folder_is_found_by_its_path(model_copy):
+    checkpoint = find_checkpoint(str(model_copy))
+    assert checkpoint.path == model_copy.resolve()
+    assert checkpoint.window_tokens == 256
+    assert checkpoint.layer_windows == [None, None]
+    assert checkpoint.kv_bytes_per_token("float32") == 2 * 2 * 2 * 16 * 4
+
+
+def test_the_revision_follows_the_weights(model_copy):
+    before = find_checkpoint(str(model_copy)).revision
+    weights = model_copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[300] ^= 1
+    weights.write_bytes(data)
+    assert find_checkpoint(str(model_copy)).revision != before
+
+
+def test_what_is_not_there_is_named_with_a_remedy():
+    for name in ("no-such-model", "some-one/no-such-model", "/no/such/folder"):
+        with pytest.raises(BackboneError) as caught:
+            find_checkpoint(name, offline=True)
+        assert name in caught.value.message and caught.value.hint
+
+
+def test_other_families_and_formats_are_refused(model_copy):
+    change_config(model_copy, model_type="mamba")
+    with pytest.raises(BackboneError, match="mamba") as caught:
+        find_checkpoint(str(model_copy))
+    assert "Qwen3" in caught.value.hint
+    change_config(model_copy, model_type="qwen3")
+    (model_copy / "model.safetensors").rename(model_copy / "pytorch_model.bin")
+    with pytest.raises(BackboneError, match="safetensors"):
+        find_checkpoint(str(model_copy))
+    (model_copy / "config.json").write_text("{")
+    with pytest.raises(BackboneError, match="config.json"):
+        find_checkpoint(str(model_copy))
+
+
+@pytest.mark.parametrize(
+    "config, windows",
+    [
+        ({"sliding_window": 64}, [64, 64]),
+        ({"sliding_window": 64, "use_sliding_window": False}, [None, None]),
+        (
+            {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+            [64, None],
+        ),
+        ({}, [None, None]),
+    ],
+)
+def test_layer_windows(tmp_path, config, windows):
+    (tmp_path / "m.safetensors").write_bytes(b"")
+    common = {"model_type": "mistral", "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(common | config))
+    assert read_checkpoint("m", tmp_path).layer_windows == windows
+
+
+def test_the_config_of_the_text_model_counts(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(b"")
+    text = {"model_type": "gemma3_text", "num_hidden_layers": 3, "max_position_embeddings": 99}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    assert read_checkpoint("m", tmp_path).window_tokens == 99
+
+
+def load(folder, **options):
+    from indexmem_cli.loading import load_backbone
+
+    checkpoint = find_checkpoint(str(folder))
+    return load_backbone(checkpoint, ModelConfig(model=str(folder), device="cpu", **options))
+
+
+def test_weights_are_loaded_in_the_dtype_asked_for(model_copy):
+    import torch
+
+    backbone = load(model_copy, dtype="bfloat16")
+    assert backbone.model.dtype == torch.bfloat16 and backbone.info.dtype == "bfloat16"
+    assert load(model_copy).info.dtype == "float32"
+
+
+def test_broken_weights_and_absent_devices_are_errors_not_tracebacks(model_copy):
+    from indexmem_cli.loading import load_backbone
+
+    with pytest.raises(IndexMemError, match="cuda:7"):
+        load_backbone(find_checkpoint(str(model_copy)), ModelConfig(device="cuda:7"))
+    weights = model_copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load(model_copy)
+
+
+def test_the_prompt_is_the_models_own_template(model_copy):
+    from transformers import AutoTokenizer
+
+    from indexmem_cli.loading import load_prompt
+    from indexmem_cli.tokens import load_tokenizer
+
+    prompt = load_prompt(find_checkpoint(str(model_copy)))
+    ours = load_tokenizer(model_copy)
+    document, question = ours.encode("the fox\n"), ours.encode("Which?")
+    theirs = AutoTokenizer.from_pretrained(model_copy)
+    whole = theirs.decode(prompt.opening + document + prompt.closing(question))
+    assert whole == ("<|user|><document>\nthe fox\n\n</document>\n\nWhich?<|end|><|assistant|>")
+
+
+def test_a_template_without_a_system_role_takes_the_instruction_in_the_users_turn(model_copy):
+    from transformers import AutoTokenizer
+
+    from indexmem_cli.loading import INSTRUCTION, load_prompt
+
+    strict = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}<|user|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+    )
+    (model_copy / "chat_template.jinja").write_text(strict)
+    prompt = load_prompt(find_checkpoint(str(model_copy)))
+    opening = AutoTokenizer.from_pretrained(model_copy).decode(prompt.opening)
+    assert opening == f"<|user|>{INSTRUCTION}\n\n<document>\n"
+
+
+def test_a_base_model_without_a_template_gets_a_plain_prompt(model_copy):
+    from transformers import AutoTokenizer
+
+    from indexmem_cli.loading import load_prompt
+
+    (model_copy / "chat_template.jinja").unlink()
+    prompt = load_prompt(find_checkpoint(str(model_copy)))
+    tokenizer = AutoTokenizer.from_pretrained(model_copy)
+    assert tokenizer.decode(prompt.ending) == "\nAnswer:"

@@ -1,0 +1,83 @@
+"""Every op's face against its reference in fp64-like arithmetic, over awkward sizes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexmem_cli import ops
+from indexmem_cli.ops.reference import attend_reference, causal_mask
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def tensors(heads, kv_heads, new, slots, size, dtype, batch=1):
+    """Random query, key, value; key and value are views into a larger, NaN-filled buffer."""
+    generator = torch.Generator().manual_seed(new * 1000 + slots)
+    query = torch.randn(batch, heads, new, size, generator=generator).to(dtype)
+    room = torch.full((2, batch, kv_heads, slots + 5, size), float("nan"), dtype=dtype)
+    room[:, :, :, :slots] = torch.randn(2, batch, kv_heads, slots, size, generator=generator)
+    return query, room[0, :, :, :slots], room[1, :, :, :slots]
+
+
+def brute_force(query, key, value, scale, window):
+    """One softmax at a time, in fp64."""
+    batch, heads, new, _ = query.shape
+    slots, group = key.shape[2], heads // key.shape[1]
+    out = torch.empty(query.shape, dtype=torch.float64)
+    for b in range(batch):
+        for h in range(heads):
+            for t in range(new):
+                end = slots - new + t + 1
+                first = max(0, end - window) if window else 0
+                keys = key[b, h // group, first:end].double()
+                weights = (keys @ query[b, h, t].double() * scale).softmax(0)
+                out[b, h, t] = weights @ value[b, h // group, first:end].double()
+    return out
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("new, slots", [(1, 1), (1, 63), (7, 7), (63, 64), (65, 130)])
+@pytest.mark.parametrize("heads, kv_heads", [(1, 1), (4, 2), (7, 1)])
+def test_attend_equals_one_softmax_at_a_time(heads, kv_heads, new, slots, window, dtype):
+    query, key, value = tensors(heads, kv_heads, new, slots, 16, dtype, batch=2)
+    truth = brute_force(query, key, value, 0.25, window)
+    for attend in (ops.attend, attend_reference):
+        out = attend(query, key, value, 0.25, window=window)
+        assert out.dtype == dtype
+        error = float((out.double() - truth).norm() / truth.norm())
+        assert error <= TOLERANCE[dtype], f"{attend.__name__}: relative error {error:.1e}"
+
+
+def test_softcap_bounds_the_logits():
+    query, key, value = tensors(4, 2, 3, 9, 16, torch.float32)
+    query *= 100
+    weights = ops.attention_weights(query, key, 1.0, softcap=2.0)
+    largest, smallest = weights[..., -1, :].amax(-1), weights[..., -1, :].amin(-1)
+    assert (largest / smallest <= 2.718281828**4.001).all()
+    out = ops.attend(query, key, value, 1.0, softcap=2.0)
+    torch.testing.assert_close(out, ops.weigh_values(weights, value))
+
+
+def test_a_mask_made_once_serves_every_layer():
+    query, key, value = tensors(4, 2, 9, 20, 16, torch.float32)
+    mask = ops.make_mask(query, 20, window=6)
+    assert torch.equal(mask == 0, causal_mask(9, 20, 6, "cpu"))
+    with_mask = ops.attend(query, key, value, 0.25, mask, window=6)
+    assert torch.equal(with_mask, ops.attend(query, key, value, 0.25, window=6))
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=30, unique=True).map(sorted),
+    st.sampled_from([1, 3, 5, 17]),
+    st.randoms(use_true_random=False),
+)
+def test_pooling_takes_the_best_of_true_neighbours(positions, span, chance):
+    scores = [chance.random() for _ in positions]
+    expected = [
+        max(s for q, s in zip(positions, scores, strict=True) if abs(p - q) <= span // 2)
+        for p in positions
+    ]
+    pooled = ops.pool_spans(torch.tensor([scores]), torch.tensor([positions]), span)
+    torch.testing.assert_close(pooled, torch.tensor([expected]))

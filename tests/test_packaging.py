@@ -1,0 +1,142 @@
+"""The wheel: what it carries, what it asks for, and that it works without the checkout."""
+
+import email
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import indexmem_cli
+
+ROOT = Path(__file__).parents[1]
+MODEL = "indexmem_cli/models/indexmem-mini"
+MAX_WHEEL_BYTES = 40 * 2**20
+
+LINUX = {"sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
+MAC_ARM = {"sys_platform": "darwin", "platform_machine": "arm64", "extra": ""}
+MAC_INTEL = {"sys_platform": "darwin", "platform_machine": "x86_64", "extra": ""}
+WINDOWS = {"sys_platform": "win32", "platform_machine": "AMD64", "extra": ""}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert build.returncode == 0, build.stdout + build.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metadata(unpacked):
+    (path,) = unpacked.glob("*.dist-info/METADATA")
+    return email.message_from_string(path.read_text(encoding="utf-8"))
+
+
+def run_unpacked(unpacked: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run Python in `cwd` with the unpacked wheel before everything else on its path."""
+    environment = os.environ | {"PYTHONPATH": str(unpacked), "INDEXMEM_HOME": str(cwd / "home")}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def requirements_on(metadata, environment: dict[str, str]) -> set[str]:
+    found = map(Requirement, metadata.get_all("Requires-Dist"))
+    return {item.name for item in found if not item.marker or item.marker.evaluate(environment)}
+
+
+def test_wheel_carries_the_model(unpacked):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer.tiktoken"):
+        packed = unpacked / MODEL / name
+        assert packed.read_bytes() == (ROOT / "models" / "indexmem-mini" / name).read_bytes()
+    assert "model_type" in json.loads((unpacked / MODEL / "config.json").read_text("utf-8"))
+
+
+def test_wheel_carries_every_module_and_the_licence(unpacked):
+    in_tree = {str(path.relative_to(ROOT)) for path in (ROOT / "indexmem_cli").rglob("*.py")}
+    packed = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*.py")}
+    assert packed == in_tree
+    (licence,) = unpacked.glob("*.dist-info/licenses/LICENSE")
+    assert "Apache License" in licence.read_text(encoding="utf-8")
+    (entry_points,) = unpacked.glob("*.dist-info/entry_points.txt")
+    assert "indexmem = indexmem_cli.__main__:main" in entry_points.read_text(encoding="utf-8")
+
+
+def test_wheel_carries_nothing_else(wheel, unpacked):
+    top = {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")}
+    assert top == {"indexmem_cli"}
+    kinds = {path.suffix for path in (unpacked / "indexmem_cli").rglob("*") if path.is_file()}
+    assert kinds <= {".py", ".json", ".jinja", ".md", ".safetensors", ".tiktoken", ".typed"}
+    assert {path.name for path in (unpacked / "indexmem_cli/models").iterdir()} == {"indexmem-mini"}
+    assert wheel.stat().st_size < MAX_WHEEL_BYTES
+
+
+def test_metadata_names_the_package(metadata):
+    assert metadata["Name"] == "indexmem"
+    assert metadata["Version"] == indexmem_cli.__version__
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_payload().startswith("# indexmem")
+
+
+def test_dependencies_follow_the_platform(metadata):
+    everywhere = {"torch", "transformers", "safetensors", "pypdf", "tiktoken", "typer", "rich"}
+    for environment in (LINUX, MAC_ARM, MAC_INTEL, WINDOWS):
+        assert everywhere <= requirements_on(metadata, environment)
+        assert not {"pytest", "matplotlib", "fastapi"} & requirements_on(metadata, environment)
+    assert {"triton", "bitsandbytes"} <= requirements_on(metadata, LINUX)
+    assert "triton" not in requirements_on(metadata, MAC_ARM)
+    assert "triton" not in requirements_on(metadata, WINDOWS)
+    assert "bitsandbytes" in requirements_on(metadata, WINDOWS)
+    assert "bitsandbytes" not in requirements_on(metadata, MAC_INTEL)
+
+
+def test_nothing_is_pinned_but_in_the_constraints(metadata):
+    # CUDA builds of torch pin triton themselves: any pin of ours makes them uninstallable.
+    for text in metadata.get_all("Requires-Dist"):
+        operators = {item.operator for item in Requirement(text).specifier}
+        assert not operators & {"==", "==="}, text
+    assert "torch==" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+
+def test_wheel_finds_its_own_model(unpacked, tmp_path):
+    code = (
+        "from indexmem_cli.checkpoint import find_checkpoint as f; print(f('indexmem-mini').path)"
+    )
+    run = run_unpacked(unpacked, tmp_path, "-c", code)
+    assert run.returncode == 0, run.stderr
+    assert Path(run.stdout.strip()) == unpacked / MODEL
+
+
+@pytest.mark.slow
+def test_wheel_answers_outside_the_checkout(unpacked, tmp_path):
+    chat = ROOT / "examples" / "chat.txt"
+    arguments = ["ask", str(chat), "Who keeps the cash box?", "--offline", "--json"]
+    run = run_unpacked(unpacked, tmp_path, "-m", "indexmem_cli", *arguments)
+    assert run.returncode == 0, run.stderr
+    document = json.loads(run.stdout)
+    coverage = document["coverage"]
+    assert document["answer"].strip()
+    assert coverage["tokens_read"] == coverage["tokens_total"] > 0

@@ -1,0 +1,342 @@
+"""Training code of the embedded model, on tiny data of its own."""
+
+import json
+import lzma
+import re
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from indexmem_cli.train import (
+    data,
+    episodes,
+    evaluate,
+    kinds,
+    kinds_people,
+    natural,
+    pretrain,
+    tasks,
+    templates,
+    tokenizer,
+)
+from indexmem_cli.train.muon import Muon, orthogonalise
+from indexmem_cli.train.recipes import COPYING, READING, RECIPES, Recipe, Stage
+
+SHIPPED = Path(__file__).parents[1] / "models" / "indexmem-mini"
+SECRET = "zebra quagga okapi"
+TINY = Recipe(
+    hidden=32,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    intermediate=48,
+    window_tokens=192,
+    stages=(
+        Stage(2, 96, COPYING, batch_tokens=384),
+        Stage(4, 192, READING, batch_tokens=384),
+    ),
+    warmup_steps=2,
+    threads=0,
+)
+
+
+def write_records(path: Path, records: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lzma.open(path, "wt", encoding="utf-8") as out:
+        out.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def make_prose(seed: int, num_sentences: int = 60) -> str:
+    rng = Random(seed)
+    words = [
+        "the",
+        "old",
+        "house",
+        "stood",
+        "near",
+        "a",
+        "river",
+        "and",
+        "many",
+        "people",
+        "came",
+        "to",
+        "see",
+        "it",
+        "in",
+        "spring",
+    ]
+    sentences = (" ".join(rng.choices(words, k=10)).capitalize() for _ in range(num_sentences))
+    return ". ".join(sentences) + ".\n"
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder of the documented schema, with `SECRET` only where nothing may train."""
+    folder = tmp_path / "data"
+    books = [{"id": f"gutenberg:{i}", "text": make_prose(i)} for i in range(20)]
+    held = [{"id": book, "text": SECRET * 9} for book in sorted(data.HELD_OUT_BOOKS)]
+    last = [{"id": f"gutenberg:9{i}", "text": SECRET * 9} for i in range(data.NUM_VALIDATION_BOOKS)]
+    write_records(folder / "prose" / "gutenberg-00.jsonl.xz", [*books[:10], *held])
+    write_records(folder / "prose" / "gutenberg-03.jsonl.xz", [*books[10:], *last])
+    write_records(folder / "prose" / "modern.jsonl.xz", [{"text": make_prose(30)}])
+    logs = [{"text": f"[09:0{i}] <nick{i}> this is a line of talk\n" * 20} for i in range(8)]
+    write_records(folder / "prose" / "chat.jsonl.xz", [*logs, {"text": SECRET * 9}])
+    context = "Ada Kerr was born in Lisbon. She moved to Oslo in 1874."
+    record = {
+        "context": context,
+        "question": "Where was Ada Kerr born?",
+        "answers": ["Lisbon"],
+        "answer_start": context.index("Lisbon"),
+        "answerable": True,
+    }
+    write_records(folder / "qa" / "train" / "squadshifts.jsonl.xz", [record])
+    write_records(folder / "qa" / "dev" / "squadshifts.jsonl.xz", [record | {"context": SECRET}])
+    code = ["def double(x):\n    return x + x\n\n\ndef half(number):\n    return number / 2\n"] * 3
+    monkeypatch.setattr(data, "read_code", lambda: (code, [SECRET]))
+    monkeypatch.setattr(episodes, "read_code", lambda: (code, [SECRET]))
+    return folder
+
+
+@pytest.fixture
+def maker(data_folder: Path, tmp_path: Path) -> episodes.EpisodeMaker:
+    encoding = data.prepare(data_folder, tmp_path / "cache", tmp_path / "tokenizer", 192)
+    return episodes.EpisodeMaker(data.Corpus(tmp_path / "cache", encoding), data_folder)
+
+
+def random_text(seed: int, num_chars: int) -> str:
+    """Draw from plain text, white space, and all of Unicode but surrogates."""
+    rng = Random(seed)
+    plain = "The year 1874, it's 3.5 km — don't!\t \n\r\n \n  x = y[0]  #\n\n\n" + SECRET
+    ranges = ((0x20, 0x250), (0x250, 0xD800), (0xE000, 0x110000))
+    return "".join(
+        rng.choice(plain) if rng.random() < 0.7 else chr(rng.randrange(*rng.choice(ranges)))
+        for _ in range(num_chars)
+    )
+
+
+def stands_in(answer: str, text: str) -> bool:
+    """Say whether `answer`, or every part of a list, is in `text` word by word."""
+    answer, text = answer.lower(), text.lower()
+    return answer in text or all(part in text for part in answer.split(", "))
+
+
+def test_shipped_tokenizer_gives_one_sequence_of_ids_through_both_readers() -> None:
+    from transformers import AutoTokenizer
+
+    encoding = tokenizer.load_tiktoken(SHIPPED)
+    hugging_face = AutoTokenizer.from_pretrained(SHIPPED)
+    text = random_text(0, 30_000) + Path(natural.__file__).read_text(encoding="utf-8")
+    ids = encoding.encode_ordinary(text)
+    assert hugging_face(text, add_special_tokens=False, verbose=False)["input_ids"] == ids
+    assert hugging_face.decode(ids) == text
+    assert encoding.n_vocab == len(hugging_face) == tokenizer.VOCAB_SIZE
+    for i, token in enumerate(tokenizer.SPECIAL_TOKENS):
+        wanted = tokenizer.VOCAB_SIZE - len(tokenizer.SPECIAL_TOKENS) + i
+        assert hugging_face.convert_tokens_to_ids(token) == wanted
+        assert encoding.encode_single_token(token) == wanted
+
+
+def test_encoding_line_by_line_equals_encoding_the_whole() -> None:
+    encoding = tokenizer.load_tiktoken(SHIPPED)
+    text = random_text(1, 30_000)
+    lines = re.findall(r"[^\r\n]*[\r\n]+|[^\r\n]+", text)
+    assert "".join(lines) == text
+    by_line = [token for line in lines for token in encoding.encode_ordinary(line)]
+    assert by_line == encoding.encode_ordinary(text)
+
+
+def test_chat_template_writes_the_prompt_and_drops_system_messages() -> None:
+    from transformers import AutoTokenizer
+
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    prompt = AutoTokenizer.from_pretrained(SHIPPED).apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    assert prompt == "<|user|>one<|end|><|assistant|>two<|end|><|user|>three<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize("make", [tasks.make_fact, tasks.make_development_fact])
+def test_facts_are_seeded_and_state_their_answers(make) -> None:
+    first, again = ([make(Random(seed)) for seed in range(300)] for _ in range(2))
+    assert first == again
+    for fact in first:
+        told = " ".join(fact.sentences)
+        assert fact.turns
+        for turn in fact.turns:
+            assert stands_in(turn.answer, told)
+            assert "{" not in turn.question + told
+
+
+def test_training_and_development_wordings_are_disjoint() -> None:
+    def wordings(table: tuple[kinds_people.Kind, ...]) -> set[str]:
+        statements = {text for kind in table for text in kind[0]}
+        return statements | {text for kind in table for q in kind[1].values() for text in q}
+
+    def shapes(texts: set[str]) -> set[str]:
+        return {re.sub(r"{\w+}", "{}", text.lower()) for text in texts}
+
+    training = wordings(kinds.TRAINING_KINDS)
+    training |= set(templates.TRAINING_ATTRIBUTE_STATEMENTS)
+    training |= set(templates.TRAINING_ATTRIBUTE_QUESTIONS)
+    training |= set(templates.TRAINING_DEED_STATEMENTS)
+    training |= set(templates.TRAINING_TENSE_STATEMENTS)
+    for questions in (templates.TRAINING_DEED_QUESTIONS, templates.TRAINING_TENSE_QUESTIONS):
+        training |= {text for wordings in questions.values() for text in wordings}
+    assert len(training) > 100
+    assert not shapes(training) & shapes(wordings(templates.DEVELOPMENT_KINDS))
+
+
+@pytest.mark.parametrize(
+    ("asker", "sentence", "question", "answer"),
+    [
+        (natural.ask_subject, "Ruth Marlow sailed home.", " sailed home?", "Ruth Marlow"),
+        (natural.ask_object, "Then, Ruth built the mill.", "did Ruth build?", "the mill"),
+        (natural.ask_year, "The war ended in 1874.", " The war ended?", "1874"),
+        (natural.ask_count, "He had thirty ships.", "how many ships?", "thirty"),
+        (natural.ask_called, "He met a man called Ivor.", "the man", "Ivor"),
+    ],
+)
+def test_sentences_are_asked_by_their_form(asker, sentence, question, answer) -> None:
+    for seed in range(8):
+        turn = asker(Random(seed), sentence)
+        assert turn.answer == answer
+        assert question.lower() in turn.question.lower()
+
+
+def test_rows_fit_repeat_and_hold_every_copied_answer(maker: episodes.EpisodeMaker) -> None:
+    decode = maker.corpus.encoding.decode
+    num_answers = 0
+    for sort in ("facts", "qa", "natural", "chat", "code"):
+        for seed in range(20):
+            row = maker.makers[sort](Random(seed), 192)
+            assert row == maker.makers[sort](Random(seed), 192)
+            assert len(row.ids) == len(row.loss) <= 192
+            if row.ids[0] != maker.user:
+                continue
+            document, _, turns = decode(row.ids).partition("\n</document>\n\n")
+            for answer in re.findall(r"<\|assistant\|> (.*?)<\|end\|>", turns, re.DOTALL):
+                num_answers += 1
+                assert answer == templates.NOT_STATED or stands_in(answer, document)
+            trained = [token for token, weight in zip(row.ids, row.loss, strict=True) if weight]
+            assert trained[-1] == maker.end
+    assert num_answers > 60
+
+
+def test_some_long_rows_hold_several_short_episodes(maker: episodes.EpisodeMaker) -> None:
+    decode, num_packed = maker.corpus.encoding.decode, 0
+    for seed in range(30):
+        row = maker.make_row(Random(seed), "facts", 512)
+        assert len(row.ids) == len(row.loss) <= 512
+        num_packed += decode(row.ids).count("<|user|><document>") > 1
+    assert 3 <= num_packed <= 20
+
+
+def test_copied_pieces_are_pieces_of_the_passage(maker: episodes.EpisodeMaker) -> None:
+    row = maker.make_copy(Random(0), 96)
+    half = row.loss.index(1.0) - 2
+    assert sorted(row.ids[:half]) == sorted(row.ids[half:])
+
+
+def test_held_out_text_is_never_sampled(maker: episodes.EpisodeMaker) -> None:
+    decode = maker.corpus.encoding.decode
+    for array in maker.corpus.arrays.values():
+        assert "quagga" not in decode(array.tolist())
+    ids, _ = maker.make_batch(Random(0), READING, 64, 192)
+    assert all("quagga" not in decode(row.tolist()) for row in ids)
+    assert all("quagga" not in c.text for group in maker.contexts.values() for c in group)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 48, 16), (2, 16, 48)])
+def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_muon_moves_a_matrix_against_its_gradient_by_its_rate() -> None:
+    weight = torch.nn.Parameter(torch.zeros(8, 8))
+    weight.grad = torch.eye(8) * 5
+    Muon([weight], lr=0.1).step()
+    assert torch.allclose(weight.detach().diag(), torch.full((8,), -0.1), atol=0.04)
+    assert weight.detach().fill_diagonal_(0).abs().max() < 1e-6
+
+
+def test_resumed_run_equals_the_uninterrupted_one(maker, tmp_path: Path) -> None:
+    def run_in(name: str) -> pretrain.Run:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return pretrain.Run(TINY, maker, tmp_path / name, seed=1)
+
+    straight = run_in("straight")
+    pretrain.train(straight, 3)
+    pretrain.train(run_in("parts"), 1)
+    resumed = run_in("parts")
+    resumed.resume()
+    assert resumed.step == 1
+    pretrain.train(resumed, 3)
+    for (name, wanted), found in zip(
+        straight.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(wanted, found), name
+    assert resumed.num_tokens == straight.num_tokens
+
+
+def test_train_base_writes_a_loadable_model_and_a_log(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, measure_steps=2))
+    folder = pretrain.train_base("tiny", data_folder, tmp_path / "out", max_steps=2)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert model.config.use_cache
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 2]
+    assert 0 <= rows[1]["needle_accuracy"] <= 1
+    assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
+
+
+def test_schedule_warms_up_holds_and_decays() -> None:
+    recipe = RECIPES["cpu"]
+    fractions = [recipe.lr_fraction(step) for step in range(recipe.num_steps)]
+    assert fractions[0] < 0.1
+    assert max(fractions) == 1.0
+    assert fractions[-1] < 0.05
+    held = fractions[recipe.warmup_steps : round(recipe.num_steps * 0.34)]
+    assert set(held) == {1.0}
+
+
+def test_scores_follow_the_squad_rules() -> None:
+    assert evaluate.score_exact("The north gate.", ["north gate"])
+    assert not evaluate.score_exact("gate", ["north gate"])
+    assert evaluate.score_f1("north wall", ["a gate", "the north gate"]) == pytest.approx(0.5)
+    assert evaluate.score_f1("", ["gate"]) == 0.0
+    assert evaluate.refuses(" Not stated in the document.")
+    low, high = evaluate.wilson(8, 10)
+    assert (low, high) == pytest.approx((0.490, 0.943), abs=0.001)
+
+
+@pytest.mark.parametrize("depth", [0.05, 0.5, 0.95])
+def test_a_needle_stands_once_near_its_depth(maker, depth: float) -> None:
+    decode, num_seen = maker.corpus.encoding.decode, 0
+    for seed in range(30):
+        text_ids, turn = evaluate.place_needle(maker, Random(seed), 400, depth)
+        assert len(text_ids) <= 400 - evaluate.PROMPT_TOKENS
+        text = decode(text_ids)
+        fact = tasks.make_development_fact(Random(seed))
+        assert turn in fact.turns
+        assert text.count(fact.sentences[0]) == 1
+        if len(text_ids) > 250:
+            num_seen += 1
+            assert abs(text.index(fact.sentences[0]) / len(text) - depth) < 0.4
+    assert num_seen > 2

@@ -9,6 +9,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read 
 
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
-from rows import append_row, common_fields, option_parser, print_table, wilson_interval
+from rows import Row, append_row, common_fields, option_parser, print_table, wilson_interval
 
 from indexmem_cli import Memory
 from indexmem_cli.checkpoint import find_checkpoint
@@ -25,7 +27,17 @@ from indexmem_cli.documents import open_sources
 from indexmem_cli.tokens import load_tokenizer
 from indexmem_cli.train.tasks import make_development_fact, make_fact
 
-COLUMNS = ["mode", "wordings", "tokens", "kv_bytes", "n", "right", "accuracy", "interval_95"]
+COLUMNS = [
+    "mode",
+    "wordings",
+    "alone",
+    "tokens",
+    "kv_bytes",
+    "n",
+    "right",
+    "accuracy",
+    "interval_95",
+]
 
 
 @dataclass(frozen=True)
@@ -43,10 +55,9 @@ WORDINGS = {"development": make_development_fact, "training": make_fact}
 """Wordings of facts and questions: those the embedded model has never seen, and those it has."""
 
 
-def hide(book: str, count: int, seed: int, wordings: str) -> tuple[str, list[Needle]]:
-    """Put `count` facts, each asked differently, at line ends at even depths of the book."""
+def make_needles(count: int, seed: int, wordings: str) -> list[Needle]:
+    """Draw `count` facts, each asked differently, for even depths."""
     chance = Random(seed)
-    lines = book.splitlines(keepends=True)
     needles: list[Needle] = []
     while len(needles) < count:
         fact = WORDINGS[wordings](chance)
@@ -55,9 +66,15 @@ def hide(book: str, count: int, seed: int, wordings: str) -> tuple[str, list[Nee
         if len(fact.sentences) == 1 and turn.question not in known:
             depth = (len(needles) + 0.5) / count
             needles.append(Needle(fact.sentences[0], turn.question, turn.answer, depth))
+    return needles
+
+
+def hide(book: str, needles: Sequence[Needle]) -> str:
+    """Put each fact at a line end at its depth."""
+    lines = book.splitlines(keepends=True)
     for needle in reversed(needles):
         lines.insert(int(needle.depth * len(lines)), needle.sentence + "\n")
-    return "".join(lines), needles
+    return "".join(lines)
 
 
 def cut(book: str, tokens: int, tokenizer) -> str:
@@ -71,15 +88,16 @@ def cut(book: str, tokens: int, tokenizer) -> str:
     return "".join(lines)
 
 
-def ask_all(needles: list[Needle], path: Path, options: dict) -> list[dict]:
-    """Ask every question of the book in `path`; one result each."""
+def ask_all(asked: list[tuple[Needle, Path]], threads: int, options: dict) -> list[dict]:
+    """Ask every question of its book; one result each."""
     import torch
 
-    torch.set_num_threads(options["threads"])
-    memory = Memory.read(path, **options["memory"])
-    results = []
-    for needle in needles:
+    torch.set_num_threads(threads)
+    memory, results = None, []
+    for needle, path in asked:
         started = time.perf_counter()
+        if memory is None or len({book for _, book in asked}) > 1:
+            memory = Memory.read(path, **options)
         answer = memory.ask(needle.question, max_tokens=32)
         results.append(
             {
@@ -97,32 +115,22 @@ def ask_all(needles: list[Needle], path: Path, options: dict) -> list[dict]:
     return results
 
 
-def measure(policy: str, needles: list[Needle], path: Path, options) -> dict:
+def measure(policy: str, asked: list[tuple[Needle, Path]], options: Namespace) -> Row:
     """Ask all needles under one policy, spread over processes."""
-    memory = {"budget": options.budget, "chunk_tokens": options.chunk}
-    memory |= {"span_tokens": options.span, "dtype": options.dtype, "device": options.device}
-    shares = [needles[i :: options.workers] for i in range(options.workers)]
-    opening = memory | {"policy": policy, "model": options.model, "offline": True}
-    run = partial(ask_all, path=path, options={"memory": opening, "threads": options.threads})
+    row: Row = {"mode": policy, "budget": options.budget, "chunk_tokens": options.chunk}
+    row |= {"span_tokens": options.span, "dtype": options.dtype, "device": options.device}
+    shares = [asked[i :: options.workers] for i in range(options.workers)]
+    memory = {name: value for name, value in row.items() if name != "mode"}
+    memory |= {"policy": policy, "model": options.model, "offline": True}
+    run = partial(ask_all, threads=options.threads, options=memory)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         results = [result for share in pool.map(run, shares) for result in share]
     results.sort(key=lambda result: result["depth"])
     right = sum(result["right"] for result in results)
-    low, high = wilson_interval(right, len(results))
-    return (
-        {"mode": policy}
-        | memory
-        | {
-            "tokens": results[0]["tokens"],
-            "kv_bytes": results[0]["kv_bytes"],
-            "tokens_per_s": max(result["tokens_per_s"] for result in results),
-            "n": len(results),
-            "right": right,
-            "accuracy": right / len(results),
-            "interval_95": [low, high],
-            "results": results,
-        }
-    )
+    row |= {name: results[0][name] for name in ("tokens", "kv_bytes")}
+    row |= {"tokens_per_s": max(result["tokens_per_s"] for result in results)}
+    row |= {"n": len(results), "right": right, "accuracy": right / len(results)}
+    return row | {"interval_95": wilson_interval(right, len(results)), "results": results}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -135,6 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--count", type=int, default=50, help="number of facts")
     add("--span", type=int, default=MemoryConfig.span_tokens)
     add("--wordings", choices=WORDINGS, default="development")
+    add("--alone", action="store_true", help="a book for each fact, instead of one for all")
     add("--policies", default="question,recency,keydiff")
     add("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     add("--seed", type=int, default=0)
@@ -145,15 +154,18 @@ def main(arguments: list[str] | None = None) -> None:
     sources = open_sources([options.book], ReadConfig())
     book = "".join(p.text for document in sources.documents for p in document.passages())
     book = cut(book, options.tokens, tokenizer)
-    text, needles = hide(book, options.count, options.seed, options.wordings)
+    needles = make_needles(options.count, options.seed, options.wordings)
     settings = {"benchmark": "needles", "book": Path(options.book).name, "seed": options.seed}
-    settings |= {"wordings": options.wordings, "threads": options.threads}
+    settings |= {"wordings": options.wordings, "alone": options.alone, "threads": options.threads}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "book.txt"
-        path.write_text(text, encoding="utf-8")
+        asked = []
+        for i, needle in enumerate(needles):
+            path = Path(folder) / f"{i if options.alone else 'all'}.txt"
+            path.write_text(hide(book, [needle] if options.alone else needles), encoding="utf-8")
+            asked.append((needle, path))
         for policy in options.policies.split(","):
-            measured = measure(policy, needles, path, options)
+            measured = measure(policy, asked, options)
             rows.append(common_fields(checkpoint) | settings | measured)
             append_row(options.out, rows[-1])
             print_table(rows, COLUMNS)

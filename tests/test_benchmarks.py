@@ -141,11 +141,12 @@ def test_tables_are_markdown(script, capsys):
     ]
 
 
-@pytest.mark.parametrize("wordings", ["development", "training"])
-def test_needles_are_hidden_asked_and_counted(script, tiny_model_dir, tmp_path, wordings):
+@pytest.mark.parametrize("wordings, alone", [("development", []), ("training", ["--alone"])])
+def test_needles_are_hidden_asked_and_counted(script, tiny_model_dir, tmp_path, wordings, alone):
     needles = script("needles")
     book = "".join(f"It was day {day} of the journey, and nothing happened.\n" for day in range(90))
-    text, facts = needles.hide(book, 5, 0, wordings)
+    facts = needles.make_needles(5, 0, wordings)
+    text = needles.hide(book, facts)
     assert [fact.depth for fact in facts] == [0.1, 0.3, 0.5, 0.7, 0.9]
     assert len({fact.question for fact in facts}) == 5
     for fact in facts:
@@ -158,7 +159,15 @@ def test_needles_are_hidden_asked_and_counted(script, tiny_model_dir, tmp_path, 
         [
             *(str(tmp_path / "book.txt"), "--model", str(tiny_model_dir), "--tokens", "1k"),
             *("--count", "3", "--budget", "96", "--chunk", "32", "--policies", "question,recency"),
-            *("--wordings", wordings, "--workers", "1", "--out", str(tmp_path / "rows.jsonl")),
+            *(
+                "--wordings",
+                wordings,
+                *alone,
+                "--workers",
+                "1",
+                "--out",
+                str(tmp_path / "rows.jsonl"),
+            ),
         ]
     )
     rows = read(tmp_path / "rows.jsonl")

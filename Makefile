@@ -4,8 +4,8 @@ PYTHON    ?= python3
 # More options for pip, for instance an index that holds PyTorch builds for the CPU.
 PIP_EXTRA ?=
 SOURCE    ?= examples/short-history-of-the-world.pdf
-QUESTION  ?= On what date was the monk Rasputin murdered?
-BUDGET    ?= 4k
+QUESTION  ?= Which dynasty did Kublai Khan found?
+BUDGET    ?= 1k
 PYTEST    ?=
 
 STAMP := .venv/installed

@@ -100,7 +100,7 @@ def test_book_holds_no_leftovers_of_the_transcription(book):
 
 def test_book_states_the_facts_of_the_readme(book):
     facts = read_table("Facts in the book")
-    assert len(facts) == 20
+    assert len(facts) == 21
     for label, _, answer, sentence in facts:
         page = book.pages[book.page_labels.index(label)]
         assert sentence in join_lines(page.extract_text())

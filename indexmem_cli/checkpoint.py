@@ -43,6 +43,11 @@ class Checkpoint:
         return int(self.config["max_position_embeddings"])
 
     @property
+    def answer_from_tokens(self) -> int | None:
+        """How much of its memory the model wants to answer from; see `MemoryConfig`."""
+        return self.config.get("indexmem_answer_from_tokens")
+
+    @property
     def layer_windows(self) -> list[int | None]:
         """Sliding window of each layer in tokens; None where a layer sees everything."""
         layers = self.config["num_hidden_layers"]

@@ -115,6 +115,9 @@ class MemoryConfig:
     """Tokens kept per layer and head, at least 1. None: 4096, or what the model's window allows."""
     chunk_tokens: int | None = None
     """Tokens read at a time, at least 1. None: a quarter of the window, at most 2048."""
+    answer_from_tokens: int | None = None
+    """Of what was kept, the tokens that an answer is written from: those that the question attends
+    to most. For the policy `question`. None: what the model's config asks for, else all."""
     policy: str = "question"
     """The scorer that decides what stays: a key of POLICIES."""
     sink_tokens: int = 4
@@ -133,6 +136,7 @@ class MemoryConfig:
         _check_choice("position mode", self.positions, POSITIONS)
         _check_at_least("budget", self.budget_tokens, 1)
         _check_at_least("chunk", self.chunk_tokens, 1)
+        _check_at_least("number of tokens to answer from", self.answer_from_tokens, 1)
         _check_at_least("recent window", self.recent_tokens, 0)
         _check_at_least("number of sinks", self.sink_tokens, 0)
         if self.span_tokens < 1 or self.span_tokens % 2 == 0:

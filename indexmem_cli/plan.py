@@ -15,12 +15,18 @@ class Plan:
     sink_tokens: int
     recent_tokens: int
     span_tokens: int
+    answer_from_tokens: int
+    """Slots that an answer is written from, at most the budget."""
     window_tokens: int
     """From this position on, slots are numbered by rank; 0 does so from the start."""
 
 
 def make_plan(
-    config: MemoryConfig, window_tokens: int, opening_tokens: int = 0, closing_tokens: int = 0
+    config: MemoryConfig,
+    window_tokens: int,
+    opening_tokens: int = 0,
+    closing_tokens: int = 0,
+    answer_from_tokens: int | None = None,
 ) -> tuple[Plan, list[str]]:
     """Work out a memory's settings for a model trained on `window_tokens`.
 
@@ -29,6 +35,7 @@ def make_plan(
     Args:
         opening_tokens, closing_tokens: length of the prompt before and after the document; 0 where
             they are not known yet.
+        answer_from_tokens: what the model's config asks for, where `config` leaves it open.
 
     Returns:
         The plan, and what the user should know about it.
@@ -62,5 +69,8 @@ def make_plan(
             f"(the prompt's opening, {config.sink_tokens} sinks, {recent} recent)",
             f"raise --budget above {sinks + recent:,}",
         )
+    answer_from = config.answer_from_tokens or answer_from_tokens or budget
+    answer_from = max(sinks + 1, min(budget, answer_from))
     switch = {"auto": window_tokens, "compact": 0, "original": 2**62}[config.positions]
-    return Plan(budget, chunk, sinks, recent, config.span_tokens, switch), notices
+    plan = Plan(budget, chunk, sinks, recent, config.span_tokens, answer_from, switch)
+    return plan, notices

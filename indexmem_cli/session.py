@@ -102,6 +102,7 @@ class _Engine:
     prompt: "Prompt"
     tokenizer: Tokenizer
     load_s: float
+    answer_from_tokens: int | None
 
 
 @dataclass
@@ -209,7 +210,8 @@ class Memory:
         yield Loaded(backbone.info, engine.load_s)
         closing = prompt.closing(engine.tokenizer.encode(question))
         window = backbone.info.window_tokens
-        plan, notices = make_plan(self.memory, window, len(prompt.opening), len(closing))
+        around = (len(prompt.opening), len(closing))
+        plan, notices = make_plan(self.memory, window, *around, engine.answer_from_tokens)
         if None not in backbone.layer_windows:
             notices.append("all layers of this model have a sliding window: the budget is not used")
         yield from map(Notice, notices)
@@ -271,7 +273,8 @@ def _load(config: ModelConfig) -> _Engine:
     from indexmem_cli.loading import load_backbone, load_prompt
 
     backbone, prompt = load_backbone(checkpoint, config), load_prompt(checkpoint)
-    return _Engine(backbone, prompt, tokenizer, time.perf_counter() - started)
+    load_s = time.perf_counter() - started
+    return _Engine(backbone, prompt, tokenizer, load_s, checkpoint.answer_from_tokens)
 
 
 def _configs(budget: int | str | None, options: dict[str, Any]) -> tuple[MemoryConfig, ModelConfig]:

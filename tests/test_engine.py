@@ -197,3 +197,31 @@ def test_pins_over_the_budget_are_refused(backbone):
     with pytest.raises(ConfigError, match="budget of 96"):
         for _ in reader.read(chunks(IDS, 64)):
             pass
+
+
+def test_an_answer_is_written_from_what_the_question_attends_to_most(backbone):
+    reader, plan = start(
+        backbone, budget_tokens=96, chunk_tokens=64, policy="question", answer_from_tokens=30
+    )
+    for _ in reader.read(chunks(IDS, 64)):
+        pass
+    kept = set(reader.state.kept_positions())
+    block = backbone.block(reader.state, 0, [])
+    block.question_attention = backbone.probe(QUESTION, reader.state)
+    scores = reader.scorer.score(block)[0][0, 0]
+    positions = reader.state.managed[0].positions[0, 0, : reader.state.held]
+    peak = int(positions[plan.sink_tokens + scores[plan.sink_tokens :].argmax()])
+    answering = reader.fork()
+    next(answering.answer(QUESTION, AnswerConfig(max_tokens=5), set()))
+    narrowed = [p for p in answering.state.kept_positions() if p < len(IDS)]
+    assert len(narrowed) == 30 and set(narrowed) <= kept
+    assert {*range(plan.sink_tokens), peak} <= set(narrowed)
+    assert reader.state.held == 96, "the memory itself is not narrowed"
+
+
+def test_a_model_may_say_how_much_it_answers_from_and_the_user_overrules_it():
+    config = MemoryConfig(budget_tokens=900)
+    assert make_plan(config, 2048)[0].answer_from_tokens == 900
+    assert make_plan(config, 2048, answer_from_tokens=96)[0].answer_from_tokens == 96
+    config = MemoryConfig(budget_tokens=900, answer_from_tokens=300)
+    assert make_plan(config, 2048, answer_from_tokens=96)[0].answer_from_tokens == 300

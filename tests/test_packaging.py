@@ -88,7 +88,7 @@ def test_wheel_carries_nothing_else(wheel, unpacked):
     top = {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")}
     assert top == {"indexmem_cli"}
     kinds = {path.suffix for path in (unpacked / "indexmem_cli").rglob("*") if path.is_file()}
-    assert kinds <= {".py", ".json", ".jinja", ".md", ".safetensors", ".tiktoken", ".typed"}
+    assert kinds <= {".py", ".json", ".jinja", ".md", ".safetensors", ".png", ".tiktoken", ".typed"}
     assert {path.name for path in (unpacked / "indexmem_cli/models").iterdir()} == {"indexmem-mini"}
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
 

@@ -26,6 +26,7 @@ def ask(
     chunk: options.Chunk = None,
     policy: options.Policy = MemoryConfig.policy,
     span: options.Span = MemoryConfig.span_tokens,
+    answer_from: options.AnswerFrom = None,
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
@@ -76,7 +77,7 @@ def ask(
     """
     sources = _check_sources(sources or (), question)
     read = options.read_config(pages, encoding, password_file, include, exclude)
-    memory = options.memory_config(budget, chunk, policy, span, seed)
+    memory = options.memory_config(budget, chunk, policy, span, seed, answer_from)
     backbone = options.model_config(model, quant, dtype, device, offline)
     answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
 

@@ -42,6 +42,15 @@ Policy = Annotated[
 Span = Annotated[
     int, typer.Option(metavar="TOKENS", help="Neighbours kept together; an odd number.")
 ]
+AnswerFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--answer-from",
+        metavar="TOKENS",
+        help="Of the tokens kept, answer from those the question attends to most; what the model "
+        "asks for if left, else all.",
+    ),
+]
 Model = Annotated[
     str,
     typer.Option(
@@ -114,6 +123,7 @@ def memory_config(
     policy: str = MemoryConfig.policy,
     span: int = MemoryConfig.span_tokens,
     seed: int = MemoryConfig.seed,
+    answer_from: str | None = None,
 ) -> MemoryConfig:
     """Check the options that say what to keep.
 
@@ -126,6 +136,7 @@ def memory_config(
         policy=policy,
         span_tokens=span,
         seed=seed,
+        answer_from_tokens=parse_size(answer_from) if answer_from is not None else None,
     )
 
 

@@ -30,6 +30,7 @@ from indexmem_cli.train.recipes import RECIPES, Recipe, Stage  # noqa: E402
 from indexmem_cli.train.tokenizer import SPECIAL_TOKENS  # noqa: E402
 
 Batch = tuple[Tensor, Tensor]
+ANSWER_FROM_TOKENS = 96  # small models find more in less: benchmarks/LOG.md
 
 
 def build_model(recipe: Recipe, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
@@ -50,6 +51,7 @@ def build_model(recipe: Recipe, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
         bos_token_id=None,
         eos_token_id=first_special,
         pad_token_id=vocab_size - 1,
+        indexmem_answer_from_tokens=ANSWER_FROM_TOKENS,
     )
     return Qwen3ForCausalLM(config).to(recipe.device)
 

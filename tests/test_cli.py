@@ -55,7 +55,7 @@ class TestAsk:
         password = tmp_path / "password"
         password.write_text("s3 cret\nsecond line\n")
         options = (
-            "-b 1.5k --chunk 512 --policy keydiff --span 5 -m org/model --quant nf4"
+            "-b 1.5k --chunk 512 --policy keydiff --span 5 --answer-from 1k -m org/model --quant nf4"
             " --dtype bfloat16 --device cuda:1 --offline --pages 1,10-40 --encoding cp1252"
             f" --password-file {password} --include *.py --include *.md --exclude tests/"
             " --max-tokens 9 --temperature 0.7 --seed 3"
@@ -72,7 +72,12 @@ class TestAsk:
                 exclude=("tests/",),
             ),
             "memory": MemoryConfig(
-                budget_tokens=1536, chunk_tokens=512, policy="keydiff", span_tokens=5, seed=3
+                budget_tokens=1536,
+                chunk_tokens=512,
+                answer_from_tokens=1024,
+                policy="keydiff",
+                span_tokens=5,
+                seed=3,
             ),
             "model": ModelConfig(
                 model="org/model", quant="nf4", dtype="bfloat16", device="cuda:1", offline=True

@@ -115,9 +115,6 @@ class MemoryConfig:
     """Tokens kept per layer and head, at least 1. None: 4096, or what the model's window allows."""
     chunk_tokens: int | None = None
     """Tokens read at a time, at least 1. None: a quarter of the window, at most 2048."""
-    answer_from_tokens: int | None = None
-    """Of what was kept, the tokens that an answer is written from: those that the question attends
-    to most. For the policy `question`. None: what the model's config asks for, else all."""
     policy: str = "question"
     """The scorer that decides what stays: a key of POLICIES."""
     sink_tokens: int = 4
@@ -126,6 +123,9 @@ class MemoryConfig:
     """Last tokens that always stay. None: an eighth of the budget, at most 64."""
     span_tokens: int = 17
     """Scores are max-pooled over this many neighbours, so that whole phrases stay. Odd."""
+    answer_from_tokens: int | None = None
+    """Of what was kept, the tokens that an answer is written from: those that the question attends
+    to most. For the policy `question`. None: what the model's config asks for, else all."""
     positions: Literal["auto", "original", "compact"] = "auto"
     """auto: the document's own positions inside the trained window, compact ones beyond it."""
     seed: int = 0

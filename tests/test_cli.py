@@ -55,7 +55,8 @@ class TestAsk:
         password = tmp_path / "password"
         password.write_text("s3 cret\nsecond line\n")
         options = (
-            "-b 1.5k --chunk 512 --policy keydiff --span 5 --answer-from 1k -m org/model --quant nf4"
+            "-b 1.5k --chunk 512 --policy keydiff --span 5 --answer-from 1k"
+            " -m org/model --quant nf4"
             " --dtype bfloat16 --device cuda:1 --offline --pages 1,10-40 --encoding cp1252"
             f" --password-file {password} --include *.py --include *.md --exclude tests/"
             " --max-tokens 9 --temperature 0.7 --seed 3"

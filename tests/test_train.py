@@ -10,6 +10,7 @@ from random import Random
 import pytest
 import torch
 
+from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.train import (
     data,
     episodes,
@@ -25,7 +26,7 @@ from indexmem_cli.train import (
 from indexmem_cli.train.muon import Muon, orthogonalise
 from indexmem_cli.train.recipes import COPYING, READING, RECIPES, Recipe, Stage
 
-SHIPPED = Path(__file__).parents[1] / "models" / "indexmem-mini"
+SHIPPED = find_checkpoint("indexmem-mini", offline=True).path
 SECRET = "zebra quagga okapi"
 TINY = Recipe(
     hidden=32,

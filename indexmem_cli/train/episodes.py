@@ -34,6 +34,9 @@ QA_WEIGHTS = {
     "babi": 0.04,
 }
 REFUSED_FRACTION = 0.09
+"""Share of questions about facts that ask for something the text does not hold."""
+READING_REFUSED_FRACTION = 0.04
+"""The same for real questions: these are harder to find, and doubt alone must not refuse."""
 SHORT_FRACTION = 0.3
 """Share of long rows that hold several short episodes, so that short texts stay familiar."""
 SHORT_TOKENS = (128, 192, 256, 384)
@@ -138,7 +141,7 @@ class EpisodeMaker:
 
     def make_facts(self, rng: Random, length: int) -> Row:
         """Synthetic facts hidden in prose."""
-        share = rng.choice((0.15, 0.3, 0.45)) * (length - 60) + 10
+        share = rng.choice((0.15, 0.3, 0.45, 0.8)) * (length - 60) + 10
         facts: list[Fact] = []
         if length > 200 and rng.random() < 0.5:
             facts = make_similar_facts(rng, rng.randint(2, min(8, length // 80)))
@@ -181,7 +184,7 @@ class EpisodeMaker:
             if used > room * 0.7:
                 break
         rng.shuffle(turns)
-        for _ in range(sum(rng.random() < REFUSED_FRACTION for _ in turns)):
+        for _ in range(sum(rng.random() < READING_REFUSED_FRACTION for _ in turns)):
             other = rng.choice(self.contexts[rng.choice(tuple(self.contexts))])
             turns.insert(rng.randrange(min(4, len(turns)) + 1), refuse(rng.choice(other.turns)))
         return self.compose(rng, pieces, turns, length)

@@ -86,6 +86,27 @@ def compute_loss(
     return (losses * weight).sum() / weight.sum(), answer_loss
 
 
+def deepen(weights: dict[str, Tensor], doubled: tuple[int, ...]) -> dict[str, Tensor]:
+    """Follow each layer in `doubled` with a copy of it whose output is zero.
+
+    The deeper model computes what the shallow one did, bit for bit, and learns on from there.
+    Source: function-preserving growth, Net2Net (arXiv:1511.05641).
+    """
+    deeper = {}
+    for name, weight in weights.items():
+        if not name.startswith("model.layers."):
+            deeper[name] = weight
+            continue
+        number, part = name.removeprefix("model.layers.").split(".", 1)
+        place = int(number) + sum(layer < int(number) for layer in doubled)
+        deeper[f"model.layers.{place}.{part}"] = weight
+        if int(number) in doubled:
+            silent = part in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            copy = torch.zeros_like(weight) if silent else weight.clone()
+            deeper[f"model.layers.{place + 1}.{part}"] = copy
+    return deeper
+
+
 class Run:
     """One training run: the model, its optimizers, and the step they stand at."""
 
@@ -144,6 +165,11 @@ class Run:
         torch.save(state, partial)
         partial.replace(self.out / "checkpoint.pt")
         export(self.model, self.out / "model")
+
+    def begin(self, start: Path) -> None:
+        """Begin with the weights of the model in `start`, deepened as the recipe says."""
+        weights = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict()
+        self.model.load_state_dict(deepen(weights, self.recipe.doubled))
 
     def resume(self) -> None:
         """Continue from the checkpoint in the run's folder, if there is one."""
@@ -235,6 +261,8 @@ def train_base(
         torch.set_num_threads(chosen.threads)
     encoding = prepare(data, out / "cache", out / "model", chosen.window_tokens)
     run = Run(chosen, EpisodeMaker(Corpus(out / "cache", encoding), data), out, seed)
+    if chosen.start:
+        run.begin(train_base(chosen.start, data, out / "start", resume=True, seed=seed))
     if resume:
         run.resume()
     train(run, min(chosen.num_steps, max_steps or chosen.num_steps))

@@ -25,6 +25,14 @@ WIDENING: Mix = {
     "chat": 0.02,
 }
 RECALLING: Mix = {"facts": 0.5, "qa": 0.33, "natural": 0.07, "lm": 0.1}
+DEEPENING: Mix = {
+    "facts": 0.36,
+    "qa": 0.4,
+    "natural": 0.08,
+    "lm": 0.1,
+    "code": 0.03,
+    "chat": 0.03,
+}
 READING: Mix = {
     "facts": 0.36,
     "qa": 0.32,
@@ -70,6 +78,10 @@ class Recipe:
     checkpoint_steps: int = 100
     measure_steps: int = 200
     device: str = "cpu"
+    start: str | None = None
+    """The recipe whose model this one begins with; None begins with random weights."""
+    doubled: tuple[int, ...] = ()
+    """Layers of that model that are doubled: the copy adds nothing until it is trained."""
 
     @property
     def num_steps(self) -> int:
@@ -94,6 +106,26 @@ class Recipe:
 
 RECIPES = {
     "cpu": Recipe(
+        hidden=256,
+        layers=6,
+        heads=4,
+        kv_heads=2,
+        intermediate=768,
+        window_tokens=2048,
+        stages=(
+            Stage(800, 256, DEEPENING, "eager", compiled=True),
+            Stage(1100, 512, DEEPENING, "eager", compiled=True),
+            Stage(1100, 1024, DEEPENING),
+            Stage(300, 2048, DEEPENING),
+            Stage(500, 512, DEEPENING, "eager", compiled=True),
+        ),
+        muon_lr=0.015,
+        adam_lr=2e-3,
+        decay_fraction=0.8,
+        start="cpu-shallow",
+        doubled=(1, 2),
+    ),
+    "cpu-shallow": Recipe(
         hidden=256,
         layers=4,
         heads=4,

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexmem_cli import events, render
+from indexmem_cli.render import screen
 
 HOSTILE = {
     "clipboard": "\x1b]52;c;cm0gLXJmIC8=\x07",
@@ -271,7 +272,7 @@ def test_the_bar_fits_one_line(width: int, monkeypatch: pytest.MonkeyPatch) -> N
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     progress = events.Progress("a-rather-long-name-of-a-book.pdf", 100_000, 0.25, 11.0)
-    with render.ReadingBar(render._console(stderr=True), wanted=True) as bar:
+    with render.ReadingBar(screen.open_console(stderr=True), wanted=True) as bar:
         bar.show(progress)
     line = next(line for line in reversed(terminal.text.splitlines()) if "tok/s" in line)
     visible = line.rpartition("\r")[2].removeprefix("\x1b[2K")

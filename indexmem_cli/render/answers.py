@@ -1,61 +1,26 @@
-"""Events → screen or JSON. The only file that imports rich.
+"""Events → the screen or JSON while a question is answered."""
 
-The one place where untrusted text (of models, documents, file names) is made safe for a terminal:
-every such string passes `safe_text`, and meets Rich as `Text`, never as markup.
-"""
-
-import json
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 from rich.text import Text
 
-from indexmem_cli.events import (
-    Answer,
-    Coverage,
-    Event,
-    Inspection,
-    Loaded,
-    Notice,
-    Progress,
-    Source,
-    TokenText,
+from indexmem_cli.events import Answer, Event, Loaded, Notice, Progress, Source, TokenText
+from indexmem_cli.render.safe import safe_line, safe_text
+from indexmem_cli.render.screen import open_console, show_json
+from indexmem_cli.render.wording import (
+    describe_coverage,
+    describe_place,
+    describe_progress,
+    format_bytes,
+    format_rate,
+    format_seconds,
 )
-
-# Per character and without state, so that a stream is filtered the same wherever it is split.
-_DROPPED = (
-    *(code for code in range(0x20) if chr(code) not in "\n\t"),  # C0: escape sequences begin here
-    *range(0x7F, 0xA0),  # DEL and C1, the one-byte escapes
-    *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),  # bidi
-    *(0x2028, 0x2029),  # line and paragraph separators
-    *range(0xE0000, 0xE0080),  # tags: invisible text
-)
-_SAFE: dict[int, str | None] = {
-    **dict.fromkeys(_DROPPED),
-    # Halves of characters, as in undecodable file names: no terminal can be sent these.
-    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
-}
-_INSPECTED_FILES = 40
-# Output that is no terminal is never wrapped: a log keeps one fact on one line.
-_UNWRAPPED = 100_000
-
-
-def safe_text(text: str) -> str:
-    """Drop everything that a terminal could take for a command; keep newlines and tabs."""
-    return text.translate(_SAFE)
-
-
-def safe_line(text: str) -> str:
-    """Make text safe and put it on one line, as names and quotes need."""
-    return " ".join(safe_text(text).split())
 
 
 @dataclass(frozen=True)
@@ -77,7 +42,7 @@ class Renderer:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._console = _console(stderr=True)
+        self._console = open_console(stderr=True)
         self._last_written = ""
 
     def consume(self, events: Iterable[Event]) -> Answer:
@@ -248,151 +213,3 @@ def statistics(answer: Answer, verbose: bool) -> list[str]:
         )
         lines += [f"no text: {page}" for page in answer.coverage.pages_without_text]
     return lines
-
-
-def describe_coverage(coverage: Coverage) -> str:
-    """Say how much was read; 100% only when no token is missing."""
-    if coverage.tokens_read == coverage.tokens_total:
-        share = "100%"
-    else:
-        share = f"{int(1000 * coverage.tokens_read / coverage.tokens_total) / 10}%"
-    parts = []
-    if coverage.pages_total:
-        parts.append(f"{coverage.pages_read:,}/{coverage.pages_total:,} pages")
-    if coverage.files_read != 1:
-        parts.append(f"{coverage.files_read:,} files")
-    if coverage.pages_without_text:
-        parts.append(f"{len(coverage.pages_without_text):,} without text")
-    if coverage.pages_not_selected:
-        parts.append(f"{coverage.pages_not_selected:,} not selected")
-    if coverage.files_skipped:
-        parts.append(f"skipped {describe_skipped(coverage)}")
-    details = f" ({'; '.join(parts)})" if parts else ""
-    return f"read {share} of {coverage.tokens_total:,} tokens{details}"
-
-
-def describe_skipped(coverage: Coverage) -> str:
-    """Say how many files were not read, by reason."""
-    return ", ".join(f"{num:,} {reason}" for reason, num in coverage.files_skipped.items())
-
-
-def describe_place(source: Source) -> str:
-    """Return where to look: `book.pdf p. 311`, or `app.log lines 3–9` where there are no pages."""
-    name = "stdin" if source.file == "-" else safe_line(source.file)
-    if source.page is not None:
-        return f"{name} p. {safe_line(source.page_label or str(source.page))}"
-    if source.line_end == source.line_start:
-        return f"{name} line {source.line_start}"
-    return f"{name} lines {source.line_start}–{source.line_end}"
-
-
-def describe_progress(event: Progress, narrow: bool) -> str:
-    """Return tokens, rate and, where the length is known, the time left."""
-    rate = format_rate(event.tokens_read / event.elapsed_s if event.elapsed_s > 0 else 0.0)
-    if not event.fraction:
-        return f"{event.tokens_read:,} tokens · {rate}"
-    left_s = event.elapsed_s * (1 - event.fraction) / event.fraction
-    left = f"{left_s:.0f} s" if left_s < 59.5 else format_seconds(left_s)
-    if narrow:
-        return f"{event.fraction:.0%} · {rate} · {left}"
-    return f"{event.tokens_read:,} tokens · {rate} · {left} left"
-
-
-def show_inspection(inspection: Inspection, verbose: bool) -> None:
-    """Print what reading the sources would mean."""
-    console = _console(stderr=False)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("FILE", overflow="fold")
-    table.add_column("KIND")
-    for column in ("PAGES", "TOKENS", "SIZE"):
-        table.add_column(column, justify="right", no_wrap=True)
-    shown = inspection.files if verbose else inspection.files[:_INSPECTED_FILES]
-    for file in shown:
-        pages = f"{file.pages:,}" if file.pages else "-"
-        cells = (file.name, file.kind, pages, f"{file.tokens:,}", format_bytes(file.size_bytes))
-        table.add_row(*(Text(safe_line(cell)) for cell in cells))
-    console.print(table)
-    if hidden := len(inspection.files) - len(shown):
-        console.print(Text(f"… and {hidden:,} more files (-v lists them)"))
-    for line in _inspection_lines(inspection, verbose):
-        console.print(Text(safe_line(line)))
-
-
-def _inspection_lines(inspection: Inspection, verbose: bool) -> list[str]:
-    coverage = inspection.coverage
-    num_files = len(inspection.files)
-    lines = [f"{coverage.tokens_total:,} tokens in {num_files:,} file{'s' * (num_files != 1)}"]
-    if coverage.pages_total:
-        lines[0] += f", {coverage.pages_total:,} pages"
-    if coverage.files_skipped:
-        lines.append(f"skipped: {describe_skipped(coverage)}")
-    if coverage.pages_without_text:
-        named = coverage.pages_without_text if verbose else coverage.pages_without_text[:5]
-        rest = len(coverage.pages_without_text) - len(named)
-        lines.append(
-            f"no text on {len(coverage.pages_without_text):,} pages: {', '.join(named)}"
-            + (f" and {rest:,} more (-v lists them)" if rest else "")
-        )
-    lines.append(
-        f"KV cache of {inspection.model}, {format_bytes(inspection.kv_bytes_per_token)} per token: "
-        f"{format_bytes(inspection.full_kv_bytes)} full, {format_bytes(inspection.kv_bytes)} at a "
-        f"budget of {inspection.budget_tokens:,} tokens"
-    )
-    return lines
-
-
-def show_json(document: dict[str, Any]) -> None:
-    """Print one JSON document on one line. It needs no filter: all but ASCII is escaped."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=True, allow_nan=False) + "\n")
-    sys.stdout.flush()
-
-
-def show_error(message: str, hint: str | None, details: str | None = None) -> None:
-    """Print one failure, what to do next, and the traceback where it is asked for."""
-    console = _console(stderr=True)
-    if details:
-        console.print(Text(safe_text(details)))
-    console.print(Text.assemble(("error: ", "bold red"), safe_line(message)))
-    if hint:
-        console.print(Text(f"  try: {safe_text(hint)}"))
-
-
-def format_bytes(num_bytes: int) -> str:
-    """Write a number of bytes as B, KiB, MiB, GiB or TiB."""
-    if num_bytes < 1024:
-        return f"{num_bytes} B"
-    size = float(num_bytes)
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        size /= 1024
-        if size < 1023.95 or unit == "TiB":
-            break
-    return f"{size:.1f} {unit}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration as `0.42 s`, `45.2 s`, `3 min 05 s` or `2 h 07 min`."""
-    if seconds < 59.95:
-        return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-    )
-
-
-def format_rate(tokens_per_s: float) -> str:
-    """Write a rate of tokens; decimals only where they matter."""
-    return f"{tokens_per_s:,.0f} tok/s" if tokens_per_s >= 10 else f"{tokens_per_s:.1f} tok/s"
-
-
-def _console(stderr: bool) -> Console:
-    """Return a console that colours and wraps only on a capable terminal."""
-    stream = sys.stderr if stderr else sys.stdout
-    capable = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    return Console(
-        stderr=stderr,
-        force_terminal=capable,
-        width=None if stream.isatty() else _UNWRAPPED,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )

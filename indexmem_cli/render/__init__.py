@@ -1,0 +1,35 @@
+"""Events → screen or JSON. The only package that imports rich.
+
+Every untrusted string passes `safe_text`, and meets Rich as `Text`, never as markup.
+"""
+
+from indexmem_cli.render.answers import JsonRenderer, ReadingBar, Renderer, View
+from indexmem_cli.render.inspection import show_inspection
+from indexmem_cli.render.safe import safe_line, safe_text
+from indexmem_cli.render.screen import show_error, show_json
+from indexmem_cli.render.wording import (
+    describe_coverage,
+    describe_place,
+    describe_progress,
+    format_bytes,
+    format_rate,
+    format_seconds,
+)
+
+__all__ = [
+    "JsonRenderer",
+    "ReadingBar",
+    "Renderer",
+    "View",
+    "describe_coverage",
+    "describe_place",
+    "describe_progress",
+    "format_bytes",
+    "format_rate",
+    "format_seconds",
+    "safe_line",
+    "safe_text",
+    "show_error",
+    "show_inspection",
+    "show_json",
+]

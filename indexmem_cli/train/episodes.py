@@ -244,6 +244,7 @@ class EpisodeMaker:
         """Hide the pieces in prose and ask the turns that fit into `length` tokens."""
         needed = sum(len(piece.ids) for piece in pieces) + len(self.open) + len(self.close) + 1
         spare = rng.choice((0, 0, length // 6, length // 3)) if len(turns) > 1 else 0
+        spare = max(0, min(spare, (length - needed) // 2))
         asked, used = [], spare
         for turn in dict.fromkeys(turns):
             question = self.encode(roughen(rng, turn.question))

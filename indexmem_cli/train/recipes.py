@@ -115,9 +115,9 @@ RECIPES = {
         stages=(
             Stage(800, 256, DEEPENING, "eager", compiled=True),
             Stage(1100, 512, DEEPENING, "eager", compiled=True),
-            Stage(1100, 1024, DEEPENING),
-            Stage(300, 2048, DEEPENING),
-            Stage(500, 512, DEEPENING, "eager", compiled=True),
+            Stage(650, 1024, DEEPENING),
+            Stage(160, 2048, DEEPENING),
+            Stage(440, 512, DEEPENING, "eager", compiled=True),
         ),
         muon_lr=0.015,
         adam_lr=2e-3,

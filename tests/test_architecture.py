@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "__init__": {"events", "session"},
     "__main__": {"cli"},
-    "cli": {"bench", "render", "session", "train"},
+    "cli": {"bench", "render", "session", "settings", "train"},
     "render": {"events"},
     "session": {
         "backbone",
@@ -32,6 +32,7 @@ ALLOWED = {
     },
     "events": set(),
     "config": set(),
+    "settings": set(),
     "errors": set(),
     "documents": set(),
     "tokens": {"documents"},
@@ -61,6 +62,7 @@ LIGHT_MODULES = {
     "plan",
     "render",
     "session",
+    "settings",
     "tokens",
 }
 # Libraries that only some modules may know, wherever they import them.

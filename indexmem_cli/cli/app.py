@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from indexmem_cli.cli.ask import ask
 from indexmem_cli.cli.config import config, defaults_from_file
 from indexmem_cli.cli.inspect import inspect
+from indexmem_cli.cli.models import models
 from indexmem_cli.cli.train import train
 from indexmem_cli.cli.version import version_line
 from indexmem_cli.errors import IndexMemError
@@ -108,6 +109,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(inspect)
 app.add_typer(config, name="config")
+app.add_typer(models, name="models")
 app.add_typer(train, name="train")
 
 

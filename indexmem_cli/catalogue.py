@@ -74,11 +74,12 @@ def look_up(model: str, revision: str | None = None) -> tuple[Checkpoint, Weight
     Raises:
         BackboneError: it cannot be reached, or its family is not supported.
     """
-    from huggingface_hub import HfApi, get_safetensors_metadata, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     with hub_failures(model, offline=False):
         # First, because this alone is not tried again and again where there is no connection.
-        info = HfApi().model_info(model, revision=revision, timeout=10)
+        api = HfApi()
+        info = api.model_info(model, revision=revision, timeout=10)
         config = Path(hf_hub_download(model, "config.json", revision=info.sha))
         checkpoint = Checkpoint(
             model, config.parent, config.parent.name, read_config(model, config.parent)
@@ -88,7 +89,7 @@ def look_up(model: str, revision: str | None = None) -> tuple[Checkpoint, Weight
                 f"{model}: no .safetensors weights",
                 "other formats can run code when they are loaded, so they are refused",
             )
-        files = get_safetensors_metadata(model, revision=info.sha).files_metadata.values()
+        files = api.get_safetensors_metadata(model, revision=info.sha).files_metadata.values()
     tensors = [item for file in files for item in file.tensors.items()]
     shapes = [(name, tensor.shape) for name, tensor in tensors]
     size = sum(tensor.data_offsets[1] - tensor.data_offsets[0] for _, tensor in tensors)

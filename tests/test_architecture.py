@@ -22,6 +22,7 @@ ALLOWED = {
         "catalogue",
         "checkpoint",
         "estimate",
+        "health",
         "machine",
         "render",
         "session",
@@ -30,6 +31,7 @@ ALLOWED = {
     },
     "catalogue": {"checkpoint", "estimate"},
     "estimate": {"checkpoint", "plan"},
+    "health": {"__init__", "catalogue", "checkpoint", "estimate", "library", "machine", "settings"},
     "machine": set(),
     "render": {"events"},
     "session": {
@@ -74,6 +76,7 @@ LIGHT_MODULES = {
     "estimate",
     "events",
     "evidence",
+    "health",
     "machine",
     "plan",
     "render",

@@ -331,9 +331,7 @@ class TestHub:
             result = program(hub, tmp_path / "hub", "models", "pull", *args)
         assert (result.returncode, result.stdout) == (5, ""), result.stderr
         assert message in result.stderr and "Traceback" not in result.stderr
-        assert not [
-            request for request in hub.asked if "model.safetensors" in request and "GET" in request
-        ]
+        assert not [request for request in hub.asked if "GET" in request and ".safet" in request]
 
     def test_no_hub_at_all(self, tmp_path: Path) -> None:
         hub = LocalHub("http://127.0.0.1:9")

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from indexmem_cli.cli.ask import ask
 from indexmem_cli.cli.config import config, defaults_from_file
+from indexmem_cli.cli.doctor import doctor
 from indexmem_cli.cli.inspect import inspect
 from indexmem_cli.cli.models import models
 from indexmem_cli.cli.train import train
@@ -108,6 +109,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(inspect)
+app.command()(doctor)
 app.add_typer(config, name="config")
 app.add_typer(models, name="models")
 app.add_typer(train, name="train")

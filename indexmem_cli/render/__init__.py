@@ -4,6 +4,7 @@ Every untrusted string passes `safe_text`, and meets Rich as `Text`, never as ma
 """
 
 from indexmem_cli.render.answers import JsonRenderer, ReadingBar, Renderer, View
+from indexmem_cli.render.health import show_finding
 from indexmem_cli.render.inspection import show_inspection
 from indexmem_cli.render.models import describe_download, show_model, show_models
 from indexmem_cli.render.safe import safe_line, safe_text
@@ -33,6 +34,7 @@ __all__ = [
     "safe_line",
     "safe_text",
     "show_error",
+    "show_finding",
     "show_inspection",
     "show_json",
     "show_line",

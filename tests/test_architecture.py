@@ -25,6 +25,7 @@ ALLOWED = {
         "health",
         "machine",
         "render",
+        "server",
         "session",
         "settings",
         "train",
@@ -33,6 +34,7 @@ ALLOWED = {
     "estimate": {"checkpoint", "plan"},
     "health": {"__init__", "catalogue", "checkpoint", "estimate", "library", "machine", "settings"},
     "machine": set(),
+    "server": {"checkpoint", "documents", "events", "session"},
     "render": {"events"},
     "session": {
         "backbone",

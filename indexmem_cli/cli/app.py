@@ -15,6 +15,7 @@ from indexmem_cli.cli.config import config, defaults_from_file
 from indexmem_cli.cli.doctor import doctor
 from indexmem_cli.cli.inspect import inspect
 from indexmem_cli.cli.models import models
+from indexmem_cli.cli.serve import serve
 from indexmem_cli.cli.train import train
 from indexmem_cli.cli.version import version_line
 from indexmem_cli.errors import IndexMemError
@@ -112,6 +113,7 @@ app.command()(inspect)
 app.command()(doctor)
 app.add_typer(config, name="config")
 app.add_typer(models, name="models")
+app.command()(serve)
 app.add_typer(train, name="train")
 
 

@@ -160,7 +160,7 @@ def read_config(
     return ReadConfig(
         pages=parse_pages(pages) if pages else (),
         encoding=_check_encoding(encoding),
-        password=_read_password(password_file),
+        password=read_first_line(password_file, "password") if password_file else None,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
     )
@@ -210,17 +210,19 @@ def _check_encoding(encoding: str | None) -> str | None:
     return encoding
 
 
-def _read_password(path: Path | None) -> str | None:
-    """Return the first line of the file, without its line end."""
-    if path is None:
-        return None
+def read_first_line(path: Path, what: str) -> str:
+    """Return the first line of a file that holds a secret, without its line end.
+
+    Raises:
+        ConfigError: it cannot be read, or is empty.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"the password file {path} cannot be read: {reason}") from error
-    if not lines:
-        raise ConfigError(f"the password file {path} is empty", "write the password on line 1")
+        raise ConfigError(f"the {what} file {path} cannot be read: {reason}") from error
+    if not lines or not lines[0].strip():
+        raise ConfigError(f"the {what} file {path} is empty", f"write the {what} on line 1")
     return lines[0]
 
 

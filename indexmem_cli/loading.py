@@ -7,12 +7,11 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from indexmem_cli.backbone import Backbone
-from indexmem_cli.checkpoint import Checkpoint
+from indexmem_cli.checkpoint import LARGE_MODEL_BYTES, Checkpoint
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
 from indexmem_cli.events import ModelInfo
 
-LARGE_MODEL_BYTES = 4 * 1024**3  # above this, quant "auto" quantises on a GPU
 INSTRUCTION = (
     "Answer the question from the document alone, in few words. If the document does not say, "
     "answer: Not stated in the document."

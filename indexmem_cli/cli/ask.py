@@ -37,13 +37,9 @@ def ask(
     password_file: options.PasswordFile = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
-    max_tokens: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Longest answer.")
-    ] = AnswerConfig.max_tokens,
-    temperature: Annotated[
-        float, typer.Option(metavar="NUMBER", help="0: always the likeliest word; above 0: sample.")
-    ] = AnswerConfig.temperature,
-    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of all sampling.")] = 0,
+    max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
+    temperature: options.Temperature = AnswerConfig.temperature,
+    seed: options.Seed = AnswerConfig.seed,
     as_json: options.Json = False,
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Print the answer as it is written.")

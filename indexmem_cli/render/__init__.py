@@ -4,9 +4,12 @@ Every untrusted string passes `safe_text`, and meets Rich as `Text`, never as ma
 """
 
 from indexmem_cli.render.answers import JsonRenderer, ReadingBar, Renderer, View
+from indexmem_cli.render.health import show_finding
 from indexmem_cli.render.inspection import show_inspection
+from indexmem_cli.render.models import describe_download, show_model, show_models
 from indexmem_cli.render.safe import safe_line, safe_text
-from indexmem_cli.render.screen import show_error, show_json
+from indexmem_cli.render.screen import show_error, show_json, show_line
+from indexmem_cli.render.settings import show_settings
 from indexmem_cli.render.wording import (
     describe_coverage,
     describe_place,
@@ -22,6 +25,7 @@ __all__ = [
     "Renderer",
     "View",
     "describe_coverage",
+    "describe_download",
     "describe_place",
     "describe_progress",
     "format_bytes",
@@ -30,6 +34,11 @@ __all__ = [
     "safe_line",
     "safe_text",
     "show_error",
+    "show_finding",
     "show_inspection",
     "show_json",
+    "show_line",
+    "show_model",
+    "show_models",
+    "show_settings",
 ]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.errors import ConfigError
 
 train = typer.Typer(rich_markup_mode=None)
@@ -52,3 +53,29 @@ def base(
     from indexmem_cli.train.pretrain import train_base
 
     train_base(recipe, data, out, resume, seed, max_steps)
+
+
+@train.command()
+def quantise(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model with full weights.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the quantised model.")],
+    to: Annotated[
+        Literal["int8", "nf4"],
+        typer.Option(help="int8: one scale per output channel. nf4: 4 bits, blocks of 64."),
+    ] = "int8",
+) -> None:
+    """Store a model's weights in fewer bits, in the form of transformers and bitsandbytes.
+
+    Embeddings stay in bf16. Small models are read back as plain weights: they run as fast as full
+    ones, without bitsandbytes. --quant int8 (or nf4) of the other commands runs them quantised.
+
+    \b
+    Examples:
+      indexmem train quantise runs/mini/model models/mini
+      indexmem train quantise runs/mini/model models/mini --to nf4
+    """
+    hush_libraries(False)
+    from indexmem_cli.train.quantise import quantise as write_quantised
+
+    size = write_quantised(model, out, to)
+    typer.echo(f"{out}: {size / 1e6:.1f} MB of weights in {to}")

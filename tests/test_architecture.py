@@ -54,7 +54,18 @@ ALLOWED = {
         "ops",
         "tokens",
     },
-    "bench": {"checkpoint", "events", "ops", "session"},
+    "bench": {
+        "checkpoint",
+        "documents",
+        "engine",
+        "events",
+        "loading",
+        "ops",
+        "plan",
+        "session",
+        "tokens",
+        "train",
+    },
 }
 LEAVES = {"config": {"config", "errors"}, "errors": {"errors"}}
 HEAVY = {"torch", "transformers", "triton", "bitsandbytes"}

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from indexmem_cli.cli.ask import ask
+from indexmem_cli.cli.bench import bench
 from indexmem_cli.cli.inspect import inspect
 from indexmem_cli.cli.train import train
 from indexmem_cli.cli.version import version_line
@@ -98,6 +99,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(inspect)
+app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 
 

@@ -4,6 +4,7 @@ Every untrusted string passes `safe_text`, and meets Rich as `Text`, never as ma
 """
 
 from indexmem_cli.render.answers import JsonRenderer, ReadingBar, Renderer, View
+from indexmem_cli.render.bench import describe_value, show_measures, tabulate_measures
 from indexmem_cli.render.inspection import show_inspection
 from indexmem_cli.render.safe import safe_line, safe_text
 from indexmem_cli.render.screen import show_error, show_json
@@ -24,6 +25,7 @@ __all__ = [
     "describe_coverage",
     "describe_place",
     "describe_progress",
+    "describe_value",
     "format_bytes",
     "format_rate",
     "format_seconds",
@@ -32,4 +34,6 @@ __all__ = [
     "show_error",
     "show_inspection",
     "show_json",
+    "show_measures",
+    "tabulate_measures",
 ]

@@ -188,6 +188,13 @@ def test_files_fit_in_the_head(path: Path) -> None:
     assert num_lines <= limit
 
 
+@each_file
+def test_torch_reads_and_writes_no_pickles(path: Path) -> None:
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    assert not used & {"torch.load", "torch.save"}
+
+
 def test_the_engine_never_prints() -> None:
     path = PACKAGE / "engine.py"
     nodes = ast.walk(ast.parse(path.read_text("utf-8")))

@@ -319,12 +319,12 @@ def test_resumed_run_equals_the_uninterrupted_one(maker, tmp_path: Path) -> None
         return pretrain.Run(TINY, maker, tmp_path / name, seed=1)
 
     straight = run_in("straight")
-    pretrain.train(straight, 3)
-    pretrain.train(run_in("parts"), 1)
+    pretrain.train(straight, 3, tmp_path)
+    pretrain.train(run_in("parts"), 1, tmp_path)
     resumed = run_in("parts")
     resumed.resume()
     assert resumed.step == 1
-    pretrain.train(resumed, 3)
+    pretrain.train(resumed, 3, tmp_path)
     for (name, wanted), found in zip(
         straight.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
     ):

@@ -20,11 +20,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import rows
 import torch
-from rows import Row
 from transformers import DynamicCache
 
+from indexmem_cli.bench import rows
+from indexmem_cli.bench.rows import Row
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import MemoryConfig, ModelConfig, ReadConfig
 from indexmem_cli.documents import Sources, open_sources

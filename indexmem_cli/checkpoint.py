@@ -68,6 +68,17 @@ class Checkpoint:
         return [window if kind == "sliding_attention" else None for kind in kinds]
 
     @property
+    def stored_quant(self) -> str | None:
+        """How the weights are stored: int8, nf4 or fp4 of bitsandbytes, another method, None."""
+        stored = self.config.get("quantization_config")
+        if not stored:
+            return None
+        method = stored.get("quant_method", "stored")
+        if method != "bitsandbytes":
+            return method
+        return "int8" if stored.get("load_in_8bit") else stored.get("bnb_4bit_quant_type", "fp4")
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
         return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))

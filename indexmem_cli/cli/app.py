@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from indexmem_cli.cli.ask import ask
+from indexmem_cli.cli.bench import bench
 from indexmem_cli.cli.config import config, defaults_from_file
 from indexmem_cli.cli.doctor import doctor
 from indexmem_cli.cli.inspect import inspect
@@ -114,6 +115,7 @@ app.command()(doctor)
 app.add_typer(config, name="config")
 app.add_typer(models, name="models")
 app.command()(serve)
+app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 
 

@@ -4,6 +4,7 @@ Every untrusted string passes `safe_text`, and meets Rich as `Text`, never as ma
 """
 
 from indexmem_cli.render.answers import JsonRenderer, ReadingBar, Renderer, View
+from indexmem_cli.render.bench import describe_value, show_measures, tabulate_measures
 from indexmem_cli.render.health import show_finding
 from indexmem_cli.render.inspection import show_inspection
 from indexmem_cli.render.models import describe_download, show_model, show_models
@@ -28,6 +29,7 @@ __all__ = [
     "describe_download",
     "describe_place",
     "describe_progress",
+    "describe_value",
     "format_bytes",
     "format_rate",
     "format_seconds",
@@ -41,4 +43,6 @@ __all__ = [
     "show_model",
     "show_models",
     "show_settings",
+    "show_measures",
+    "tabulate_measures",
 ]

@@ -300,6 +300,8 @@ def _coverage(sources: Sources, tokens: int) -> Coverage:
         pages_read=sum(document.pages_read for document in documents),
         pages_without_text=tuple(p for d in documents for p in d.pages_without_text),
         pages_not_selected=sum(document.pages_not_selected for document in documents),
+        messages_read=sum(document.messages_read for document in documents),
+        messages_not_selected=sum(document.messages_not_selected for document in documents),
     )
 
 

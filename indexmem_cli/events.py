@@ -174,6 +174,8 @@ class FileReport:
     pages: int
     tokens: int
     size_bytes: int
+    inner: str | None = None
+    """Path inside the folder that was named; None for a file that was named itself."""
 
 
 @dataclass(frozen=True)

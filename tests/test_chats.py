@@ -591,7 +591,7 @@ def test_broken_exports_give_one_error(tmp_path, content):
 
 def test_memory_is_flat_however_long_a_chat_is(tmp_path, monkeypatch):
     peaks = []
-    for num in (300, 3_000):
+    for num in (700, 700, 3_500):  # the first pass warms up
         rows = "".join(
             json.dumps({"role": "user", "content": f"{n} " * 20}) + "\n" for n in range(num)
         )
@@ -600,7 +600,7 @@ def test_memory_is_flat_however_long_a_chat_is(tmp_path, monkeypatch):
         assert sum(1 for _ in document.passages()) == num
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.5 * peaks[0]
+    assert peaks[2] < 1.5 * peaks[1]
 
 
 def test_a_record_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):

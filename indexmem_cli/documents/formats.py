@@ -78,7 +78,7 @@ def open_blob(blob: Blob, config: ReadConfig, in_folder: bool = False) -> Docume
             f"{name}: not a text",
             "text, source code, PDF, EPUB, DOCX, HTML, mail and chat logs can be read",
         )
-    if is_telegram_html(head):
+    if _HTML.match(head) and is_telegram_html(head):
         return MessageDocument(name, "telegram", size_bytes, reopen, read_telegram_html, config)
     if found := _messages(head, config):
         return MessageDocument(name, found[0], size_bytes, reopen, found[1], config)

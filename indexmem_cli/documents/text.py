@@ -8,6 +8,8 @@ from pathlib import PurePath
 from typing import BinaryIO
 
 from indexmem_cli.documents.passages import FileDocument, Passage, Place
+from indexmem_cli.documents.spots import with_headings, with_rows, with_symbols
+from indexmem_cli.documents.symbols import MAX_PARSED_BYTES, find_symbols, has_symbols
 
 SNIFF_BYTES = 1 << 16
 BLOCK_BYTES = 1 << 16
@@ -38,7 +40,11 @@ _TO_CLEAN = dict.fromkeys((*range(9), *range(11, 32), 127))
 _TO_CLEAN |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 _CONTROL_BYTES = bytes(set(range(32)) - set(b"\b\t\n\f\r\x1b"))
 
-_MARKDOWN = {".md", ".markdown", ".mdx", ".rst"}
+_KINDS = {
+    **dict.fromkeys((".md", ".markdown", ".mdx"), "markdown"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+}
 _CODE = (
     ".py .pyi .pyx .ipynb .js .mjs .cjs .jsx .ts .tsx .vue .svelte .c .h .cc .cpp .cxx .hh .hpp"
     " .cu .cuh .m .mm .rs .go .java .kt .kts .scala .groovy .gradle .swift .cs .fs .vb .rb .php"
@@ -65,8 +71,26 @@ class TextDocument(FileDocument):
         self._encoding = encoding
 
     def _read(self) -> Iterator[Passage]:
+        symbols = self._symbols()
         with self._stream() as stream:
-            yield from split_passages(clean_blocks(self._decode(stream)), self.name)
+            passages = split_passages(clean_blocks(self._decode(stream)), self.name)
+            if symbols:
+                passages = with_symbols(passages, symbols)
+            elif self.kind == "markdown":
+                passages = with_headings(passages)
+            elif self.kind in ("csv", "jsonl"):
+                passages = with_rows(passages)
+            yield from passages
+
+    def _symbols(self) -> dict[int, str]:
+        """Parse source code, which is short enough to be read twice."""
+        suffix = PurePath(self.name).suffix
+        size = self.size_bytes or 0
+        if self.kind != "code" or not has_symbols(suffix) or not 0 < size <= MAX_PARSED_BYTES:
+            return {}
+        with self._open_bytes() as stream:
+            source = "".join(decode_blocks(stream, self._encoding))
+        return find_symbols(source.encode("utf-8", "replace"), suffix)
 
     def _decode(self, stream: BinaryIO) -> Iterator[str]:
         for text in decode_blocks(stream, self._encoding):
@@ -77,8 +101,9 @@ class TextDocument(FileDocument):
 def kind_of(name: str) -> str:
     """Tell text, Markdown and code apart by the name of a file; it changes no text."""
     path = PurePath(name)
-    if path.suffix.lower() in _MARKDOWN:
-        return "markdown"
+    kind = _KINDS.get(path.suffix.lower())
+    if kind:
+        return kind
     return "code" if path.suffix.lower() in _CODE_SUFFIXES or path.name in _CODE_NAMES else "text"
 
 

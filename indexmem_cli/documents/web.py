@@ -11,13 +11,13 @@ from indexmem_cli.documents.passages import Damaged, Meter
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
 
-MAX_HTML_BYTES = 50_000_000
+MAX_HTML_BYTES = 20_000_000
 """The tree of a page takes some ten times its size."""
 
-_LEFT_OUT = [
+_LEFT_OUT = {
     *("script", "style", "template", "noscript", "svg", "math", "iframe", "object", "head"),
     *("nav", "button", "select", "dialog", "footer"),
-]
+}
 _LEFT_OUT_ROLES = {"navigation", "search", "banner", "contentinfo", "menu", "menubar", "dialog"}
 _MENU = re.compile(
     r"(?:^|[-_])(?:menu|dropdown|navbar|navbox|sidebar|breadcrumbs?|cookies?|editsection|noprint)"
@@ -39,11 +39,7 @@ def read_html(stream: Meter, config: ReadConfig) -> Iterator[Block]:
     data = stream.read(MAX_HTML_BYTES + 1)
     if len(data) > MAX_HTML_BYTES:
         raise Damaged("the page is too large", reason="too large")
-    soup = parse_html(data, config.encoding)
-    for tag in soup.find_all(class_=_MENU):
-        if tag.name not in ("html", "body") and not tag.find(["main", "article", "h1"]):
-            tag.decompose()
-    yield from blocks_of(soup)
+    yield from blocks_of(parse_html(data, config.encoding), has_menus=True)
 
 
 def text_of_html(data: bytes, encoding: str | None = None) -> str:
@@ -70,24 +66,22 @@ def parse_html(data: bytes, encoding: str | None = None) -> "BeautifulSoup":
         raise Damaged("the HTML cannot be parsed") from error
 
 
-def blocks_of(soup: "BeautifulSoup", heading: str | None = None) -> Iterator[Block]:
-    """Yield the blocks of the main part of a page, in order, the title as their first heading."""
+def blocks_of(
+    soup: "BeautifulSoup", heading: str | None = None, has_menus: bool = False
+) -> Iterator[Block]:
+    """Yield the blocks of the main part of a page, in order, the title as their first heading.
+
+    Args:
+        has_menus: leave out what is called a menu, a sidebar or the like.
+    """
     if heading is None and soup.title is not None:
         heading = _tidy(soup.title.get_text(), is_pre=False) or None
-    hidden = (
-        soup.find_all(_LEFT_OUT),
-        soup.find_all(role=sorted(_LEFT_OUT_ROLES)),
-        soup.find_all(hidden=True),
-        soup.find_all(style=_UNSEEN),
-    )
-    for tag in (tag for tags in hidden for tag in tags):
-        tag.decompose()
     mains = soup.find_all(["main", "article"])
     if len(mains) != 1:
         mains = soup.find_all(attrs={"role": "main"})
     root = mains[0] if len(mains) == 1 else soup
     line: list[str] = []
-    for kind, value in _walk(root):
+    for kind, value in _walk(root, has_menus):
         if kind == "text":
             line.append(value)
             continue
@@ -103,7 +97,23 @@ def blocks_of(soup: "BeautifulSoup", heading: str | None = None) -> Iterator[Blo
             yield Block(text, heading, "\n\n" if value in ("p", "pre", *_HEADINGS) else "\n")
 
 
-def _walk(root: "Tag") -> Iterator[tuple[str, str]]:
+def _is_left_out(tag: "Tag", has_menus: bool) -> bool:
+    attributes = tag.attrs
+    if (
+        tag.name in _LEFT_OUT
+        or "hidden" in attributes
+        or attributes.get("role") in _LEFT_OUT_ROLES
+        or _UNSEEN.search(str(attributes.get("style", "")))
+    ):
+        return True
+    if not has_menus or tag.name in ("html", "body"):
+        return False
+    names = attributes.get("class") or ()
+    # Some call the whole page by what is in it.
+    return any(map(_MENU.search, names)) and not tag.find(["main", "article", "h1"])
+
+
+def _walk(root: "Tag", has_menus: bool) -> Iterator[tuple[str, str]]:
     """Yield text, cells and the ends of blocks in order; without recursion, for deep pages."""
     from bs4 import Comment, NavigableString, Tag
     from bs4.element import PreformattedString
@@ -121,6 +131,8 @@ def _walk(root: "Tag") -> Iterator[tuple[str, str]]:
         elif isinstance(node, Tag):
             if is_end:
                 yield "end", node.name
+                continue
+            if _is_left_out(node, has_menus):
                 continue
             name = outer
             if outer == "tr":

@@ -79,7 +79,8 @@ def inspect(
     for document in opened.documents:
         tokens = count_tokens(document.passages(), tokenizer)
         size = document.size_bytes or 0
-        files.append(FileReport(document.name, document.kind, document.pages_total, tokens, size))
+        about = (document.name, document.kind, document.pages_total, tokens, size)
+        files.append(FileReport(*about, inner=document.header))
     total = sum(file.tokens for file in files)
     plan, _ = make_plan(memory, checkpoint.window_tokens)
     per_token = checkpoint.kv_bytes_per_token(checkpoint.likely_dtype(model.dtype, model.device))
@@ -300,6 +301,8 @@ def _coverage(sources: Sources, tokens: int) -> Coverage:
         pages_read=sum(document.pages_read for document in documents),
         pages_without_text=tuple(p for d in documents for p in d.pages_without_text),
         pages_not_selected=sum(document.pages_not_selected for document in documents),
+        messages_read=sum(document.messages_read for document in documents),
+        messages_not_selected=sum(document.messages_not_selected for document in documents),
     )
 
 

@@ -37,6 +37,10 @@ def ask(
     password_file: options.PasswordFile = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    authors: options.Authors = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    date_order: options.DateOrder = None,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
     temperature: options.Temperature = AnswerConfig.temperature,
     seed: options.Seed = AnswerConfig.seed,
@@ -72,7 +76,9 @@ def ask(
       cat app.log | indexmem ask "Why did it restart?" --json | jq .answer
     """
     sources = _check_sources(sources or (), question)
-    read = options.read_config(pages, encoding, password_file, include, exclude)
+    read = options.read_config(
+        pages, encoding, password_file, include, exclude, authors, since, until, date_order
+    )
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from)
     backbone = options.model_config(model, quant, dtype, device, offline)
     answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)

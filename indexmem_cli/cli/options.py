@@ -9,6 +9,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from indexmem_cli.config import (
+    DATE_ORDERS,
     DEFAULT_MODEL,
     DTYPES,
     POLICIES,
@@ -18,6 +19,7 @@ from indexmem_cli.config import (
     ReadConfig,
     parse_pages,
     parse_size,
+    parse_time,
 )
 from indexmem_cli.errors import ConfigError
 
@@ -140,6 +142,29 @@ Seed = Annotated[
     int,
     typer.Option(metavar="NUMBER", envvar="INDEXMEM_SEED", help="Seed of all sampling."),
 ]
+Authors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--author",
+        "--from",
+        metavar="NAME",
+        help="Only messages by this person, a whole name or a word of it; may be repeated.",
+    ),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Only messages from then on: 2024-03-05 or with a time."),
+]
+Until = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Only messages up to then, a day included.")
+]
+DateOrder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ORDER",
+        help=f"Order of dates such as 03/05/24: {', '.join(DATE_ORDERS)}; found out if left out.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of text for people.")
 ]
@@ -151,11 +176,16 @@ def read_config(
     password_file: Path | None,
     include: list[str] | None,
     exclude: list[str] | None,
+    authors: list[str] | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    date_order: str | None = None,
 ) -> ReadConfig:
     """Check the options that say what to read.
 
     Raises:
-        ConfigError: a page selection or encoding is not one, or the password file is unreadable.
+        ConfigError: a page selection, an encoding or a time is not one, or the password file is
+            unreadable.
     """
     return ReadConfig(
         pages=parse_pages(pages) if pages else (),
@@ -163,6 +193,10 @@ def read_config(
         password=read_first_line(password_file, "password") if password_file else None,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
+        authors=tuple(authors or ()),
+        since=parse_time(since) if since else None,
+        until=parse_time(until, is_end=True) if until else None,
+        date_order=date_order,
     )
 
 

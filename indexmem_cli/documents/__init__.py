@@ -11,21 +11,18 @@ import stat
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.codebase import find_files, is_generated
+from indexmem_cli.documents.chats.messages import MessageDocument
+from indexmem_cli.documents.chats.slack import Folder, is_slack, read_slack
+from indexmem_cli.documents.codebase import find_files
+from indexmem_cli.documents.formats import Blob, is_plain_text, open_blob
 from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
-from indexmem_cli.documents.text import (
-    SNIFF_BYTES,
-    TextDocument,
-    is_binary,
-    is_pdf,
-    kind_of,
-)
+from indexmem_cli.documents.text import SNIFF_BYTES, TextDocument
 from indexmem_cli.errors import ConfigError, DocumentError
 
 __all__ = ["Document", "Passage", "Place", "Sources", "open_sources", "open_text"]
@@ -68,8 +65,11 @@ def open_sources(
             _open_folder(source, config, opened)
         else:
             opened.documents.append(_open_file(source, config))
+    kinds = {type(document) for document in opened.documents}
     if config.pages and all(document.kind != "pdf" for document in opened.documents):
         raise ConfigError("pages are selected, but no source has pages")
+    if (config.authors or config.since or config.until) and MessageDocument not in kinds:
+        raise ConfigError("authors or times are selected, but no source has messages")
     return opened
 
 
@@ -99,6 +99,9 @@ def _open_file(source: str, config: ReadConfig) -> Document:
 def _open_folder(source: str, config: ReadConfig, opened: Sources) -> None:
     """Open the files of a folder that are worth reading; count the others."""
     root = Path(source).resolve()
+    if (root / "users.json").is_file() and is_slack((export := Folder(root)).names):
+        opened.documents.append(_open_slack(_printable(source), root, export.size_bytes, config))
+        return
     documents: list[Document] = []
     skipped: Counter[str] = Counter()
     for path in find_files(root, config, skipped):
@@ -124,12 +127,26 @@ def _open_folder(source: str, config: ReadConfig, opened: Sources) -> None:
     opened.skipped.update(skipped)
 
 
+def _open_slack(name: str, root: Path, size_bytes: int, config: ReadConfig) -> Document:
+    """Open the folder of a workspace, whose files are one source."""
+    document = MessageDocument(
+        name,
+        "slack",
+        size_bytes,
+        lambda: io.BytesIO(b""),  # it has files in place of bytes
+        lambda meter, _: read_slack(Folder(root, meter)),
+        config,
+    )
+    document.has_text()
+    return document
+
+
 def _open_content(path: Path, name: str, config: ReadConfig, in_folder: bool) -> Document:
     """Open a regular file by what it begins with.
 
     Raises:
         OSError: it cannot be opened.
-        DocumentError: it is binary, or a PDF that cannot be read; or generated, in a folder.
+        DocumentError: it cannot be read; or is generated, in a folder.
     """
 
     def reopen() -> BinaryIO:
@@ -138,32 +155,24 @@ def _open_content(path: Path, name: str, config: ReadConfig, in_folder: bool) ->
     with reopen() as stream:
         size_bytes = os.fstat(stream.fileno()).st_size
         head = stream.read(SNIFF_BYTES)
-    kind = kind_of(path.name)
-    if in_folder and is_generated(path.name, kind, head):
-        raise Unreadable("generated", f"{name}: a generated file")
-    if is_pdf(head):
-        return _pdf(name, size_bytes, reopen, config, exact_pages=not in_folder)
-    _refuse_binary(name, head, config)
-    return TextDocument(name, kind, size_bytes, reopen, config.encoding)
+    return open_blob(Blob(name, path.name, size_bytes, reopen, head), config, in_folder)
 
 
 def _open_pipe(
     name: str, stream: BinaryIO | None, config: ReadConfig, is_ours: bool = False
 ) -> Document:
-    """Open a stream that can be read once. A PDF, which must be sought in, goes to disk first."""
+    """Open a stream that can be read once; what must be sought in goes to disk first."""
     head = stream.read(SNIFF_BYTES) if stream is not None else b""
     if stream is None or not head:
         raise ConfigError("stdin is empty" if name == "-" else f"{name}: the pipe is empty")
     rest = _Pipe(head, stream, is_ours)
-    if not is_pdf(head):
-        _refuse_binary(name, head, config)
+    if is_plain_text(head, config):
         return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
 
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
     with rest:
         shutil.copyfileobj(rest, spool)
     spool.flush()
-    size_bytes = spool.tell()
 
     def reopen() -> BinaryIO:
         copy = os.fdopen(os.dup(spool.fileno()), "rb")
@@ -171,7 +180,7 @@ def _open_pipe(
         return copy
 
     weakref.finalize(reopen, spool.close)  # with the document, which holds `reopen`
-    document = _pdf(name, size_bytes, reopen, config, exact_pages=True)
+    document = open_blob(Blob(name, name, spool.tell(), reopen, head), config)
     document.has_text()
     return document
 
@@ -201,29 +210,6 @@ class _Pipe:
     def __exit__(self, *_: object) -> None:
         if self._is_ours:
             self._stream.close()
-
-
-def _pdf(
-    name: str,
-    size_bytes: int,
-    reopen: Callable[[], BinaryIO],
-    config: ReadConfig,
-    exact_pages: bool,
-) -> Document:
-    from indexmem_cli.documents.pdf import PdfDocument  # 0.15 s, for those who have PDFs
-
-    return PdfDocument(name, size_bytes, reopen, config, exact_pages)
-
-
-def _refuse_binary(name: str, head: bytes, config: ReadConfig) -> None:
-    if config.encoding is None and is_binary(head):
-        is_zip = head.startswith(b"PK\x03\x04")
-        hint = "PDF, text and source code can be read"
-        raise Unreadable(
-            "binary",
-            f"{name}: not a text" + (" (an archive or an office file)" if is_zip else ""),
-            f"save it as PDF or text; {hint}" if is_zip else hint,
-        )
 
 
 def _open_regular(path: Path) -> BinaryIO:

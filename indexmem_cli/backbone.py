@@ -33,6 +33,8 @@ class _Pass:
     new_tokens: int
     want_queries: bool = False
     want_attention: bool = False
+    watched: tuple[int, ...] = ()
+    hidden: dict[int, Tensor] = field(default_factory=dict)
     queries: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
@@ -86,14 +88,17 @@ class Backbone:
         self._attention_before = model.config._attn_implementation
         AttentionInterface.register(ATTENTION, _attention)
         model.set_attn_implementation(ATTENTION)
+        self._hooks = [self._rope.register_forward_hook(_no_rotation)]
         for layer in self.decoder.layers:
             # In a tuple, so that torch does not take the backbone for a submodule.
             layer.self_attn.indexmem_backbone = (self,)
-        self._hook = self._rope.register_forward_hook(_no_rotation)
+            watch = layer.self_attn.register_forward_pre_hook(self._watch, with_kwargs=True)
+            self._hooks.append(watch)
 
     def detach(self) -> None:
         """Give the model back as it was."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self.model.set_attn_implementation(self._attention_before)
         for layer in self.decoder.layers:
             del layer.self_attn.indexmem_backbone
@@ -166,7 +171,9 @@ class Backbone:
             Per managed layer the largest weight that any of `ids` and any query head of the group
             gives to each slot held: fp32 [1, G, S].
         """
+        watched, state.watched_layers = state.watched_layers, ()
         run, _ = self._forward(self.decoder, ids, state, want_attention=True)
+        state.watched_layers = watched
         for layer in state.layers:
             layer.drop_last(len(ids))
         state.seen -= len(ids)
@@ -190,7 +197,8 @@ class Backbone:
         def rotate(index: int, x: Tensor, positions: Tensor) -> Tensor:
             return _turn(modules[index], x, *self._angles(modules[index], x, positions[None]))
 
-        return Block(state, new_tokens, queries, [], attention, rotate)
+        hidden = {i: h[:, h.shape[1] - new_tokens :] for i, h in state.hidden.items()}
+        return Block(state, new_tokens, queries, hidden, [], attention, rotate)
 
     def attend(self, module, query, key, value, scaling, window, softcap) -> Tensor:
         """Attend in one layer, called by transformers; queries and keys arrive unrotated.
@@ -223,11 +231,18 @@ class Backbone:
             out = ops.attend(turned_query, turned_key, value, scaling, mask, window, softcap)
         return out.transpose(1, 2)
 
+    def _watch(self, module, args, options) -> None:
+        """Forward pre-hook on attention: keep its input, if a scorer wants to see it."""
+        run = self._run
+        if run is not None and module.layer_idx in run.watched:
+            run.hidden[module.layer_idx] = options["hidden_states"] if "hidden_states" in options else args[0]
+
     @torch.no_grad()
     def _forward(self, model, ids, state, *, want_queries=False, want_attention=False, **options):
         tokens = torch.tensor([ids], device=self.device)
         cache = Cache(layers=[_CacheLayer(state, layer) for layer in state.layers])
-        self._run = run = _Pass(state, len(ids), want_queries, want_attention)
+        watched = state.watched_layers
+        self._run = run = _Pass(state, len(ids), want_queries, want_attention, watched)
         try:
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
         except torch.OutOfMemoryError as error:
@@ -238,6 +253,9 @@ class Backbone:
         finally:
             self._run = None
         state.seen += len(ids)
+        for layer, fresh in run.hidden.items():
+            before = [state.hidden[layer]] if layer in state.hidden else []
+            state.hidden[layer] = torch.cat([*before, fresh], dim=1)
         return run, out
 
     def _mask(self, run: _Pass, query: Tensor, slots: int, window: int | None) -> Tensor:

@@ -41,6 +41,7 @@ class Reader:
         plan = self.plan
         slots = plan.budget_tokens + plan.chunk_tokens + len(self.closing_ids)
         self.state = self.backbone.new_state(slots, plan.sink_tokens, plan.recent_tokens)
+        self.state.watched_layers = getattr(self.scorer, "watched_layers", ())
 
     def fork(self) -> "Reader":
         """Return a reader with a copy of the memory, to answer from without changing this one."""
@@ -116,6 +117,7 @@ class Reader:
         if self.scorer.needs_question:
             block.question_attention = self.backbone.probe(self.closing_ids, self.state)
         evict(self.state, self.scorer.score(block), budget, self.plan.span_tokens)
+        self.state.hidden = {}
 
 
 def sample(logits: Tensor, temperature: float, chance: torch.Generator) -> int:

@@ -25,6 +25,8 @@ class Block:
     new_tokens: int
     queries: list[Tensor] = field(default_factory=list)
     """Queries before rotation, [B, H, T, D]; filled when the scorer `needs_queries`."""
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    """Attention inputs [B, T, d_model] by layer of the model: those in `state.watched_layers`."""
     question_attention: list[Tensor] = field(default_factory=list)
     """Largest attention of any token of the question and any query head of the group to each slot,
     fp32 [B, G, N]; filled when the scorer `needs_question`."""

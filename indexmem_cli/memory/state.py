@@ -26,6 +26,7 @@ class LayerState:
         self.values: Tensor | None = None  # [B, G, capacity, D]
         self.positions: Tensor | None = None  # int64 [B, G, capacity], ascending
         self.scores: Tensor | None = None  # fp32 [B, G, capacity]: what the scorer last said
+        self.notes: Tensor | None = None  # [B, 1, <= held, E]: what a scorer keeps of each slot
         self.rotated: Tensor | None = None  # [B, G, capacity, D]
         self.num_rotated = 0
 
@@ -49,6 +50,8 @@ class LayerState:
         """Forget the newest tokens, as if they had never been appended."""
         self.held -= tokens
         self.num_rotated = min(self.num_rotated, self.held)
+        if self.notes is not None:
+            self.notes = self.notes[:, :, : self.held]
 
     def keep(self, index: Tensor) -> None:
         """Keep only these slots: int64 [B, G, K], ascending along K. In place; frees nothing."""
@@ -61,6 +64,9 @@ class LayerState:
             (self.scores, index),
         ):
             buffer[:, :, :kept] = buffer[:, :, : self.held].gather(2, where)
+        if self.notes is not None:
+            where = index[:, :1, :, None].expand(-1, -1, -1, self.notes.shape[3])
+            self.notes = self.notes.gather(2, where)
         self.held = kept
         self.rotated, self.num_rotated = None, 0
 
@@ -97,6 +103,7 @@ class LayerState:
             copy.append(self.keys[:, :, : self.held], self.values[:, :, : self.held], 0)
             copy.positions[:, :, : self.held] = self.positions[:, :, : self.held]
             copy.scores[:, :, : self.held] = self.scores[:, :, : self.held]
+            copy.notes = self.notes  # never changed in place
         return copy
 
     def _reserve(self, slots: int, like: Tensor) -> None:
@@ -174,6 +181,10 @@ class MemoryState:
     """Whether slots are numbered by rank instead of by their position in the text."""
     uniform: bool = True
     """Whether every layer and head holds the same positions."""
+    watched_layers: tuple[int, ...] = ()
+    """Layers whose attention inputs are collected in `hidden`, for a scorer that looks at them."""
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    """Attention inputs of the tokens not yet scored, by layer: [B, T, d_model]."""
 
     @property
     def managed(self) -> list[LayerState]:
@@ -215,4 +226,6 @@ class MemoryState:
             list(self.pins),
             self.compact,
             self.uniform,
+            self.watched_layers,
+            dict(self.hidden),
         )

@@ -88,7 +88,9 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
         with safe_open(path, "pt", device=str(device)) as file:
             manifest = json.loads((file.metadata() or {})["indexmem"])
             if manifest["format"] != FORMAT:
-                raise BackboneError(f"{path.name} has format {manifest['format']}, not {FORMAT}", again)
+                raise BackboneError(
+                    f"{path.name} has format {manifest['format']}, not {FORMAT}", again
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         settings = manifest["indexer"]
         indexer = make_indexer(IndexerConfig(**{**settings, "layers": tuple(settings["layers"])}))

@@ -22,9 +22,9 @@ from indexmem_cli.errors import BackboneError
 from indexmem_cli.memory.adapter import ADAPTER_FILE, Adapter, hash_model, save_adapter
 from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, make_indexer
 from indexmem_cli.train.data import Corpus, prepare
-from indexmem_cli.train.episodes import EpisodeMaker, Piece
-from indexmem_cli.train.loss import distil_loss, reverse_kl, soft_gate, streaming_kl
-from indexmem_cli.train.tasks import make_development_fact
+from indexmem_cli.train.episodes import EpisodeMaker, Piece, Row
+from indexmem_cli.train.loss import ATTENDED, distil_loss, reverse_kl, soft_gate, streaming_kl
+from indexmem_cli.train.tasks import make_development_fact, make_fact
 from indexmem_cli.train.teachers import Whole, WholeModel, attention_labels, hide_evicted
 
 MIX = {"facts": 0.38, "qa": 0.34, "natural": 0.16, "chat": 0.05, "code": 0.07}
@@ -102,13 +102,23 @@ def make_batch(maker: EpisodeMaker, rng: Random, rows: int, length: int, held_ou
 
 
 def _training_row(maker: EpisodeMaker, rng: Random, length: int):
-    return maker.makers[rng.choices(tuple(MIX), tuple(MIX.values()))[0]](rng, length)
+    sort = rng.choices(tuple(MIX), tuple(MIX.values()))[0]
+    if sort == "facts":
+        return _sparse_facts(maker, rng, length, make_fact)
+    return maker.makers[sort](rng, length)
 
 
 def _held_out_row(maker: EpisodeMaker, rng: Random, length: int):
-    facts = [make_development_fact(rng) for _ in range(3)]
-    pieces = [Piece(tuple(maker.encode(" " + f.sentences[0])), f.turns) for f in facts]
-    return maker.compose(rng, pieces, [rng.choice(f.turns) for f in facts], length)
+    return _sparse_facts(maker, rng, length, make_development_fact)
+
+
+def _sparse_facts(maker: EpisodeMaker, rng: Random, length: int, make) -> Row:
+    """A few facts in much prose, all of them asked: what is not asked is not needed."""
+    facts = [make(rng) for _ in range(rng.randint(1, max(2, length // 96)))]
+    pieces = [Piece(tuple(maker.encode(" " + s)), ()) for f in facts for s in f.sentences]
+    turns = [turn for f in facts for turn in rng.sample(f.turns, min(len(f.turns), 2))]
+    rng.shuffle(turns)
+    return maker.compose(rng, pieces, turns, length)
 
 
 def _end_of_document(ids: list[int], close: list[int]) -> int | None:
@@ -153,7 +163,7 @@ class Run:
     def dense(self, batch: Batch) -> Whole:
         """Pass a batch with the whole cache, watching what the questions attend to."""
         watched = self.indexer.config.watched_layers
-        rows = torch.ones_like(batch.asking) if self.recipe.form == "query" else batch.asking
+        rows = torch.ones_like(batch.asking) if self.recipe.form == "query" else batch.answering
         with torch.no_grad():
             return self.model.run(
                 batch.ids, watched=watched, rows=rows, want_logits=self.recipe.form == "query"
@@ -255,7 +265,7 @@ class Run:
             for b, end in enumerate(batch.ends):
                 mine, truth = scores[-1][b].mean(0)[counted[b]], labels[b][counted[b]]
                 correlations.append(_spearman(mine, truth))
-                needed = counted[b] & (labels[b] > 0.1)
+                needed = counted[b] & (labels[b] > ATTENDED)
                 visible = (hidden[b, :, end, :] == 0).float().mean(0)
                 kept.append(float(visible[needed].mean()))
         return {

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
 
-ATTENDED = 0.1
-"""A token that ever received this share of attention was needed."""
+ATTENDED = 0.2
+"""A token that received this share of some answer token's attention was needed for the answer."""
 GATE_MASS = 64.0
 """How many tokens' worth of attention the gate leaves to all that may be evicted."""
 

@@ -53,7 +53,7 @@ class Ask:
 
 @dataclass
 class Text:
-    """A text with what is asked of it afterwards; without questions its own tokens are predicted."""
+    """A text with what is asked of it afterwards; without questions its tokens are predicted."""
 
     task: str
     ids: list[int]

@@ -7,8 +7,9 @@ keys unrotated, so that each pass can rotate them to the positions it wants.
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from indexmem_cli import ops
-from indexmem_cli.errors import OutOfMemory
+from indexmem_cli.errors import BackboneError, OutOfMemory
 from indexmem_cli.events import ModelInfo
+from indexmem_cli.memory.adapter import Adapter
 from indexmem_cli.memory.policies import Block
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
 
@@ -82,6 +84,7 @@ class Backbone:
         self.layer_windows = list(layer_windows)
         self.decoder = model.get_decoder()
         self.device = next(model.parameters()).device
+        self.load_adapter: Callable[[], Adapter] | None = None
         self._run: _Pass | None = None
         self._rope = self.decoder.rotary_emb
         self._rope_by_layer_type = "layer_type" in inspect.signature(self._rope.forward).parameters
@@ -102,6 +105,20 @@ class Backbone:
         self.model.set_attn_implementation(self._attention_before)
         for layer in self.decoder.layers:
             del layer.self_attn.indexmem_backbone
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """What was trained for this model, read when it is first needed.
+
+        Raises:
+            BackboneError: there is none, or it does not fit the model.
+        """
+        if self.load_adapter is None:
+            raise BackboneError(
+                f"{self.info.id} has no adapter, which the policy 'learned' needs",
+                "choose another --policy, or train one: indexmem train adapter",
+            )
+        return self.load_adapter()
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -235,7 +252,8 @@ class Backbone:
         """Forward pre-hook on attention: keep its input, if a scorer wants to see it."""
         run = self._run
         if run is not None and module.layer_idx in run.watched:
-            run.hidden[module.layer_idx] = options["hidden_states"] if "hidden_states" in options else args[0]
+            states = options["hidden_states"] if "hidden_states" in options else args[0]
+            run.hidden[module.layer_idx] = states
 
     @torch.no_grad()
     def _forward(self, model, ids, state, *, want_queries=False, want_attention=False, **options):

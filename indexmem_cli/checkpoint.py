@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from indexmem_cli.config import ADAPTER_FILE
 from indexmem_cli.errors import BackboneError
 
 FAMILIES = {
@@ -62,7 +63,13 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
-        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+        return sum(file.stat().st_size for file in _weight_files(self.path))
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """The adapter shipped with the model, if there is one."""
+        path = self.path / ADAPTER_FILE
+        return path if path.is_file() else None
 
     def likely_dtype(self, dtype: str, device: str) -> str:
         """What `auto` will come to, as far as it can be told without torch."""
@@ -114,13 +121,17 @@ def read_checkpoint(model: str, path: Path, revision: str = "") -> Checkpoint:
     if family not in FAMILIES:
         names = ", ".join(dict.fromkeys(FAMILIES.values()))
         raise BackboneError(f"{model}: family {family!r} is not supported", f"supported: {names}")
-    weights = sorted(path.glob("*.safetensors"))
+    weights = _weight_files(path)
     if not weights:
         raise BackboneError(
             f"{model}: no .safetensors weights in {path}",
             "other formats can run code when they are loaded, so they are refused",
         )
     return Checkpoint(model, path, revision or _fingerprint(path, weights), config)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    return sorted(file for file in path.glob("*.safetensors") if file.name != ADAPTER_FILE)
 
 
 def _shipped(model: str) -> Path | None:

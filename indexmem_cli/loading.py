@@ -1,6 +1,7 @@
 """Load a model from disk in the form asked for, and its chat template."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +12,7 @@ from indexmem_cli.checkpoint import Checkpoint
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
 from indexmem_cli.events import ModelInfo
+from indexmem_cli.memory.adapter import load_adapter
 
 LARGE_MODEL_BYTES = 4 * 1024**3  # above this, quant "auto" quantises on a GPU
 INSTRUCTION = (
@@ -80,7 +82,12 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
         device=str(device),
         window_tokens=checkpoint.window_tokens,
     )
-    return Backbone(model, info, checkpoint.layer_windows)
+    backbone = Backbone(model, info, checkpoint.layer_windows)
+    if checkpoint.adapter_path:
+        backbone.load_adapter = partial(
+            load_adapter, checkpoint.adapter_path, checkpoint.path, device
+        )
+    return backbone
 
 
 def load_prompt(checkpoint: Checkpoint) -> Prompt:

@@ -38,12 +38,21 @@ ALLOWED = {
     "checkpoint": set(),
     "evidence": {"events", "tokens"},
     "plan": set(),
-    "loading": {"backbone", "checkpoint", "events"},
+    "loading": {"backbone", "checkpoint", "events", "memory"},
     "backbone": {"events", "memory", "ops"},
     "engine": {"backbone", "memory", "plan"},
     "memory": {"ops"},
     "ops": set(),
-    "train": {"backbone", "checkpoint", "documents", "engine", "memory", "ops", "tokens"},
+    "train": {
+        "backbone",
+        "checkpoint",
+        "documents",
+        "engine",
+        "loading",
+        "memory",
+        "ops",
+        "tokens",
+    },
     "bench": {"checkpoint", "events", "ops", "session"},
 }
 LEAVES = {"config": {"config", "errors"}, "errors": {"errors"}}

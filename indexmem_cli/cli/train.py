@@ -1,10 +1,11 @@
-"""`indexmem train`: make the models that indexmem carries."""
+"""`indexmem train`: make the models that indexmem carries, and their adapters."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from indexmem_cli.config import DEFAULT_MODEL
 from indexmem_cli.errors import ConfigError
 
 train = typer.Typer(rich_markup_mode=None)
@@ -18,6 +19,7 @@ def _train() -> None:
     Examples:
       indexmem train base --recipe cpu --data corpus/ --out runs/mini
       indexmem train base --recipe gpu --data corpus/ --out runs/mini --resume
+      indexmem train adapter --model runs/mini/model --data corpus/ --out runs/adapter
     """
 
 
@@ -52,3 +54,53 @@ def base(
     from indexmem_cli.train.pretrain import train_base
 
     train_base(recipe, data, out, resume, seed, max_steps)
+
+
+@train.command()
+def adapter(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the training text.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for checkpoints and the finished adapter.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="MODEL", help="The model, which stays as it is.")
+    ] = DEFAULT_MODEL,
+    form: Annotated[
+        Literal["shared", "grouped", "shared-heads", "retention", "query"],
+        typer.Option(help="What has a score of its own: see docs of memory/indexer.py."),
+    ] = "shared",
+    steps: Annotated[
+        int | None, typer.Option(metavar="NUMBER", min=1, help="Length of the run.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the out folder.")
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of weights and data.")] = 0,
+    threads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="CPU threads.")] = 3,
+) -> None:
+    """Train what decides which tokens a model keeps. The model itself is not changed.
+
+    Put the finished adapter.safetensors into the model's folder, and it is used from then on.
+
+    \b
+    Examples:
+      indexmem train adapter --data corpus/ --out runs/adapter
+      indexmem train adapter -m runs/mini/model --data corpus/ --out runs/adapter --resume
+    """
+    if not data.is_dir():
+        raise ConfigError(f"the data folder does not exist: {data}")
+    from indexmem_cli.train.adapter import make_recipe, train_adapter
+
+    def report(row: dict) -> None:
+        if row.get("step", 0) % 10 == 0:
+            line = " · ".join(
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in row.items()
+            )
+            typer.echo(line, err=True)
+
+    recipe = make_recipe(form, steps)
+    path = train_adapter(
+        model, data, out, recipe, seed=seed, resume=resume, threads=threads, report=report
+    )
+    typer.echo(path)

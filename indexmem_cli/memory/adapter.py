@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from indexmem_cli.config import ADAPTER_FILE
 from indexmem_cli.errors import BackboneError
 from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, TokenIndexer, make_indexer
 
-ADAPTER_FILE = "adapter.safetensors"
 FORMAT = 1
 _PIECE_BYTES = 1 << 20
 
@@ -91,7 +91,7 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
                 raise BackboneError(
                     f"{path.name} has format {manifest['format']}, not {FORMAT}", again
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         settings = manifest["indexer"]
         indexer = make_indexer(IndexerConfig(**{**settings, "layers": tuple(settings["layers"])}))
         prefix = "indexer."

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexmem_cli.backbone import Backbone
-from indexmem_cli.errors import BackboneError
-from indexmem_cli.memory.adapter import ADAPTER_FILE, Adapter, hash_model, save_adapter
+from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.config import ADAPTER_FILE, ModelConfig
+from indexmem_cli.errors import BackboneError, IndexMemError
+from indexmem_cli.loading import load_backbone
+from indexmem_cli.memory.adapter import Adapter, hash_model, save_adapter
 from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, make_indexer
 from indexmem_cli.train.data import Corpus, prepare
 from indexmem_cli.train.episodes import EpisodeMaker, Piece, Row
@@ -63,6 +65,14 @@ class AdapterRecipe:
         progress = step / max(1, self.num_steps)
         cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2
         return self.lr * min(1.0, (step + 1) / self.warmup_steps) * cosine
+
+
+def make_recipe(form: str, steps: int | None = None) -> AdapterRecipe:
+    """The recipe of a form; `steps` in all, a quarter of them under eviction."""
+    recipe = AdapterRecipe(form)
+    if steps is None:
+        return recipe
+    return replace(recipe, distil_steps=steps - steps // 4, stream_steps=steps // 4)
 
 
 @dataclass
@@ -184,6 +194,11 @@ class Run:
         else:
             loss, shown = self.stream_loss(batch, whole, counted, rng)
         self.optimizer.param_groups[0]["lr"] = recipe.lr_at(self.step)
+        if not loss.isfinite():
+            raise IndexMemError(
+                f"the loss is {loss.item()} at step {self.step + 1}",
+                "go on from the last checkpoint with --resume and another --seed",
+            )
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -226,8 +241,7 @@ class Run:
         recent, sinks = self.recipe.recent_tokens, self.recipe.sink_tokens
         gates = []
         for i, (score, mask) in enumerate(zip(scores, hidden, strict=True)):
-            gate = soft_gate(score, mask, recent, sinks)
-            gates.append(torch.where(mask == 0, gate * self.gate_scale[i], mask))
+            gates.append(soft_gate(score, mask, recent, sinks) * self.gate_scale[i] + mask)
         student = self.model.run(batch.ids, gates=gates)
         mine = self.model.predict_from(student.output[batch.answering])
         with torch.no_grad():
@@ -316,32 +330,37 @@ def _spearman(a: Tensor, b: Tensor) -> float:
 
 
 def train_adapter(
-    backbone: Backbone,
-    folder: Path,
+    model: str,
     data: Path,
     out: Path,
-    recipe: AdapterRecipe,
+    recipe: AdapterRecipe | None = None,
     *,
     seed: int = 0,
     resume: bool = False,
+    threads: int = 3,
     report: Callable[[dict], None] = lambda row: None,
 ) -> Path:
-    """Train an indexer for the model in `folder` on the data folder; returns the adapter's path.
+    """Train an indexer for a model on the data folder; returns the adapter's path.
 
     Without `resume` a checkpoint in `out` is ignored and overwritten. `report` is called with each
     row of the log.
 
     Raises:
-        BackboneError: the model has another tokenizer than the embedded one.
+        BackboneError: no such model, or it has another tokenizer than the embedded one.
     """
+    recipe = recipe or AdapterRecipe()
+    torch.set_num_threads(threads)
+    checkpoint = find_checkpoint(model)
+    folder = checkpoint.path
     if not (folder / "tokenizer.tiktoken").exists():
         raise BackboneError(
-            f"{backbone.info.id} has no tokenizer.tiktoken: only models trained by indexmem can "
-            "take part in these episodes",
-            "fit an adapter to a document of yours instead: indexmem train adapter --quick",
+            f"{model} has no tokenizer.tiktoken: the training text is made for models that "
+            "indexmem trained",
+            "fit an adapter to a document of yours: indexmem train adapter --quick DOCUMENT",
         )
+    backbone = load_backbone(checkpoint, ModelConfig(model, dtype="float32", device="cpu"))
     out.mkdir(parents=True, exist_ok=True)
-    encoding = prepare(data, out / "cache", folder, backbone.info.window_tokens)
+    encoding = prepare(data, out / "cache", folder, checkpoint.window_tokens)
     maker = EpisodeMaker(Corpus(out / "cache", encoding), data)
     run = Run(recipe, WholeModel(backbone), maker, out, seed)
     if resume:

@@ -1,5 +1,7 @@
 """What an indexer is trained by: labels of attention, and what the model loses without a token."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
@@ -52,7 +54,7 @@ def soft_gate(scores: Tensor, hidden: Tensor, recent: int, sinks: int, mass: flo
         scores: fp32 [B, 1 or G, T]. hidden: 0 or -inf, [B, 1 or G, T, T], as `hide_evicted` gives.
 
     Returns:
-        fp32 [B, 1 or G, T, T], with -inf where hidden.
+        fp32 [B, 1 or G, T, T]; 0 where hidden, so that nothing infinite is ever differentiated.
     """
     tokens = torch.arange(scores.shape[-1], device=scores.device)
     history = (tokens[None] >= sinks) & (tokens[None] <= tokens[:, None] - recent)
@@ -60,8 +62,7 @@ def soft_gate(scores: Tensor, hidden: Tensor, recent: int, sinks: int, mass: flo
     spread = scores.unsqueeze(2).expand(hidden.shape)
     nothing = torch.finfo(torch.float32).min
     norm = spread.masked_fill(~seen, nothing).logsumexp(-1, keepdim=True)
-    gate = (spread - norm + torch.log(torch.tensor(mass))).masked_fill(~seen, 0.0)
-    return gate + hidden
+    return (spread - norm + math.log(mass)).masked_fill(~seen, 0.0)
 
 
 def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:

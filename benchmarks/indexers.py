@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +27,7 @@ from indexmem_cli.engine import Reader
 from indexmem_cli.loading import load_backbone, load_prompt
 from indexmem_cli.memory.adapter import load_adapter
 from indexmem_cli.memory.indexer import make_indexer_scorer
+from indexmem_cli.memory.latent import CentroidMemory
 from indexmem_cli.memory.policies import make_scorer
 from indexmem_cli.plan import Plan
 from indexmem_cli.train.data import Corpus, prepare, read_records
@@ -37,6 +38,7 @@ from indexmem_cli.train.templates import DEVELOPMENT_KINDS
 TASKS = ("single", "keys", "values", "chain", "squadshifts", "fairytaleqa", "prose")
 FRACTIONS = (0.5, 0.25, 0.125, 0.0625)
 FULL = "full"
+LEARNED_VARIANTS = ("", ":shuffled", "+centroids", "+mixed")
 MAX_ANSWER_TOKENS = 24
 COLUMNS = ["task", "kept", "mode", "n", "documents", "score", "interval_95", "evidence_kept"]
 
@@ -218,6 +220,18 @@ class Shuffled:
         return [done[id(score)] for score in scores]
 
 
+class Mixed(CentroidMemory):
+    """The control of the memory: clusters with each other's mean values."""
+
+    def means(self):
+        """Mean keys, and mean values moved on by one among the live clusters."""
+        keys, values = super().means()
+        for row, count in zip(values.flatten(0, 1), self.count.flatten(0, 1), strict=True):
+            live = count.nonzero()[:, 0]
+            row[live] = row[live.roll(1)]
+        return keys, values
+
+
 class Bench:
     """One model reading texts under one scorer after the other."""
 
@@ -238,6 +252,21 @@ class Bench:
             name: load_adapter(Path(path), checkpoint.path, self.backbone.device)
             for name, path in options["adapters"].items()
         }
+
+    def reader(self, mode: str, text: Text, fraction: float, closing: list[int] = ()) -> Reader:
+        """A fresh reader: scorer, `:shuffled` for its twin, `+centroids` for a latent memory.
+
+        The memory's slots are taken out of the budget. `+mixed` is its twin: each cluster has the
+        mean value of another.
+        """
+        name, _, memory = mode.partition("+")
+        plan = self.plan(name, fraction, len(text.ids))
+        slots = max(8, plan.budget_tokens // 8) if memory else 0
+        plan = replace(plan, budget_tokens=plan.budget_tokens - slots)
+        reader = Reader(self.backbone, plan, self.scorer(name, text), closing)
+        for layer in reader.state.managed if memory else ():
+            layer.latent = {"centroids": CentroidMemory, "mixed": Mixed}[memory](slots)
+        return reader
 
     def scorer(self, mode: str, text: Text):
         """A fresh scorer of that name."""
@@ -274,14 +303,14 @@ class Bench:
 
     def measure(self, text: Text, mode: str, fraction: float) -> Row:
         """Scores of one text's questions, or the loss over its second half."""
-        plan = self.plan(mode, fraction, len(text.ids))
         if text.task == "prose":
-            return {"scores": [self.loss(text, mode, plan)], "evidence_kept": None}
+            loss = self.loss(text, self.reader(mode, text, fraction))
+            return {"scores": [loss], "evidence_kept": None}
         scores, kept, reader = [], [], None
         for ask in text.asks:
             closing = self.prompt.closing(self.encoding.encode_ordinary(ask.question))
             if reader is None or mode == "question":  # it reads anew for every question
-                reader = Reader(self.backbone, plan, self.scorer(mode, text), closing)
+                reader = self.reader(mode, text, fraction, closing)
                 for _ in reader.read([*self.chunks(self.prompt.opening + text.ids)]):
                     pass
             kept.append(self.evidence_kept(reader, ask))
@@ -308,9 +337,8 @@ class Bench:
         return float(np.mean(shares))
 
     @torch.no_grad()
-    def loss(self, text: Text, mode: str, plan: Plan) -> float:
+    def loss(self, text: Text, reader: Reader) -> float:
         """Nats per token over the second half, each chunk read over what is kept before it."""
-        reader = Reader(self.backbone, plan, self.scorer(mode, text))
         states: list = []
         hook = self.backbone.decoder.register_forward_hook(
             lambda module, args, out: states.append(out.last_hidden_state[0])
@@ -370,7 +398,7 @@ def summarise(results: list[Row]) -> Iterator[Row]:
 
 def default_modes(adapters: dict[str, str]) -> list[str]:
     """Every training-free scorer, every adapter with its shuffled twin, and the bounds."""
-    learned = [mode for name in adapters for mode in (name, f"{name}:shuffled")]
+    learned = [name + part for name in adapters for part in LEARNED_VARIANTS]
     return [FULL, "oracle", *(policy for policy in POLICIES if policy != "learned"), *learned]
 
 

@@ -24,6 +24,8 @@ from indexmem_cli.memory.policies import Block
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
 
 ATTENTION = "indexmem"
+FAR_TOKENS = 256
+"""The distance from which all queries see a latent memory, whose tokens have no position."""
 SHORT_PASS_TOKENS = 16  # passes up to this length reuse rotated keys; longer ones rotate afresh
 
 
@@ -239,9 +241,18 @@ class Backbone:
         else:
             turned_key = self._turn_slots(module, key, layer, run, 0)
         window = None if managed else window
-        if managed and run.want_attention:
+        latent = layer.latent if managed else None
+        if latent is not None and not latent.is_silent:
+            far = torch.tensor([[FAR_TOKENS]], device=query.device)
+            far_query = _turn(module, query, *self._angles(module, query, far))
+            out, lse = ops.attend_with_lse(turned_query, turned_key, value, scaling, None, softcap)
+            out = latent.read(far_query, out, lse, scaling).to(query.dtype)
+            if run.want_attention:
+                weights = ops.attention_weights(turned_query, turned_key, scaling, None, softcap)
+                run.attention.append(_largest(weights, key))
+        elif managed and run.want_attention:
             weights = ops.attention_weights(turned_query, turned_key, scaling, window, softcap)
-            run.attention.append(weights.unflatten(1, (key.shape[1], -1)).amax(dim=(2, 3)))
+            run.attention.append(_largest(weights, key))
             out = ops.weigh_values(weights, value)
         else:
             mask = self._mask(run, query, key.shape[2], window)
@@ -312,6 +323,11 @@ class Backbone:
         """Cosine and sine [X, n, r] of positions [X, n], by the model's own rotary embedding."""
         kind = (module.layer_type,) if self._rope_by_layer_type else ()
         return self._rope.forward(like, positions, *kind)
+
+
+def _largest(weights: Tensor, key: Tensor) -> Tensor:
+    """The largest weight of any row and head of the group: [B, H, T, N] to [B, G, N]."""
+    return weights.unflatten(1, (key.shape[1], -1)).amax(dim=(2, 3))
 
 
 def _slot_positions(layer: LayerState | WindowState, state: MemoryState) -> Tensor:

@@ -170,21 +170,22 @@ class Run:
         groups = [(i,) for i in range(len(config.layers))] if by_head else config.groups
         return attention_labels(whole.received, groups, by_head)
 
-    def dense(self, batch: Batch) -> Whole:
-        """Pass a batch with the whole cache, watching what the questions attend to."""
+    def dense(self, batch: Batch, paper: bool = False) -> Whole:
+        """Pass a batch with the whole cache, watching what the answers attend to.
+
+        The paper's teacher is another: the largest logits of all rows.
+        """
         watched = self.indexer.config.watched_layers
-        rows = torch.ones_like(batch.asking) if self.recipe.form == "query" else batch.answering
+        rows = torch.ones_like(batch.asking) if paper else batch.answering
         with torch.no_grad():
-            return self.model.run(
-                batch.ids, watched=watched, rows=rows, want_logits=self.recipe.form == "query"
-            )
+            return self.model.run(batch.ids, watched=watched, rows=rows, want_logits=paper)
 
     def train_step(self) -> dict[str, float]:
         """Do one update and return what the log shows of it."""
         recipe = self.recipe
         rng = Random(f"{self.seed}-{self.step}")
         batch = make_batch(self.maker, rng, recipe.rows, recipe.length_tokens)
-        whole = self.dense(batch)
+        whole = self.dense(batch, paper=recipe.form == "query")
         counted = batch.counted(recipe.sink_tokens)
         shown = {}
         if isinstance(self.indexer, QueryIndexer):
@@ -235,8 +236,10 @@ class Run:
             return loss, {}
         with torch.no_grad():
             hidden = self.hide(scores, batch, budgets)
+            chance = torch.Generator().manual_seed(rng.getrandbits(32))
             for mask in {id(mask): mask for mask in hidden}.values():
-                again = torch.rand(mask.shape[0], mask.shape[1], 1, mask.shape[3]) < 0.1
+                shape = (*mask.shape[:2], 1, mask.shape[3])
+                again = torch.rand(shape, generator=chance).to(mask.device) < 0.1
                 mask.masked_fill_(again, 0.0)  # some come back, to be judged by the answers too
         recent, sinks = self.recipe.recent_tokens, self.recipe.sink_tokens
         gates = []
@@ -281,10 +284,11 @@ class Run:
                 correlations.append(_spearman(mine, truth))
                 needed = counted[b] & (labels[b] > ATTENDED)
                 visible = (hidden[b, :, end, :] == 0).float().mean(0)
-                kept.append(float(visible[needed].mean()))
+                if needed.any():
+                    kept.append(float(visible[needed].mean()))
         return {
             "rank_correlation": float(np.mean(correlations)),
-            "needed_kept_at_12.5": float(np.nanmean(kept)),
+            "needed_kept_at_12.5": float(np.mean(kept)) if kept else 0.0,
         }
 
     def score_whole(self, whole: Whole) -> list[Tensor]:
@@ -338,12 +342,13 @@ def train_adapter(
     seed: int = 0,
     resume: bool = False,
     threads: int = 3,
+    last_step: int | None = None,
     report: Callable[[dict], None] = lambda row: None,
 ) -> Path:
     """Train an indexer for a model on the data folder; returns the adapter's path.
 
-    Without `resume` a checkpoint in `out` is ignored and overwritten. `report` is called with each
-    row of the log.
+    Without `resume` a checkpoint in `out` is ignored and overwritten. `last_step` ends earlier,
+    without changing the schedule. `report` is called with each row of the log.
 
     Raises:
         BackboneError: no such model, or it has another tokenizer than the embedded one.
@@ -362,17 +367,18 @@ def train_adapter(
     out.mkdir(parents=True, exist_ok=True)
     encoding = prepare(data, out / "cache", folder, checkpoint.window_tokens)
     maker = EpisodeMaker(Corpus(out / "cache", encoding), data)
-    run = Run(recipe, WholeModel(backbone), maker, out, seed)
+    run = Run(recipe, WholeModel(backbone, in_bf16=True), maker, out, seed)
     if resume:
         run.resume()
+    last = recipe.num_steps if last_step is None else min(recipe.num_steps, last_step)
     started = time.monotonic()
     with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-        while run.step < recipe.num_steps:
+        while run.step < last:
             row = {"step": run.step + 1, "of": recipe.num_steps, **run.train_step()}
             row["elapsed_s"] = round(time.monotonic() - started, 1)
             log.write(json.dumps(row) + "\n")
             report(row)
-            if run.step % CHECKPOINT_STEPS == 0 or run.step == recipe.num_steps:
+            if run.step % CHECKPOINT_STEPS == 0 or run.step == last:
                 log.flush()
                 run.save()
         held_out = EpisodeMaker(Corpus(out / "cache", encoding, "valid"), data, False)

@@ -43,9 +43,10 @@ class Whole:
 class WholeModel(Backbone):
     """A backbone for training: no memory, whole rows, gradients where they are wanted."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, in_bf16: bool = False) -> None:
         """Take the model over from `backbone`, which can no longer be used."""
         backbone.detach()
+        self.in_bf16 = in_bf16
         super().__init__(backbone.model, backbone.info, backbone.layer_windows)
         self.model.requires_grad_(False)
         self.managed = tuple(i for i, window in enumerate(self.layer_windows) if window is None)
@@ -54,7 +55,8 @@ class WholeModel(Backbone):
         """Pass rows of token ids [B, T] through all layers; options are fields of `Whole`."""
         self._run = run = Whole(**options)
         try:
-            run.output = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16):
+                run.output = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         finally:
             self._run = None
         return run
@@ -90,17 +92,17 @@ class WholeModel(Backbone):
     @torch.no_grad()
     def _watch_attention(self, run: Whole, query, keys, scaling, softcap) -> None:
         """Note the largest weights of the watched rows, a block of rows at a time."""
-        tokens = query.shape[2]
         best = top = None
-        for first in range(0, tokens, ROWS_AT_ONCE):
-            rows = run.rows[:, first : first + ROWS_AT_ONCE]
-            if not rows.any():
-                continue
-            part = query[:, :, first : first + ROWS_AT_ONCE]
-            logits = _grouped_logits(part, keys, scaling, softcap)
-            seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril(first)
-            logits = logits.masked_fill(~seen, float("-inf"))
-            off = ~rows[:, None, None, :, None]
+        most = int(run.rows.sum(1).max())
+        # The watched rows of each text first, then others, which are struck out again.
+        where = run.rows.int().sort(dim=1, descending=True, stable=True).indices[:, :most]
+        for first in range(0, most, ROWS_AT_ONCE):
+            rows = where[:, first : first + ROWS_AT_ONCE]  # [B, R]
+            wide = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+            logits = _grouped_logits(query.gather(2, wide), keys, scaling, softcap)
+            seen = torch.arange(keys.shape[2], device=rows.device) <= rows.unsqueeze(-1)
+            logits = logits.masked_fill(~seen[:, None, None], float("-inf"))
+            off = ~run.rows.gather(1, rows)[:, None, None, :, None]
             paid = logits.softmax(-1).masked_fill(off, 0).amax(dim=(2, 3))
             best = paid if best is None else torch.maximum(best, paid)
             if run.want_logits:

@@ -1,5 +1,6 @@
 """The learned scorers: when scores are made, what they depend on, and that they can be learned."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from families import WINDOW, make_backbone, make_model, token_ids
 
 from indexmem_cli.config import MemoryConfig
 from indexmem_cli.engine import Reader
-from indexmem_cli.errors import BackboneError, ConfigError
+from indexmem_cli.errors import BackboneError, ConfigError, DocumentError, IndexMemError
 from indexmem_cli.memory.adapter import Adapter, hash_model, load_adapter, save_adapter
 from indexmem_cli.memory.indexer import (
     FORMS,
@@ -17,6 +18,7 @@ from indexmem_cli.memory.indexer import (
     make_indexer_scorer,
 )
 from indexmem_cli.plan import make_plan
+from indexmem_cli.train import quick
 from indexmem_cli.train.loss import distil_loss, reverse_kl, soft_gate, streaming_kl
 from indexmem_cli.train.teachers import (
     WholeModel,
@@ -271,9 +273,11 @@ def test_the_gate_does_not_see_a_constant():
 def test_reconstruction_is_scored_chunk_by_chunk():
     whole = WholeModel(make_backbone("qwen3"))
     text = torch.tensor([IDS[:20], IDS[20:40]])
-    scores = reconstruction_scores(whole, text, [5, 6], [7, 8, 9])
+    scores, hidden = reconstruction_scores(whole, text, [5, 6], [7, 8, 9], watched=(1,))
     assert len(scores) == 3 and scores[0].shape == (2, 2, 20)
-    alone = reconstruction_scores(whole, text[1:], [5, 6], [7, 8, 9])
+    alone, _ = reconstruction_scores(whole, text[1:], [5, 6], [7, 8, 9])
+    first_pass = whole.run(torch.tensor([[5, 6, *IDS[:20]]]), watched=(1,)).hidden[1][:, 2:]
+    torch.testing.assert_close(hidden[1][:1], first_pass, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(scores[2][1:], alone[2], atol=1e-5, rtol=1e-4)
     plain = make_model("qwen3")
     ids = [5, 6, *IDS[:20], 7, 8, 9, *IDS[:20]]
@@ -348,3 +352,40 @@ def test_the_adapter_beside_a_model_does_not_change_its_hash(saved, tiny_model_d
         assert hash_model(tiny_model_dir) == before
     finally:
         beside.unlink()
+
+
+def test_a_linear_fit_finds_a_score_that_is_linear_in_the_states():
+    torch.manual_seed(0)
+    states = torch.randn(8, 50, 64)
+    config = make_config("shared")
+    config = dataclasses.replace(config, hidden=0)
+    truth = torch.nn.functional.layer_norm(states, (64,)) @ torch.randn(64)
+    indexer, correlation = quick._fit(config, states, (truth - truth.mean()) / truth.std(), 2)
+    assert correlation > 0.95
+    scores = indexer({2: states})[0][:, 0]
+    assert torch.corrcoef(torch.stack([scores.flatten(), truth.flatten()]))[0, 1] > 0.95
+    noise = torch.randn(8, 50)
+    assert quick._fit(config, states, noise, 2)[1] < quick.LEAST_CORRELATION
+
+
+def test_a_document_too_short_or_too_strange_to_fit_is_refused(tiny_model_dir, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the mill passes to Ruth\n", "utf-8")
+    with pytest.raises(DocumentError, match="too few"):
+        quick.fit_adapter(str(tiny_model_dir), text, tmp_path / "out")
+
+
+def test_a_quick_adapter_serves_its_model(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(quick, "CHUNK_TOKENS", 60)
+    monkeypatch.setattr(quick, "LEAST_CORRELATION", -1.0)
+    text = tmp_path / "text.txt"
+    text.write_text("the mill passes to Ruth, and the brown fox to her lazy dog\n" * 30, "utf-8")
+    threads = torch.get_num_threads()
+    path, scores = quick.fit_adapter(str(tiny_model_dir), text, tmp_path / "out", threads=1)
+    torch.set_num_threads(threads)
+    adapter = load_adapter(path, tiny_model_dir)
+    assert adapter.indexer.config.hidden == 0 and adapter.scores == scores
+    monkeypatch.setattr(quick, "LEAST_CORRELATION", 1.1)
+    with pytest.raises(IndexMemError, match="rank correlation"):
+        quick.fit_adapter(str(tiny_model_dir), text, tmp_path / "refused", threads=1)
+    assert not (tmp_path / "refused").exists()

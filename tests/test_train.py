@@ -369,7 +369,9 @@ def test_a_resumed_adapter_is_the_uninterrupted_one(form, data_folder, tiny_fold
     one, other = load_file(first), load_file(second)
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(one[name], other[name], atol=0, rtol=0, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            one[name], other[name], atol=0, rtol=0, msg=lambda m, n=name: n + m
+        )
     assert rows[recipe.num_steps - 1]["step"] == recipe.num_steps
     assert -1 <= rows[recipe.num_steps]["rank_correlation"] <= 1
     untrained = adapter.train_adapter(

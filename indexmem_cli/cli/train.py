@@ -58,10 +58,16 @@ def base(
 
 @train.command()
 def adapter(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the training text.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for checkpoints and the finished adapter.")
     ],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the training text.")
+    ] = None,
+    quick: Annotated[
+        Path | None,
+        typer.Option(metavar="DOCUMENT", help="Fit to one document instead, in about a minute."),
+    ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="MODEL", help="The model, which stays as it is.")
     ] = DEFAULT_MODEL,
@@ -85,8 +91,17 @@ def adapter(
     \b
     Examples:
       indexmem train adapter --data corpus/ --out runs/adapter
-      indexmem train adapter -m runs/mini/model --data corpus/ --out runs/adapter --resume
+      indexmem train adapter -m Qwen/Qwen3-0.6B --quick book.pdf --out runs/adapter
     """
+    if (data is None) == (quick is None):
+        raise ConfigError("one of --data and --quick is needed", "see indexmem train adapter -h")
+    if quick is not None:
+        from indexmem_cli.train.quick import fit_adapter
+
+        path, scores = fit_adapter(model, quick, out, threads=threads, seed=seed)
+        typer.echo(f"held-out rank correlation {scores['rank_correlation']:.2f}", err=True)
+        typer.echo(path)
+        return
     if not data.is_dir():
         raise ConfigError(f"the data folder does not exist: {data}")
     from indexmem_cli.train.adapter import make_recipe, train_adapter

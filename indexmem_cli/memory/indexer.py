@@ -36,7 +36,7 @@ class IndexerConfig:
     group_layers: int = 1
     """Layers that share a score, for the forms `grouped` and `query`."""
     hidden: int = 256
-    """Units inside the net."""
+    """Units inside the net; 0 for a linear one."""
     activation: str = "relu"
     """relu | none: what a dot product passes through in the form `query`."""
 
@@ -62,19 +62,25 @@ class IndexerConfig:
 
 
 class ScoreNet(nn.Module):
-    """LN → W1 → LN → GELU → W2, in fp32. Norms first: states differ 100-fold over depth."""
+    """LN → W1 → LN → GELU → W2, in fp32. Norms first: states differ 100-fold over depth.
+
+    With no units inside, LN → W.
+    """
 
     def __init__(self, width: int, hidden: int, outputs: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.inner = nn.Linear(width, hidden)
-        self.inner_norm = nn.LayerNorm(hidden)
-        self.out = nn.Linear(hidden, outputs)
+        if hidden:
+            self.inner = nn.Linear(width, hidden)
+            self.inner_norm = nn.LayerNorm(hidden)
+        self.out = nn.Linear(hidden or width, outputs)
 
     def forward(self, states: Tensor) -> Tensor:
         """Map [B, T, width] in any dtype to fp32 [B, T, outputs]."""
-        inner = self.inner(self.norm(states.float()))
-        return self.out(nn.functional.gelu(self.inner_norm(inner)))
+        states = self.norm(states.float())
+        if hasattr(self, "inner"):
+            states = nn.functional.gelu(self.inner_norm(self.inner(states)))
+        return self.out(states)
 
 
 class TokenIndexer(nn.Module):

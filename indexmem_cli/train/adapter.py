@@ -281,7 +281,7 @@ class Run:
             hidden = self.hide(scores, batch, [end // 8 for end in batch.ends])[-1]
             for b, end in enumerate(batch.ends):
                 mine, truth = scores[-1][b].mean(0)[counted[b]], labels[b][counted[b]]
-                correlations.append(_spearman(mine, truth))
+                correlations.append(rank_correlation(mine, truth))
                 needed = counted[b] & (labels[b] > ATTENDED)
                 visible = (hidden[b, :, end, :] == 0).float().mean(0)
                 if needed.any():
@@ -328,7 +328,8 @@ class Run:
             self.step = state["step"]
 
 
-def _spearman(a: Tensor, b: Tensor) -> float:
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's rank correlation of two vectors."""
     ranks = [x.argsort().argsort().double() for x in (a, b)]
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 

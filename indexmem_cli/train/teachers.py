@@ -92,6 +92,10 @@ class WholeModel(Backbone):
     @torch.no_grad()
     def _watch_attention(self, run: Whole, query, keys, scaling, softcap) -> None:
         """Note the largest weights of the watched rows, a block of rows at a time."""
+        with torch.autocast(self.device.type, enabled=False):
+            self._watch_rows(run, query, keys, scaling, softcap)
+
+    def _watch_rows(self, run: Whole, query, keys, scaling, softcap) -> None:
         best = top = None
         most = int(run.rows.sum(1).max())
         # The watched rows of each text first, then others, which are struck out again.
@@ -142,8 +146,12 @@ def attention_labels(received: list[Tensor], groups: list[tuple[int, ...]], by_h
 
 @torch.no_grad()
 def reconstruction_scores(
-    model: WholeModel, text: Tensor, before: list[int], between: list[int]
-) -> list[Tensor]:
+    model: WholeModel,
+    text: Tensor,
+    before: list[int],
+    between: list[int],
+    watched: tuple[int, ...] = (),
+) -> tuple[list[Tensor], dict[int, Tensor]]:
     """The largest attention each token receives while the text is repeated, chunk by chunk.
 
     One chunk and its repetition are all that is ever held, so any length can be scored.
@@ -151,10 +159,10 @@ def reconstruction_scores(
 
     Args:
         text: token ids of chunks, [B, C]. before, between: what stands before a chunk, and between
-            it and its repetition.
+            it and its repetition. watched: layers whose attention inputs are wanted.
 
     Returns:
-        Per managed layer fp32 [B, G, C].
+        Per managed layer fp32 [B, G, C], and the inputs [B, C, d_model] of the watched layers.
     """
     frame = [torch.tensor(part, device=text.device).expand(len(text), -1).long() for part in
              (before, between)]  # fmt: skip
@@ -162,7 +170,9 @@ def reconstruction_scores(
     first, size = len(before), text.shape[1]
     rows = torch.zeros_like(ids, dtype=torch.bool)
     rows[:, -size - 1 :] = True
-    return [paid[:, :, first : first + size] for paid in model.run(ids, rows=rows).received]
+    run = model.run(ids, rows=rows, watched=watched)
+    hidden = {layer: states[:, first : first + size] for layer, states in run.hidden.items()}
+    return [paid[:, :, first : first + size] for paid in run.received], hidden
 
 
 def hide_evicted(

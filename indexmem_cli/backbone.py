@@ -216,8 +216,19 @@ class Backbone:
         def rotate(index: int, x: Tensor, positions: Tensor) -> Tensor:
             return _turn(modules[index], x, *self._angles(modules[index], x, positions[None]))
 
+        def remembered(index: int) -> Tensor:
+            module, layer, query = modules[index], state.managed[index], queries[index]
+            if layer.latent is None or layer.latent.is_silent:
+                return torch.zeros(query.shape[:3], device=query.device)
+            key = self._turn_slots(module, layer.keys[:, :, : layer.held], layer, run, 0)
+            values = layer.values[:, :, : layer.held]
+            softcap = getattr(module, "attn_logit_softcapping", None)
+            turned = self._turn_new(module, query, layer, run)
+            _, lse = ops.attend_with_lse(turned, key, values, module.scaling, None, softcap)
+            return layer.latent.share(self._turn_far(module, query), lse, module.scaling)
+
         hidden = {i: h[:, h.shape[1] - new_tokens :] for i, h in state.hidden.items()}
-        return Block(state, new_tokens, queries, hidden, [], attention, rotate)
+        return Block(state, new_tokens, queries, hidden, [], attention, rotate, remembered)
 
     def attend(self, module, query, key, value, scaling, window, softcap) -> Tensor:
         """Attend in one layer, called by transformers; queries and keys arrive unrotated.
@@ -243,8 +254,7 @@ class Backbone:
         window = None if managed else window
         latent = layer.latent if managed else None
         if latent is not None and not latent.is_silent:
-            far = torch.tensor([[FAR_TOKENS]], device=query.device)
-            far_query = _turn(module, query, *self._angles(module, query, far))
+            far_query = self._turn_far(module, query)
             out, lse = ops.attend_with_lse(turned_query, turned_key, value, scaling, None, softcap)
             out = latent.read(far_query, out, lse, scaling).to(query.dtype)
             if run.want_attention:
@@ -299,6 +309,11 @@ class Backbone:
         first = positions.shape[-1] - query.shape[2]
         positions = positions.reshape(-1, positions.shape[-1])[:1, first:]
         return _turn(module, query, *self._shared_angles(module, query, positions, run, first))
+
+    def _turn_far(self, module, query: Tensor) -> Tensor:
+        """Rotate queries to the fixed distance from which they see a latent memory."""
+        far = torch.tensor([[FAR_TOKENS]], device=query.device)
+        return _turn(module, query, *self._angles(module, query, far))
 
     def _turn_slots(self, module, keys: Tensor, layer, run: _Pass, first: int) -> Tensor:
         """Rotate the keys [B, G, n, D] of the slots from `first` on."""

@@ -38,6 +38,7 @@ ALLOWED = {
     "checkpoint": set(),
     "evidence": {"events", "tokens"},
     "plan": set(),
+    "explain": {"backbone", "engine", "memory"},
     "loading": {"backbone", "checkpoint", "events", "memory"},
     "backbone": {"events", "memory", "ops"},
     "engine": {"backbone", "memory", "plan"},

@@ -47,6 +47,10 @@ class LatentMemory(Protocol):
         """
         ...
 
+    def share(self, query: Tensor, lse: Tensor, scale: float) -> Tensor:
+        """The part of the output that `read` takes from the memory: fp32 [B, H, T]."""
+        ...
+
     def save(self) -> dict[str, Tensor]:
         """Return the state as named tensors."""
         ...
@@ -122,12 +126,16 @@ class CentroidMemory:
         self.values.masked_fill_(empty, 0.0)
 
     def read(self, query: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
+        return merge_attention(out, lse, *self._attend(query, scale))
+
+    def share(self, query: Tensor, lse: Tensor, scale: float) -> Tensor:
+        return torch.sigmoid(self._attend(query, scale)[1] - lse)
+
+    def _attend(self, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         bias = self.count.log()  # -inf where nothing is
         if self.bias is not None:
             bias = bias + self.bias[:, None]
-        mean_keys, mean_values = self.means()
-        remembered = attend_with_lse(query, mean_keys, mean_values, scale, bias, causal=False)
-        return merge_attention(out, lse, *remembered)
+        return attend_with_lse(query, *self.means(), scale, bias, causal=False)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Mean keys and values of the clusters, fp32 [B, G, M, D]; 0 where a cluster is empty."""
@@ -286,6 +294,10 @@ class FastWeightMemory:
         norm = (features.pow(2) * self.norm[:, :, None, None]).sum(-1, keepdim=True)
         found = (features @ self.weights.unsqueeze(2)) / (norm + self.eps)
         return out + (torch.sigmoid(self.slow.gate(grouped)) * found).flatten(1, 2)
+
+    def share(self, query: Tensor, lse: Tensor, scale: float) -> Tensor:
+        grouped = query.float().unflatten(1, (self.weights.shape[1], -1))
+        return torch.sigmoid(self.slow.gate(grouped)).squeeze(-1).flatten(1, 2)
 
     def save(self) -> dict[str, Tensor]:
         return {} if self.weights is None else {"weights": self.weights, "norm": self.norm}

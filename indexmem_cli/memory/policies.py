@@ -35,6 +35,9 @@ class Block:
     rotate: Callable[[int, Tensor, Tensor], Tensor] | None = None
     """rotate(layer, x [B, X, n, D], positions int64 [n]): x turned to those positions."""
 
+    remembered: Callable[[int], Tensor] | None = None
+    """remembered(layer): share of each row's attention that the latent memory takes, [B, H, T]."""
+
     def keys(self, layer: int) -> Tensor:
         """Keys of a managed layer before rotation, [B, G, N, D]."""
         held = self.state.managed[layer]

@@ -41,6 +41,7 @@ FULL = "full"
 LEARNED_VARIANTS = ("", ":shuffled", "+centroids", "+mixed")
 MAX_ANSWER_TOKENS = 24
 COLUMNS = ["task", "kept", "mode", "n", "documents", "score", "interval_95", "evidence_kept"]
+COLUMNS += ["over_twin"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class Texts:
         room = self.tokens - sum(map(len, pieces))
         prose = self.corpus.packed(rng, "prose", room)
         places = [0, *self.corpus.sentence_starts(prose)]
+        if len(places) < len(pieces):  # a text without sentences
+            places = range(len(prose))
         chosen = sorted(rng.sample(places, len(pieces)))
         order = list(range(len(pieces)))
         rng.shuffle(order)
@@ -373,6 +376,22 @@ def bootstrap(by_document: Sequence[Sequence[float]], draws: int = 2000) -> tupl
     return tuple(float(x) for x in np.quantile(totals[:, 0] / totals[:, 1], (0.025, 0.975)))
 
 
+def twin_of(mode: str) -> str | None:
+    """The control of a scorer or of a memory."""
+    if mode.endswith("+centroids"):
+        return mode.replace("+centroids", "+mixed")
+    return None if "+" in mode or ":" in mode else f"{mode}:shuffled"
+
+
+def over_twin(found: list[Row], twin: list[Row]) -> list[float] | None:
+    """Mean difference to the twin on the same questions, with its 95 % interval."""
+    if not twin:
+        return None
+    pairs = zip(found, sorted(twin, key=lambda result: result["number"]), strict=True)
+    apart = [[a - b for a, b in zip(x["scores"], y["scores"], strict=True)] for x, y in pairs]
+    return [float(np.mean([d for document in apart for d in document])), *bootstrap(apart)]
+
+
 def summarise(results: list[Row]) -> Iterator[Row]:
     """One row for each task, share kept and scorer."""
     cells = defaultdict(list)
@@ -392,6 +411,7 @@ def summarise(results: list[Row]) -> Iterator[Row]:
             "score": float(np.mean(flat)),
             "interval_95": bootstrap(scores),
             "evidence_kept": float(np.mean(held)) if held else None,
+            "over_twin": over_twin(found, cells.get((task, kept, twin_of(mode)), [])),
             "results": [[round(score, 4) for score in document] for document in scores],
         }
 

@@ -9,13 +9,9 @@ from random import Random
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.errors import BackboneError
-from indexmem_cli.memory.adapter import load_adapter
 from indexmem_cli.train import (
-    adapter,
     data,
     episodes,
     evaluate,
@@ -345,53 +341,3 @@ def test_a_needle_stands_once_near_its_depth(maker, depth: float) -> None:
             num_seen += 1
             assert abs(text.index(fact.sentences[0]) / len(text) - depth) < 0.4
     assert num_seen > 2
-
-
-@pytest.fixture
-def tiny_folder(data_folder: Path, tmp_path: Path) -> Path:
-    """An untrained model in a folder of its own, with the tokenizer of the tiny data."""
-    folder = tmp_path / "tiny"
-    encoding = data.prepare(data_folder, tmp_path / "cache", folder, 192)
-    pretrain.export(pretrain.build_model(TINY, encoding.n_vocab, 0), folder)
-    return folder
-
-
-@pytest.mark.parametrize("form", ["shared", "query"])
-def test_a_resumed_adapter_is_the_uninterrupted_one(form, data_folder, tiny_folder, tmp_path):
-    recipe = adapter.AdapterRecipe(form, distil_steps=2, stream_steps=2, rows=2, length_tokens=160)
-    runs, rows = [tmp_path / "whole", tmp_path / "parts"], []
-    options = {"seed": 3, "threads": 1, "report": rows.append}
-    first = adapter.train_adapter(str(tiny_folder), data_folder, runs[0], recipe, **options)
-    for stop in (1, 3, recipe.num_steps):
-        second = adapter.train_adapter(
-            str(tiny_folder), data_folder, runs[1], recipe, last_step=stop, resume=True, **options
-        )
-    one, other = load_file(first), load_file(second)
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], atol=0, rtol=0, msg=lambda m, n=name: n + m
-        )
-    assert rows[recipe.num_steps - 1]["step"] == recipe.num_steps
-    assert -1 <= rows[recipe.num_steps]["rank_correlation"] <= 1
-    untrained = adapter.train_adapter(
-        str(tiny_folder), data_folder, tmp_path / "none", recipe, last_step=0, **options
-    )
-    assert any(not torch.equal(one[n], tensor) for n, tensor in load_file(untrained).items())
-    read = load_adapter(first, tiny_folder)
-    assert read.trained_tokens == [160] and read.indexer.config.form == form
-
-
-def test_answers_are_watched_after_the_document_and_nothing_before(maker):
-    batch = adapter.make_batch(maker, Random(0), rows=6, length=160)
-    assert not (batch.answering & ~batch.asking).any() and batch.answering.any(1).all()
-    for ids, end, asking in zip(batch.ids.tolist(), batch.ends, batch.asking, strict=True):
-        assert ids[end : end + len(maker.close)] == maker.close
-        assert not asking[:end].any() and asking[end]
-    held_out = adapter.make_batch(maker, Random(0), rows=6, length=160, held_out=True)
-    assert held_out.answering.any(1).all()
-
-
-def test_an_adapter_is_not_trained_on_a_strangers_tokenizer(tiny_model_dir, data_folder, tmp_path):
-    with pytest.raises(BackboneError, match="tokenizer.tiktoken"):
-        adapter.train_adapter(str(tiny_model_dir), data_folder, tmp_path)

@@ -76,8 +76,11 @@ def adapter(
         typer.Option(help="What has a score of its own: see docs of memory/indexer.py."),
     ] = "shared",
     steps: Annotated[
-        int | None, typer.Option(metavar="NUMBER", min=1, help="Length of the run.")
-    ] = None,
+        int, typer.Option(metavar="NUMBER", min=1, help="Steps on what the whole model sees.")
+    ] = 400,
+    stream_steps: Annotated[
+        int, typer.Option(metavar="NUMBER", min=0, help="Steps on what is left in a stream.")
+    ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the out folder.")
     ] = False,
@@ -104,7 +107,7 @@ def adapter(
         return
     if not data.is_dir():
         raise ConfigError(f"the data folder does not exist: {data}")
-    from indexmem_cli.train.adapter import make_recipe, train_adapter
+    from indexmem_cli.train.adapter import AdapterRecipe, train_adapter
 
     def report(row: dict) -> None:
         if row.get("step", 0) % 10 == 0:
@@ -114,7 +117,7 @@ def adapter(
             )
             typer.echo(line, err=True)
 
-    recipe = make_recipe(form, steps)
+    recipe = AdapterRecipe(form, distil_steps=steps, stream_steps=stream_steps)
     path = train_adapter(
         model, data, out, recipe, seed=seed, resume=resume, threads=threads, report=report
     )

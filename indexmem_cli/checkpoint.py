@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from indexmem_cli.config import ADAPTER_FILE
 from indexmem_cli.errors import BackboneError
 
 FAMILIES = {
@@ -81,7 +82,13 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
-        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+        return sum(file.stat().st_size for file in _weight_files(self.path))
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """The adapter shipped with the model, if there is one."""
+        path = self.path / ADAPTER_FILE
+        return path if path.is_file() else None
 
     def likely_dtype(self, dtype: str, device: str) -> str:
         """What `auto` will come to, as far as it can be told without torch."""
@@ -122,7 +129,7 @@ def read_checkpoint(model: str, path: Path, revision: str = "") -> Checkpoint:
         BackboneError: config or weights are missing, or the family is not supported.
     """
     config = read_config(model, path)
-    weights = sorted(path.glob("*.safetensors"))
+    weights = _weight_files(path)
     if not weights:
         raise BackboneError(
             f"{model}: no .safetensors weights in {path}",
@@ -156,6 +163,10 @@ def shipped_folders() -> list[Path]:
     """Where models come with the program: inside the package, or beside it in a checkout."""
     package = Path(__file__).parent
     return [package / "models", package.parent / "models"]
+
+
+def _weight_files(path: Path) -> list[Path]:
+    return sorted(file for file in path.glob("*.safetensors") if file.name != ADAPTER_FILE)
 
 
 def _shipped(model: str) -> Path | None:

@@ -8,6 +8,7 @@ from typing import Literal
 from indexmem_cli.errors import ConfigError
 
 DEFAULT_MODEL = "indexmem-mini"
+ADAPTER_FILE = "adapter.safetensors"  # beside the weights of the model it was trained for
 DEFAULT_BUDGET_TOKENS = 4096
 QUANTS = ("auto", "none", "int8", "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -15,6 +16,7 @@ POSITIONS = ("auto", "original", "compact")
 DATE_ORDERS = ("dmy", "mdy", "ymd")
 POLICIES = {
     "question": "keeps what the question attends to (the question is known before reading)",
+    "learned": "keeps what a net trained for this model expects to be asked (its adapter)",
     "recency": "keeps the first and the most recent tokens (StreamingLLM)",
     "knorm": "keeps keys of small norm",
     "keydiff": "keeps keys unlike the mean key",

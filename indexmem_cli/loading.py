@@ -1,6 +1,7 @@
 """Load a model from disk in the form asked for, and its chat template."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from indexmem_cli.config import ModelConfig
 from indexmem_cli.dequantise import read_dequantised
 from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
 from indexmem_cli.events import ModelInfo
+from indexmem_cli.memory.adapter import load_adapter
 
 PLAIN = "-weights"  # ends the name of a quantisation whose weights run as plain ones
 INSTRUCTION = (
@@ -81,7 +83,12 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
         device=str(device),
         window_tokens=checkpoint.window_tokens,
     )
-    return Backbone(model, info, checkpoint.layer_windows)
+    backbone = Backbone(model, info, checkpoint.layer_windows)
+    if checkpoint.adapter_path:
+        backbone.load_adapter = partial(
+            load_adapter, checkpoint.adapter_path, checkpoint.path, device
+        )
+    return backbone
 
 
 def _load_stored(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):

@@ -56,7 +56,8 @@ ALLOWED = {
     "checkpoint": set(),
     "evidence": {"events", "tokens"},
     "plan": set(),
-    "loading": {"backbone", "checkpoint", "dequantise", "events"},
+    "explain": {"backbone", "engine", "memory"},
+    "loading": {"backbone", "checkpoint", "dequantise", "events", "memory"},
     "dequantise": set(),
     "backbone": {"events", "memory", "ops"},
     "engine": {"backbone", "memory", "plan"},
@@ -72,18 +73,9 @@ ALLOWED = {
         "ops",
         "tokens",
     },
-    "bench": {
-        "checkpoint",
-        "documents",
-        "engine",
-        "events",
-        "loading",
-        "ops",
-        "plan",
-        "session",
-        "tokens",
-        "train",
-    },
+    "explain": {"backbone", "engine", "memory"},
+    "loading": {"backbone", "checkpoint", "dequantise", "events", "memory"},
+    "dequantise": set(),
 }
 LEAVES = {"config": {"config", "errors"}, "errors": {"errors"}}
 HEAVY = {"torch", "transformers", "triton", "bitsandbytes"}

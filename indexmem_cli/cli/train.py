@@ -1,4 +1,4 @@
-"""`indexmem train`: make the models that indexmem carries."""
+"""`indexmem train`: make the models that indexmem carries, and their adapters."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from indexmem_cli.cli.noise import hush_libraries
+from indexmem_cli.config import DEFAULT_MODEL
 from indexmem_cli.errors import ConfigError
 
 train = typer.Typer(rich_markup_mode=None)
@@ -19,6 +20,7 @@ def _train() -> None:
     Examples:
       indexmem train base --recipe cpu --data corpus/ --out runs/mini
       indexmem train base --recipe gpu --data corpus/ --out runs/mini --resume
+      indexmem train adapter --model runs/mini/model --data corpus/ --out runs/adapter
     """
 
 
@@ -137,3 +139,71 @@ def quantise(
 
     size = write_quantised(model, out, to)
     typer.echo(f"{out}: {size / 1e6:.1f} MB of weights in {to}")
+
+
+@train.command()
+def adapter(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for checkpoints and the finished adapter.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the training text.")
+    ] = None,
+    quick: Annotated[
+        Path | None,
+        typer.Option(metavar="DOCUMENT", help="Fit to one document instead, in about a minute."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="MODEL", help="The model, which stays as it is.")
+    ] = DEFAULT_MODEL,
+    form: Annotated[
+        Literal["shared", "grouped", "shared-heads", "retention", "query"],
+        typer.Option(help="What has a score of its own: see docs of memory/indexer.py."),
+    ] = "shared",
+    steps: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, help="Steps on what the whole model sees.")
+    ] = 400,
+    stream_steps: Annotated[
+        int, typer.Option(metavar="NUMBER", min=0, help="Steps on what is left in a stream.")
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the out folder.")
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of weights and data.")] = 0,
+    threads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="CPU threads.")] = 3,
+) -> None:
+    """Train what decides which tokens a model keeps. The model itself is not changed.
+
+    Put the finished adapter.safetensors into the model's folder, and it is used from then on.
+
+    \b
+    Examples:
+      indexmem train adapter --data corpus/ --out runs/adapter
+      indexmem train adapter -m Qwen/Qwen3-0.6B --quick book.pdf --out runs/adapter
+    """
+    if (data is None) == (quick is None):
+        raise ConfigError("one of --data and --quick is needed", "see indexmem train adapter -h")
+    if quick is not None:
+        from indexmem_cli.train.quick import fit_adapter
+
+        path, scores = fit_adapter(model, quick, out, threads=threads, seed=seed)
+        typer.echo(f"held-out rank correlation {scores['rank_correlation']:.2f}", err=True)
+        typer.echo(path)
+        return
+    if not data.is_dir():
+        raise ConfigError(f"the data folder does not exist: {data}")
+    from indexmem_cli.train.adapter import AdapterRecipe, train_adapter
+
+    def report(row: dict) -> None:
+        if row.get("step", 0) % 10 == 0:
+            line = " · ".join(
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in row.items()
+            )
+            typer.echo(line, err=True)
+
+    recipe = AdapterRecipe(form, distil_steps=steps, stream_steps=stream_steps)
+    path = train_adapter(
+        model, data, out, recipe, seed=seed, resume=resume, threads=threads, report=report
+    )
+    typer.echo(path)

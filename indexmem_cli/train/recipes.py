@@ -142,7 +142,7 @@ RECIPES = {
             Stage(800, 256, DEEPENING, "eager", compiled=True),
             Stage(1100, 512, DEEPENING, "eager", compiled=True),
             Stage(650, 1024, DEEPENING),
-            Stage(160, 2048, DEEPENING),
+            Stage(60, 2048, DEEPENING),
             Stage(440, 512, DEEPENING, "eager", compiled=True),
         ),
         muon_lr=0.015,

@@ -120,6 +120,9 @@ class ReadConfig:
     date_order: str | None = None
     """dmy | mdy | ymd, for dates such as 03/05/24. None finds out."""
 
+    allow_network: bool = False
+    """Whether sources may be addresses of the web."""
+
     def __post_init__(self) -> None:
         if self.date_order is not None:
             _check_choice("order of dates", self.date_order, DATE_ORDERS)

@@ -2,9 +2,12 @@
 
 import collections
 import contextlib
+import functools
+import http.server
 import io
 import os
 import subprocess
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents import Document, open_sources, open_text
+from indexmem_cli.documents import Document, formats, open_sources, open_text
 from indexmem_cli.documents.text import (
     MAX_PASSAGE_CHARS,
     clean,
@@ -390,3 +393,59 @@ def test_pages_are_for_pdfs(tmp_path):
     make_files(tmp_path, {"a.txt": "a\n"})
     with pytest.raises(ConfigError, match="no source has pages"):
         open_one(tmp_path / "a.txt", ReadConfig(pages=((1, 2),)))
+
+
+# --- the network, and loaders of others
+
+
+@pytest.fixture
+def address(tmp_path):
+    """A server of the files in a folder, on this machine."""
+    handler = functools.partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_addresses_need_permission(tmp_path, address):
+    make_files(tmp_path, {"a.txt": "one\n", "b.html": "<html><p>two</p></html>"})
+    with pytest.raises(ConfigError, match="permission") as error:
+        open_sources([f"{address}/a.txt"], READ)
+    assert "--allow-network" in error.value.hint
+    allowed = ReadConfig(allow_network=True)
+    text, page = open_sources([f"{address}/a.txt", f"{address}/b.html"], allowed).documents
+    assert (text_of(text), text_of(page), page.kind) == ("one\n", "two\n\n", "html")
+    with pytest.raises(DocumentError, match="not found"):
+        open_sources([f"{address}/c.txt"], allowed)
+
+
+LOADER = """
+from indexmem_cli.documents import Document, Passage, Place
+class Loaded(Document):
+    def _read(self):
+        yield Passage("loaded", Place(self.name, None, None, 1))
+def load(blob, config):
+    if blob.head.startswith(b"BAD"):
+        raise KeyError("x")
+    return Loaded(blob.name, "mine", 1) if blob.head.startswith(b"MINE") else None
+"""
+
+
+def test_another_package_can_add_a_loader(tmp_path, monkeypatch):
+    made = {"mine_loader.py": LOADER, "mine-1.dist-info/METADATA": "Name: mine\nVersion: 1\n"}
+    points = {"mine-1.dist-info/entry_points.txt": "[indexmem.loaders]\nmine = mine_loader:load\n"}
+    monkeypatch.syspath_prepend(make_files(tmp_path / "site", {**made, **points}))
+    formats._loaders.cache_clear()
+    files = {"a.x": b"MINE\0", "b.txt": "MIND\n", "c.txt": "BAD\n"}
+    root = make_files(tmp_path / "docs", files)
+    assert text_of(open_one(root / "a.x")) == "loaded"
+    assert text_of(open_one(root / "b.txt")) == "MIND\n"
+    with pytest.raises(DocumentError, match="mine_loader"):
+        open_one(root / "c.txt")
+    formats._loaders.cache_clear()

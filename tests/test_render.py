@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from indexmem_cli import events, render
 from indexmem_cli.render import screen
 
+CHAT_SOURCE = events.Source(
+    "chat.txt", None, None, 7, 7, 0.5, "hi", "line", None, "Ann", "2024-03-05 14:02"
+)
 HOSTILE = {
     "clipboard": "\x1b]52;c;cm0gLXJmIC8=\x07",
     "link": "\x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\",
@@ -289,6 +292,35 @@ def test_coverage_is_never_rounded_up(read: int, total: int, shown: str) -> None
     assert render.describe_coverage(coverage).startswith(f"read {shown}")
 
 
+def test_a_folder_is_shown_as_a_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    inner = ("README.md", "src/a.py", "src/deep/b.py", "z/c.py")
+    files = [events.FileReport(f"d/{name}", "code", 0, 10, 1024, name) for name in inner]
+    alone = events.FileReport("x/chat.txt", "whatsapp", 0, 5, 10)
+    coverage = replace(COVERAGE, messages_read=9, messages_not_selected=2)
+    shown = replace(INSPECTION, files=(*files, alone), coverage=coverage)
+    render.show_inspection(shown, verbose=False)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [(len(line) - len(line.lstrip()), *line.split()) for line in lines[1:10]]
+    assert rows == [
+        (0, "d/", "40", "4.0", "KiB"),
+        (2, "README.md", "code", "-", "10", "1.0", "KiB"),
+        (2, "src/", "20", "2.0", "KiB"),
+        (4, "a.py", "code", "-", "10", "1.0", "KiB"),
+        (4, "deep/", "10", "1.0", "KiB"),
+        (6, "b.py", "code", "-", "10", "1.0", "KiB"),
+        (2, "z/", "10", "1.0", "KiB"),
+        (4, "c.py", "code", "-", "10", "1.0", "KiB"),
+        (0, "x/chat.txt", "whatsapp", "-", "5", "10", "B"),
+    ]
+    assert "9 messages (2 more are not selected)" in lines[10]
+
+
+def test_coverage_of_messages() -> None:
+    coverage = events.Coverage(9, 9, 1, {}, 0, 0, (), messages_read=1, messages_not_selected=3)
+    expected = "read 100% of 9 tokens (1 message; 3 messages not selected)"
+    assert render.describe_coverage(coverage) == expected
+
+
 def test_coverage_of_a_folder() -> None:
     skipped = {"ignored": 3, "binary": 1}
     coverage = events.Coverage(10, 10, 12, skipped, 0, 0, ())
@@ -304,6 +336,19 @@ def test_coverage_of_a_folder() -> None:
         (replace(SOURCES[0], page_label=None), "book.pdf p. 311"),
         (SOURCES[2], "notes.txt lines 8123–8130"),
         (replace(SOURCES[2], file="-", line_end=8123), "stdin line 8123"),
+        (
+            replace(CHAT_SOURCE, file="a.zip", member="#sea"),
+            "a.zip · #sea · 2024-03-05 14:02 · Ann",
+        ),
+        (replace(CHAT_SOURCE, author=None), "chat.txt · 2024-03-05 14:02"),
+        (replace(CHAT_SOURCE, time=None, unit="message"), "chat.txt · Ann · message 7"),
+        (replace(CHAT_SOURCE, author="A\x1b[2Jn\nn"), "chat.txt · 2024-03-05 14:02 · A[2Jn n"),
+        (replace(SOURCES[2], unit="row"), "notes.txt rows 8123–8130"),
+        (
+            replace(SOURCES[2], unit="paragraph", member="Boats", line_end=8123),
+            "notes.txt · Boats · paragraph 8123",
+        ),
+        (replace(SOURCES[2], symbol="A.f", member="x"), "notes.txt:8123–8130 (A.f)"),
     ],
 )
 def test_places(source: events.Source, place: str) -> None:

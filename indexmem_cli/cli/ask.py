@@ -41,6 +41,7 @@ def ask(
     since: options.Since = None,
     until: options.Until = None,
     date_order: options.DateOrder = None,
+    allow_network: options.AllowNetwork = False,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
     temperature: options.Temperature = AnswerConfig.temperature,
     seed: options.Seed = AnswerConfig.seed,
@@ -76,9 +77,8 @@ def ask(
       cat app.log | indexmem ask "Why did it restart?" --json | jq .answer
     """
     sources = _check_sources(sources or (), question)
-    read = options.read_config(
-        pages, encoding, password_file, include, exclude, authors, since, until, date_order
-    )
+    chosen = (authors, since, until, date_order, allow_network and not offline)
+    read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from)
     backbone = options.model_config(model, quant, dtype, device, offline)
     answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)

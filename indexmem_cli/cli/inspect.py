@@ -35,6 +35,7 @@ def inspect(
     since: options.Since = None,
     until: options.Until = None,
     date_order: options.DateOrder = None,
+    allow_network: options.AllowNetwork = False,
     as_json: options.Json = False,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="List every file and every page without text.")
@@ -54,9 +55,8 @@ def inspect(
                 "indexmem inspect book.pdf",
             )
         sources = ["-"]
-    read = options.read_config(
-        pages, encoding, password_file, include, exclude, authors, since, until, date_order
-    )
+    chosen = (authors, since, until, date_order, allow_network and not offline)
+    read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
     memory = options.memory_config(budget=budget)
     backbone = options.model_config(model, quant, dtype, device, offline)
 

@@ -165,6 +165,9 @@ DateOrder = Annotated[
         help=f"Order of dates such as 03/05/24: {', '.join(DATE_ORDERS)}; found out if left out.",
     ),
 ]
+AllowNetwork = Annotated[
+    bool, typer.Option("--allow-network", help="Sources may be addresses of the web.")
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of text for people.")
 ]
@@ -180,6 +183,7 @@ def read_config(
     since: str | None = None,
     until: str | None = None,
     date_order: str | None = None,
+    allow_network: bool = False,
 ) -> ReadConfig:
     """Check the options that say what to read.
 
@@ -197,6 +201,7 @@ def read_config(
         since=parse_time(since) if since else None,
         until=parse_time(until, is_end=True) if until else None,
         date_order=date_order,
+        allow_network=allow_network,
     )
 
 

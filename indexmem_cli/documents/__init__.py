@@ -21,11 +21,12 @@ from indexmem_cli.documents.chats.messages import MessageDocument
 from indexmem_cli.documents.chats.slack import Folder, is_slack, read_slack
 from indexmem_cli.documents.codebase import find_files
 from indexmem_cli.documents.formats import Blob, is_plain_text, open_blob
+from indexmem_cli.documents.network import is_address, open_address
 from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
 from indexmem_cli.documents.text import SNIFF_BYTES, TextDocument
 from indexmem_cli.errors import ConfigError, DocumentError
 
-__all__ = ["Document", "Passage", "Place", "Sources", "open_sources", "open_text"]
+__all__ = ["Blob", "Document", "Passage", "Place", "Sources", "open_sources", "open_text"]
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Sources:
 def open_sources(
     sources: Sequence[str], config: ReadConfig, stdin: BinaryIO | None = None
 ) -> Sources:
-    """Open files, folders and `-` (stdin, also where no source is named).
+    """Open files, folders, addresses and `-` (stdin, also where no source is named).
 
     What can be known without reading on is checked here, so that a bad source is refused before
     a model is loaded.
@@ -61,6 +62,9 @@ def open_sources(
     for source in sources or ["-"]:
         if source == "-":
             opened.documents.append(_open_pipe("-", stdin, config))
+        elif is_address(source):
+            page = open_address(source, config)
+            opened.documents.append(_open_pipe(source, page, config, is_ours=True))
         elif Path(source).is_dir():
             _open_folder(source, config, opened)
         else:

@@ -3,6 +3,8 @@
 import io
 import re
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import BinaryIO, NamedTuple
 
 from indexmem_cli.config import ReadConfig
@@ -22,6 +24,11 @@ from indexmem_cli.documents.text import (
     kind_of,
 )
 from indexmem_cli.documents.web import read_html
+from indexmem_cli.errors import DocumentError
+
+LOADERS = "indexmem.loaders"
+"""Entry points of other packages: functions from a `Blob` and a `ReadConfig` to a `Document`, or
+None for what is not theirs. They are asked first."""
 
 _ZIP = b"PK\x03\x04"
 _HTML = re.compile(
@@ -61,6 +68,9 @@ def open_blob(blob: Blob, config: ReadConfig, in_folder: bool = False) -> Docume
             folder.
     """
     name, size_bytes, reopen, head = blob.name, blob.size_bytes, blob.reopen, blob.head
+    for loader in _loaders():
+        if document := _load(loader, blob, config):
+            return document
     if is_pdf(head):
         from indexmem_cli.documents.pdf import PdfDocument  # 0.15 s, for those who have PDFs
 
@@ -89,6 +99,21 @@ def open_blob(blob: Blob, config: ReadConfig, in_folder: bool = False) -> Docume
     if in_folder and is_generated(blob.file_name, kind, head):
         raise Unreadable("generated", f"{name}: a generated file")
     return TextDocument(name, kind, size_bytes, reopen, config.encoding)
+
+
+@cache
+def _loaders() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=LOADERS))
+
+
+def _load(loader: EntryPoint, blob: Blob, config: ReadConfig) -> Document | None:
+    try:
+        return loader.load()(blob, config)
+    except DocumentError:
+        raise
+    except Exception as error:  # whatever the code of others raises
+        message = f"{blob.name}: the loader {loader.value} failed ({type(error).__name__}: {error})"
+        raise Unreadable("malformed", message, f"uninstall {loader.name}, or report it") from error
 
 
 def _messages(head: bytes, config: ReadConfig):

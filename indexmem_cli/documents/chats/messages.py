@@ -1,6 +1,7 @@
 """The one form that messages of every program take, and how they read as text."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -72,7 +73,7 @@ class MessageDocument(FileDocument):
 
     def _select(self, messages: Iterable[Message]) -> Iterator[Passage]:
         authors: dict[str, None] = {}  # in order, and each once
-        answered: dict[str, str] = {}
+        answered: OrderedDict[str, str] = OrderedDict()
         for number, message in enumerate(_whole(messages), 1):
             author = _one_line(message.author) or None
             if author and len(authors) < _AUTHORS_NAMED:
@@ -80,7 +81,7 @@ class MessageDocument(FileDocument):
             if message.id and author:
                 answered[message.id] = author
                 if len(answered) > _REPLIES_REMEMBERED:
-                    del answered[next(iter(answered))]
+                    answered.popitem(last=False)
             if not is_selected(message, self._config):
                 self.messages_not_selected += 1
                 continue

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class TestAsk:
             " -m org/model --quant nf4"
             " --dtype bfloat16 --device cuda:1 --offline --pages 1,10-40 --encoding cp1252"
             f" --password-file {password} --include *.py --include *.md --exclude tests/"
+            " --author Ann --from Bob --since 2024-03-05 --until 2024-03-06 --date-order dmy"
             " --max-tokens 9 --temperature 0.7 --seed 3"
         )
         result = run("ask", *options.split(), "book.pdf", "Who?")
@@ -71,6 +73,10 @@ class TestAsk:
                 password="s3 cret",
                 include=("*.py", "*.md"),
                 exclude=("tests/",),
+                authors=("Ann", "Bob"),
+                since=datetime(2024, 3, 5),
+                until=datetime(2024, 3, 6, 23, 59, 59, 999_999),
+                date_order="dmy",
             ),
             "memory": MemoryConfig(
                 budget_tokens=1536,

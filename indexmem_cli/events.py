@@ -6,7 +6,7 @@ Notice*  Loaded  Progress*  TokenText*  Answer
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-NO_LOSS = frozenset({"ignored", "binary", "generated", "not a file"})
+NO_LOSS = frozenset({"ignored", "binary", "generated", "not a file", "not selected"})
 """Reasons for which a file of a folder may be left out with nothing lost."""
 
 

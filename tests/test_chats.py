@@ -181,6 +181,10 @@ def test_a_selection_of_nothing_names_the_authors(tmp_path):
     with pytest.raises(DocumentError, match="none of its 4 messages") as error:
         open_chat(tmp_path / "a", CHAT, ReadConfig(authors=("Eve",)))
     assert "Ann Lee, Bob" in error.value.hint
+    (tmp_path / "b").write_text(CHAT.replace("Bob", "Eve"))
+    sources = open_sources([str(tmp_path / name) for name in "ab"], ReadConfig(authors=("Eve",)))
+    assert [Path(document.name).name for document in sources.documents] == ["b"]
+    assert sources.skipped == {"not selected": 1}
     with pytest.raises(ConfigError, match="no source has messages"):
         open_chat(tmp_path / "a", "plain text", ReadConfig(authors=("Eve",)))
     with pytest.raises(ConfigError, match="not a time"):

@@ -14,8 +14,8 @@ STOCKROOM = Path(__file__).parents[1] / "examples" / "stockroom"
 
 SOURCES = {
     ".py": (
-        "import x\n@dec\nclass A:\n  def f(self):\n    def g(): pass\n    return g\nx = 1\n",
-        [None, "A", "A", "A.f", "A.f.g", "A.f", None],
+        "import x\n@dec\nclass A:\n  def f(self):\n    def g(): pass\n    return g\nX = (\n1)\n",
+        [None, "A", "A", "A.f", "A.f.g", "A.f", "X", "X"],
     ),
     ".js": ("const f = () => {\n};\nclass B {\n  m() { }\n}\nlet z = 3;\n", "f f B B.m B -"),
     ".jsx": ("function F() {\n  return <a/>;\n}\n", "F F F"),

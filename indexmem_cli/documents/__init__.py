@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.chats.messages import MessageDocument
+from indexmem_cli.documents.chats.messages import NOT_SELECTED, MessageDocument
 from indexmem_cli.documents.chats.slack import Folder, is_slack, read_slack
 from indexmem_cli.documents.codebase import find_files
 from indexmem_cli.documents.formats import Blob, is_plain_text, open_blob
@@ -59,22 +59,35 @@ def open_sources(
         raise ConfigError("stdin (-) is named twice")
     _check_encoding(config.encoding)
     opened = Sources()
+    unselected = None
     for source in sources or ["-"]:
-        if source == "-":
-            opened.documents.append(_open_pipe("-", stdin, config))
-        elif is_address(source):
-            page = open_address(source, config)
-            opened.documents.append(_open_pipe(source, page, config, is_ours=True))
-        elif Path(source).is_dir():
-            _open_folder(source, config, opened)
-        else:
-            opened.documents.append(_open_file(source, config))
+        try:
+            _open_source(source, stdin, config, opened)
+        except Unreadable as error:
+            if error.reason != NOT_SELECTED:
+                raise
+            opened.skipped[NOT_SELECTED] += 1
+            unselected = unselected or error
+    if unselected and not opened.documents:
+        raise unselected
     kinds = {type(document) for document in opened.documents}
     if config.pages and all(document.kind != "pdf" for document in opened.documents):
         raise ConfigError("pages are selected, but no source has pages")
     if (config.authors or config.since or config.until) and MessageDocument not in kinds:
         raise ConfigError("authors or times are selected, but no source has messages")
     return opened
+
+
+def _open_source(source: str, stdin: BinaryIO | None, config: ReadConfig, opened: Sources) -> None:
+    if source == "-":
+        opened.documents.append(_open_pipe("-", stdin, config))
+    elif is_address(source):
+        page = open_address(source, config)
+        opened.documents.append(_open_pipe(source, page, config, is_ours=True))
+    elif Path(source).is_dir():
+        _open_folder(source, config, opened)
+    else:
+        opened.documents.append(_open_file(source, config))
 
 
 def open_text(text: str, name: str = "text") -> Document:

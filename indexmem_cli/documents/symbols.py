@@ -34,15 +34,15 @@ _TYPESCRIPT = (
 )
 _C = "function_definition struct_specifier union_specifier enum_specifier preproc_function_def"
 _LANGUAGES = {
-    ".py .pyi": _language("python", "function_definition class_definition"),
+    ".py .pyi": _language("python", "function_definition class_definition assignment"),
     ".js .mjs .cjs .jsx": _language("javascript", _JAVASCRIPT),
     ".ts .mts .cts": _language("typescript", _TYPESCRIPT, "language_typescript"),
     ".tsx": _language("typescript", _TYPESCRIPT, "language_tsx"),
-    ".go": _language("go", "function_declaration method_declaration type_spec"),
+    ".go": _language("go", "function_declaration method_declaration type_spec const_spec"),
     ".rs": _language(
         "rust",
         "function_item struct_item enum_item trait_item impl_item mod_item union_item"
-        " macro_definition function_signature_item",
+        " macro_definition function_signature_item const_item static_item",
     ),
     ".java": _language(
         "java",
@@ -119,7 +119,11 @@ def _name(node: "Node") -> str | None:
         if value is None or value.type not in _FUNCTION_VALUES:
             return None
     named = node.child_by_field_name("name")
-    if node.type == "impl_item":
+    if node.type == "assignment":
+        named = node.child_by_field_name("left")
+        if named is None or named.type != "identifier" or not _is_constant(node):
+            return None
+    elif node.type == "impl_item":
         named = node.child_by_field_name("type")
     elif node.type.endswith("_specifier") and node.child_by_field_name("body") is None:
         return None  # a type that is only mentioned
@@ -132,6 +136,14 @@ def _name(node: "Node") -> str | None:
     if receiver is not None and (types := _of_type(receiver, "type_identifier")):
         name = f"{types[0].text.decode('utf-8', 'replace')}.{name}"
     return name if len(name) <= 200 and "\n" not in name else None
+
+
+def _is_constant(assignment: "Node") -> bool:
+    """Tell whether something is assigned in a module or a class of Python, not in a function."""
+    outer = assignment.parent.parent
+    if outer is not None and outer.type == "block":
+        outer = outer.parent
+    return outer is not None and outer.type in ("module", "class_definition")
 
 
 def _declared(node: "Node") -> "Node | None":

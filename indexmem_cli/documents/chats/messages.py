@@ -26,6 +26,9 @@ from indexmem_cli.documents.text import (
 MAX_MESSAGE_CHARS = 1_000_000
 """Longer messages are cut into several of the same author and time."""
 
+NOT_SELECTED = "not selected"
+"""The reason why a file is not read of which no message was asked for."""
+
 _AUTHORS_NAMED = 12
 _REPLIES_REMEMBERED = 10_000
 
@@ -102,7 +105,7 @@ class MessageDocument(FileDocument):
             raise Damaged(
                 f"none of its {self.messages_not_selected:,} messages is selected",
                 f"among its authors are {', '.join(authors)}" if authors else None,
-                "not selected",
+                NOT_SELECTED,
             )
 
 

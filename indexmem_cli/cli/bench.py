@@ -55,6 +55,7 @@ def model(
         bool, typer.Option("--quick", help="Few questions, texts up to 1k tokens: two minutes.")
     ] = False,
     threads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="CPU threads.")] = 2,
+    device: options.Device = "cpu",
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of all drawing.")] = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -66,7 +67,6 @@ def model(
     \b
     Examples:
       indexmem bench model --quick
-      indexmem bench model --model runs/mini/model --data corpus/
       indexmem bench model --model indexmem-mini --full runs/mini/model --data corpus/ --json
     """
     if data is not None and not data.is_dir():
@@ -77,7 +77,9 @@ def model(
     from indexmem_cli.render import show_json, show_measures
 
     sizes = tuple(parse_size(length) for length in lengths.split(","))
-    config = BenchConfig(measured, full, data, count, sizes, threads=threads, seed=seed)
+    config = BenchConfig(
+        measured, full, data, count, sizes, threads=threads, device=device, seed=seed
+    )
     if quick:
         sizes = tuple(size for size in sizes if size <= 1024) or sizes
         config = replace(config, count=min(count, 20), lengths=sizes, windows=8, repeats=1)

@@ -137,7 +137,8 @@ class ModelConfig:
     model: str = DEFAULT_MODEL
     """A model shipped with the package, a local folder, or a Hugging Face id."""
     quant: str = "auto"
-    """auto | none | int8 | nf4. auto quantises large models on a GPU, nothing on a CPU."""
+    """auto | none | int8 | nf4. auto quantises large models on a GPU, nothing on a CPU. Weights
+    stored by bitsandbytes run as plain ones, unless their own form is named or they are large."""
     dtype: str = "auto"
     """auto | float32 | bfloat16 | float16."""
     device: str = "auto"

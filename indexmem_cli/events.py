@@ -25,6 +25,7 @@ class ModelInfo:
     revision: str
     """Commit of a hub model; a hash of the weights file's size and header for a local one."""
     quant: str
+    """none, int8, nf4; int8-weights (or nf4-): stored so, and running as plain weights."""
     dtype: str
     device: str
     window_tokens: int

@@ -128,7 +128,7 @@ def run_program() -> None:
     sys.modules["indexmem_cli.session"] = session  # type: ignore[assignment]
     indexmem_cli.session = session  # type: ignore[attr-defined]
     trainer = ModuleType("indexmem_cli.train.pretrain")
-    trainer.train_base = lambda *_: print("step 1")  # type: ignore[attr-defined]
+    trainer.train_base = lambda *_, **__: print("step 1")  # type: ignore[attr-defined]
     sys.modules[trainer.__name__] = trainer
     indexmem_cli.__main__.main()
 

@@ -6,10 +6,11 @@ import pytest
 from test_train import make_prose, write_records
 from typer.testing import CliRunner
 
-from indexmem_cli.bench import baselines, model, scores, tasks
+from indexmem_cli.bench import baselines, card, model, scores, tasks
 from indexmem_cli.bench.reader import ModelReader, Reply
 from indexmem_cli.cli.app import app
 from indexmem_cli.config import ModelConfig
+from indexmem_cli.errors import ConfigError
 from indexmem_cli.render import describe_value, tabulate_measures
 from indexmem_cli.train.data import PROSE_SHARDS
 from indexmem_cli.train.templates import NOT_STATED
@@ -201,3 +202,48 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path):
     result = CliRunner().invoke(app, ["bench", "model", "--data", str(tmp_path / "none")])
     assert result.exit_code == 2
     assert "does not exist" in result.stderr
+
+
+def test_a_card_is_filled_between_its_marks_alone(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("# M\n<!-- scores -->\nold\n<!-- /scores -->\nkept \\1\n", "utf-8")
+    card.write_parts(path, {"scores": lambda: "new \\1"})
+    text = path.read_text("utf-8")
+    assert text == "# M\n<!-- scores -->\nnew \\1\n<!-- /scores -->\nkept \\1\n"
+    with pytest.raises(ConfigError, match="examples"):
+        card.write_parts(path, {"scores": lambda: "newer", "examples": lambda: ""})
+    assert path.read_text("utf-8") == text
+
+
+def test_a_card_takes_the_newest_rows_of_its_model():
+    def row(model, commit, value):
+        keys = {"benchmark": "model", "weights": "int8", "task": "t", "measure": "m"}
+        return keys | {"model": model, "commit": commit, "value": value}
+
+    rows = [row("mini", "a", 1), row("mini", "b", 2), row("mini", "b", 3), row("other", "c", 4)]
+    assert [found["value"] for found in card.newest_rows(rows, "mini")] == [3]
+    with pytest.raises(ConfigError, match="none-such"):
+        card.newest_rows(rows, "none-such")
+
+
+def test_a_card_counts_parameters_and_judges_answers(tiny_model_dir):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    number = sum(weight.numel() for weight in loaded.parameters())
+    assert f"{number:,} (float32" in card.describe_model(tiny_model_dir)
+    asked = card.Example("who", "note", "", "Who?", "Kublai Khan")
+    assert card.judge("kublai khan.", asked) == "right"
+    assert card.judge("Khan", asked) == "partly right: Kublai Khan"
+    assert card.judge("Rain", asked) == "wrong: Kublai Khan"
+
+
+def test_every_example_of_the_card_stands_in_its_document():
+    if not (tasks.EXAMPLES / "chat.txt").exists():
+        pytest.skip("the examples are of a checkout")
+    texts = {}
+    for one in card.EXAMPLES_ASKED:
+        text = texts.setdefault(one.source, " ".join(card.load_example(one.source).split()))
+        assert one.near in text
+        assert one.expected in text + one.added or one.expected == NOT_STATED

@@ -329,14 +329,16 @@ class TestInspect:
 
 class TestTrain:
     def test_options(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        calls: list[tuple[Any, ...]] = []
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         trainer = type(sys)("indexmem_cli.train.pretrain")
-        trainer.train_base = lambda *args: calls.append(args)  # type: ignore[attr-defined]
+        trainer.train_base = lambda *args, **named: calls.append((args, named))  # type: ignore
         monkeypatch.setitem(sys.modules, "indexmem_cli.train.pretrain", trainer)
         options = f"--recipe gpu --data {tmp_path} --out new --resume --seed 3 --max-steps 5"
         result = run("train", "base", *options.split())
         assert result.exit_code == 0, result.stderr
-        assert calls == [("gpu", tmp_path, Path("new"), True, 3, 5)]
+        [(args, named)] = calls
+        assert args == ("gpu", tmp_path, Path("new"), True, 3)
+        assert {name: value for name, value in named.items() if value} == {"max_steps": 5}
 
     def test_a_missing_data_folder(self) -> None:
         result = run("train", "base", "--data", "none", "--out", "new")
@@ -344,7 +346,10 @@ class TestTrain:
         assert "error: the data folder does not exist: none" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["", "ask", "inspect", "train", "train base"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "ask", "inspect", "bench", "bench model", "train", "train base", "train pack"],
+)
 def test_every_help_page_holds_two_examples(command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.exit_code == 0

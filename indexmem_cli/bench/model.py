@@ -7,6 +7,7 @@ interval of its own.
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import log
 from pathlib import Path
 from random import Random
@@ -49,6 +50,7 @@ class BenchConfig:
     repeats: int = 5
     """Times that each speed is measured."""
     threads: int = 2
+    device: str = "cpu"
     seed: int = 0
 
 
@@ -92,7 +94,7 @@ def bench_model(config: BenchConfig) -> Iterator[Row | Notice]:
         forms = find_forms(config, Path(folder))
         for form, model in forms.items():
             checkpoint = find_checkpoint(model, offline=True)
-            shared = common_fields(checkpoint, "cpu")
+            shared = common_fields(checkpoint, config.device)
             shared |= {"model": Path(config.model).name, "benchmark": "model", "weights": form}
             shared |= {"weight_bytes": checkpoint.weight_bytes, "seed": config.seed}
             values[form] = {}
@@ -109,6 +111,8 @@ def find_forms(config: BenchConfig, folder: Path) -> dict[str, str]:
     stored = find_checkpoint(config.model, offline=True).stored_quant
     if stored:
         return ({FULL: config.full} if config.full else {}) | {stored: config.model}
+    if find_spec("bitsandbytes") is None:
+        return {FULL: config.model}
     quantise(config.model, folder / "int8", "int8")
     return {FULL: config.model, "int8": str(folder / "int8")}
 
@@ -149,7 +153,7 @@ def measure_form(
     config: BenchConfig, model: str, suite: list[Task], held_out: HeldOut, values: Values
 ) -> Iterator[Row]:
     """Measure one form of the weights; what each item scored is left in `values`."""
-    reader = ModelReader(ModelConfig(model=model, device="cpu", offline=True))
+    reader = ModelReader(ModelConfig(model=model, device=config.device, offline=True))
     info = reader.backbone.info
     form = {"quant": info.quant, "dtype": info.dtype, "window_tokens": info.window_tokens}
     for task in suite:
@@ -157,7 +161,9 @@ def measure_form(
             yield form | row
     for name, unit, row in speed.measure_rates(reader, config.repeats):
         yield form | {"task": "speed", "measure": name, "unit": unit} | row
-    for name, unit, row in speed.measure_command(model, config.threads, min(3, config.repeats)):
+    for name, unit, row in speed.measure_command(
+        model, config.device, config.threads, min(3, config.repeats)
+    ):
         yield form | {"task": "speed", "measure": name, "unit": unit} | row
     plain = reader.release()
     for source, texts in draw_texts(held_out, config).items():

@@ -57,14 +57,16 @@ def measure_rates(reader: ModelReader, repeats: int) -> Iterator[tuple[str, str,
     yield "decoding", "tokens/s", _median(decoded[1:])
 
 
-def measure_command(model: str, threads: int, repeats: int) -> Iterator[tuple[str, str, Row]]:
+def measure_command(
+    model: str, device: str, threads: int, repeats: int
+) -> Iterator[tuple[str, str, Row]]:
     """Ask a text of one page in new processes: seconds to the first token, and peak memory."""
     seconds, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.txt"
         page.write_text(PAGE, encoding="utf-8")
-        asked = [str(page), QUESTION, "--model", model, "--offline", "--no-stats"]
-        command = [sys.executable, "-m", "indexmem_cli", "ask", *asked]
+        asked = [str(page), QUESTION, "--model", model, "--device", device]
+        command = [sys.executable, "-m", "indexmem_cli", "ask", *asked, "--offline", "--no-stats"]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         for _ in range(repeats):
             started = time.perf_counter()

@@ -76,7 +76,7 @@ def load_held_out(data: Path | None) -> HeldOut:
         books = [book["text"] for book in read_records(shard)][-NUM_VALIDATION_BOOKS:]
         texts["prose"] = books, f"last {NUM_VALIDATION_BOOKS} books of {PROSE_SHARDS[-1]}"
     elif (book := EXAMPLES / "short-history-of-the-world.pdf").exists():
-        texts["prose"] = [_text_of(book)], book.name
+        texts["prose"] = [text_of(book)], book.name
     if data and (data / "prose" / "chat.jsonl.xz").exists():
         texts["chat"] = read_chat(data)[1], "IRC logs, last 5 %"
     elif (log := EXAMPLES / "chat.txt").exists():
@@ -90,7 +90,8 @@ def load_held_out(data: Path | None) -> HeldOut:
     return HeldOut(corpus, {source: origin for source, (_, origin) in texts.items()})
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Return all text of a document."""
     sources = open_sources([str(path)], ReadConfig())
     return "".join(p.text for document in sources.documents for p in document.passages())
 

@@ -55,6 +55,7 @@ def model(
         bool, typer.Option("--quick", help="Few questions, texts up to 1k tokens: two minutes.")
     ] = False,
     threads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="CPU threads.")] = 2,
+    device: options.Device = "cpu",
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of all drawing.")] = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -66,7 +67,6 @@ def model(
     \b
     Examples:
       indexmem bench model --quick
-      indexmem bench model --model runs/mini/model --data corpus/
       indexmem bench model --model indexmem-mini --full runs/mini/model --data corpus/ --json
     """
     if data is not None and not data.is_dir():
@@ -77,7 +77,9 @@ def model(
     from indexmem_cli.render import show_json, show_measures
 
     sizes = tuple(parse_size(length) for length in lengths.split(","))
-    config = BenchConfig(measured, full, data, count, sizes, threads=threads, seed=seed)
+    config = BenchConfig(
+        measured, full, data, count, sizes, threads=threads, device=device, seed=seed
+    )
     if quick:
         sizes = tuple(size for size in sizes if size <= 1024) or sizes
         config = replace(config, count=min(count, 20), lengths=sizes, windows=8, repeats=1)
@@ -95,3 +97,43 @@ def model(
         show_json({"schema": 1, "rows": rows})
     else:
         show_measures(rows)
+
+
+@bench.command()
+def card(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Model folder with README.md.")],
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Rows of `bench model`. Default: those of the checkout."),
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="log.jsonl of the training run.")
+    ] = None,
+) -> None:
+    """Fill the measured parts of a model card, and ask its ten example questions.
+
+    A part stands between <!-- NAME --> and <!-- /NAME -->: model, scores, examples, and with --log
+    training. Run it in a checkout: the questions are about its examples.
+
+    \b
+    Example:
+      indexmem bench card models/indexmem-mini --log runs/mini/log.jsonl
+    """
+    hush_libraries(False)
+    from indexmem_cli.bench import card as parts
+    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS, read_rows
+    from indexmem_cli.render import markdown_measures
+
+    if not IN_CHECKOUT:
+        raise ConfigError("the card's questions need the examples", "run it in a checkout")
+    found = parts.newest_rows(read_rows(rows or RESULTS / "model.jsonl"), folder.resolve().name)
+    scores = [parts.describe_origin(found), markdown_measures(found), parts.describe_depths(found)]
+    wanted = {
+        "model": lambda: parts.describe_model(folder),
+        "scores": lambda: "\n\n".join(scores),
+        "examples": lambda: parts.ask_examples(str(folder)),
+    }
+    if log is not None:
+        wanted["training"] = lambda: parts.describe_training(log)
+    parts.write_parts(folder / "README.md", wanted)
+    typer.echo(folder / "README.md")

@@ -42,6 +42,10 @@ def base(
     max_steps: Annotated[
         int | None, typer.Option(metavar="NUMBER", min=1, help="Stop after this many steps.")
     ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Stop after training for as long, and save."),
+    ] = None,
     rehearse: Annotated[
         int | None,
         typer.Option(metavar="STEPS", min=1, help="Shrink all stages to this many steps in all."),
@@ -61,13 +65,14 @@ def base(
     Examples:
       indexmem train base --recipe cpu --data corpus/ --out runs/mini
       indexmem train base --recipe gpu --data packed/ --out runs/mini --resume
-      indexmem train base --recipe gpu --data packed/ --out runs/try --rehearse 50 --device cpu
     """
     if not data.is_dir():
         raise ConfigError(f"the data folder does not exist: {data}")
     from indexmem_cli.train.pretrain import train_base
 
-    train_base(recipe, data, out, resume, seed, max_steps, rehearse, batch_tokens, device)
+    changes = {"rehearse": rehearse, "batch_tokens": batch_tokens, "device": device}
+    limits = {"max_steps": max_steps, "max_minutes": max_minutes}
+    train_base(recipe, data, out, resume, seed, **limits, **changes)
 
 
 @train.command()

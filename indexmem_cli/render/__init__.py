@@ -4,7 +4,12 @@ Every untrusted string passes `safe_text`, and meets Rich as `Text`, never as ma
 """
 
 from indexmem_cli.render.answers import JsonRenderer, ReadingBar, Renderer, View
-from indexmem_cli.render.bench import describe_value, show_measures, tabulate_measures
+from indexmem_cli.render.bench import (
+    describe_value,
+    markdown_measures,
+    show_measures,
+    tabulate_measures,
+)
 from indexmem_cli.render.health import show_finding
 from indexmem_cli.render.inspection import show_inspection
 from indexmem_cli.render.models import describe_download, show_model, show_models
@@ -33,6 +38,7 @@ __all__ = [
     "format_bytes",
     "format_rate",
     "format_seconds",
+    "markdown_measures",
     "safe_line",
     "safe_text",
     "show_error",

@@ -42,6 +42,15 @@ def tabulate_measures(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
+def markdown_measures(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the same table for a Markdown file."""
+    forms = list(dict.fromkeys(row["weights"] for row in rows if "quant" in row))
+    losses = ["loss"] if any(" - " in row["weights"] for row in rows) else []
+    head = ["measure", "n", *forms, *losses, "without a model"]
+    lines = [head, ["---"] * len(head), *tabulate_measures(rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def describe_value(row: dict[str, Any]) -> str:
     """Write a value with its interval: shares in percent, everything else in its own unit."""
     low, high = row.get("interval_95") or row.get("p20_p80") or (None, None)

@@ -1,6 +1,6 @@
 """Trains the indexer of a model whose weights stay frozen.
 
-A run lives in one folder: `cache/` (tokens), `checkpoint.pt`, `log.jsonl` and the finished
+A run lives in one folder: `cache/` (tokens), `checkpoint/`, `log.jsonl` and the finished
 `adapter.safetensors`. The batch of a step depends on seed and step alone, so a resumed run repeats
 the uninterrupted one.
 """
@@ -26,6 +26,12 @@ from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, make_indexe
 from indexmem_cli.train.data import Corpus, prepare
 from indexmem_cli.train.episodes import EpisodeMaker, Piece, Row
 from indexmem_cli.train.loss import ATTENDED, distil_loss, reverse_kl, soft_gate, streaming_kl
+from indexmem_cli.train.state import (
+    gather_optimizers,
+    load_state,
+    save_state,
+    scatter_optimizers,
+)
 from indexmem_cli.train.tasks import make_development_fact, make_fact
 from indexmem_cli.train.teachers import Whole, WholeModel, attention_labels, hide_evicted
 
@@ -300,25 +306,21 @@ class Run:
         return scores
 
     def save(self) -> None:
-        """Write the checkpoint in one move."""
-        state = {
-            "indexer": self.indexer.state_dict(),
-            "gate_scale": self.gate_scale.data,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        torch.save(state, self.out / "checkpoint.partial")
-        (self.out / "checkpoint.partial").replace(self.out / "checkpoint.pt")
+        """Write the checkpoint."""
+        tensors = {f"indexer.{name}": part for name, part in self.indexer.state_dict().items()}
+        tensors |= {"gate_scale": self.gate_scale.data} | gather_optimizers([self.optimizer])
+        save_state(self.out / "checkpoint", tensors, {"step": self.step})
 
     def resume(self) -> None:
         """Continue from the checkpoint in the run's folder, if there is one."""
-        path = self.out / "checkpoint.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            self.indexer.load_state_dict(state["indexer"])
-            self.gate_scale.data.copy_(state["gate_scale"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
+        if not (self.out / "checkpoint" / "state.json").exists():
+            return
+        tensors, numbers = load_state(self.out / "checkpoint")
+        own = {name: part for name, part in tensors.items() if name.startswith("indexer.")}
+        self.indexer.load_state_dict({n.removeprefix("indexer."): t for n, t in own.items()})
+        self.gate_scale.data.copy_(tensors["gate_scale"])
+        scatter_optimizers(tensors, [self.optimizer])
+        self.step = numbers["step"]
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:

@@ -185,15 +185,18 @@ class Run:
             log.write(json.dumps(row) + "\n")
 
 
-def train(run: Run, last_step: int, data: Path) -> None:
-    """Train up to `last_step`, logging, measuring and saving on the way."""
+def train(run: Run, last_step: int, data: Path, max_s: float | None = None) -> None:
+    """Train up to `last_step`, or for `max_s` seconds; log, measure and save on the way."""
     recipe = run.recipe
-    started = time.monotonic() - run.elapsed_s
+    begun = time.monotonic()
+    started = begun - run.elapsed_s
     with feed(run.maker, recipe, run.seed, run.step, data, run.out) as batches:
         while run.step < last_step:
             ids, weights = map(torch.from_numpy, next(batches))
             row = run.train_step((ids, weights))
             run.elapsed_s = time.monotonic() - started
+            if max_s and time.monotonic() - begun > max_s:
+                last_step = run.step
             if run.step % 10 == 0 or run.step == last_step:
                 place = {"step": run.step, "length_tokens": ids.shape[1]}
                 spent = {"num_tokens": run.num_tokens, "elapsed_s": round(run.elapsed_s, 1)}
@@ -258,12 +261,13 @@ def train_base(
     rehearse: int | None = None,
     batch_tokens: int | None = None,
     device: str | None = None,
+    max_minutes: float | None = None,
 ) -> Path:
     """Train a recipe on a data folder, packed or not; returns the folder of the model.
 
-    Without `resume` a checkpoint in `out` is ignored and overwritten. `max_steps` ends earlier,
-    without changing the schedule; `rehearse`, `batch_tokens` and `device` change the recipe as
-    `Recipe.rehearsed` says.
+    Without `resume` a checkpoint in `out` is ignored and overwritten. `max_steps` and `max_minutes`
+    (of training alone) end earlier, without changing the schedule; `rehearse`, `batch_tokens` and
+    `device` change the recipe as `Recipe.rehearsed` says.
     """
     changes = (rehearse, batch_tokens, device)
     chosen = RECIPES[recipe].rehearsed(*changes)
@@ -279,6 +283,7 @@ def train_base(
         run.begin(start)
     if resume:
         run.resume()
-    train(run, min(chosen.num_steps, max_steps or chosen.num_steps), data)
+    last_step = min(chosen.num_steps, max_steps or chosen.num_steps)
+    train(run, last_step, data, max_minutes and 60 * max_minutes)
     draw_loss(out)
     return out / "model"

@@ -13,7 +13,7 @@ STAMP := .venv/installed
 export QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help install ask test check bench wheel clean
+.PHONY: help install ask test check bench wheel man clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,9 @@ bench: install  ## measure memory and speed (about 20 minutes; rows go to benchm
 wheel: install  ## build dist/*.whl, which carries the embedded model
 	@.venv/bin/python -m build --wheel --no-isolation
 
+man: install  ## write the manual page, indexmem.1
+	@.venv/bin/indexmem man > indexmem.1
+
 clean:  ## remove builds and caches; .venv stays
-	rm -rf build dist .pytest_cache .ruff_cache
+	rm -rf build dist indexmem.1 .pytest_cache .ruff_cache
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -78,6 +78,7 @@ def test_wheel_carries_every_module_and_the_licence(unpacked):
     in_tree = {str(path.relative_to(ROOT)) for path in (ROOT / "indexmem_cli").rglob("*.py")}
     packed = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*.py")}
     assert packed == in_tree
+    assert (unpacked / "indexmem_cli/server/page.html").is_file()
     (licence,) = unpacked.glob("*.dist-info/licenses/LICENSE")
     assert "Apache License" in licence.read_text(encoding="utf-8")
     (entry_points,) = unpacked.glob("*.dist-info/entry_points.txt")
@@ -88,7 +89,17 @@ def test_wheel_carries_nothing_else(wheel, unpacked):
     top = {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")}
     assert top == {"indexmem_cli"}
     kinds = {path.suffix for path in (unpacked / "indexmem_cli").rglob("*") if path.is_file()}
-    assert kinds <= {".py", ".json", ".jinja", ".md", ".safetensors", ".png", ".tiktoken", ".typed"}
+    assert kinds <= {
+        ".py",
+        ".json",
+        ".jinja",
+        ".md",
+        ".safetensors",
+        ".png",
+        ".tiktoken",
+        ".typed",
+        ".html",
+    }
     assert {path.name for path in (unpacked / "indexmem_cli/models").iterdir()} == {"indexmem-mini"}
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
 

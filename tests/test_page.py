@@ -86,6 +86,7 @@ def test_drop_a_pdf_watch_it_being_read_and_ask(page: Any, tmp_path: Path) -> No
     row = page.locator("#documents li", has_text="mill.pdf")
     playwright.expect(row).to_contain_text("6 pages")
     playwright.expect(row.locator("input")).to_be_checked()
+    playwright.expect(page.locator("#stop")).to_be_hidden()
     page.evaluate(WATCH)
     page.fill("#question", "Who has the mill?")
     page.press("#question", "Enter")
@@ -149,6 +150,19 @@ def test_a_narrow_window_needs_no_scrolling_sideways(page: Any) -> None:
     page.locator("article .gauge").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     playwright.expect(page.locator("#send")).to_be_in_viewport()
+
+
+def test_stopping_an_answer_frees_the_page(page: Any) -> None:
+    drop(page, "long.txt", b"the mill passes to Ruth and the fox jumps\n" * 9000)
+    box = page.locator("#documents li", has_text="long.txt").locator("input")
+    playwright.expect(box).to_be_checked()
+    page.fill("#question", "Who?")
+    page.click("#send")
+    playwright.expect(page.locator("article .status")).to_contain_text("reading")
+    page.click("#stop")
+    playwright.expect(page.locator("article .status")).to_have_text("stopped")
+    playwright.expect(page.locator("#send")).to_be_enabled()
+    playwright.expect(page.get_by_role("alert")).to_be_hidden()
 
 
 def test_forgetting_by_keyboard(page: Any) -> None:

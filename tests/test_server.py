@@ -168,6 +168,19 @@ class TestManyClients:
         assert ask(client, memories=[memory_id]).usage
         assert time.monotonic() - started < 30
 
+    def test_a_reading_that_was_left_is_begun_anew(self, client: OpenAI, address: str) -> None:
+        left = bring(address, "left.txt", TEXT.encode() * 20).json()["id"]
+        extra = {"memories": [left], "progress": True}
+        stream = client.chat.completions.create(
+            model="any", messages=QUESTION, stream=True, extra_body=extra
+        )
+        read = next(chunk for chunk in stream if "progress" in (chunk.model_extra or {}))
+        stream.close()
+        answer = ask(client, memories=[left])
+        whole = answer.model_extra["indexmem"]["coverage"]["tokens_read"]
+        assert whole > 40 * read.model_extra["progress"]["tokens_read"]
+        assert answer.usage.prompt_tokens > whole
+
     def test_too_many_are_told_to_come_back(self) -> None:
         async def crowd() -> list[Any]:
             worker, free = Worker(most_waiting=1), threading.Event()

@@ -15,6 +15,7 @@ from indexmem_cli.cli.bench import bench
 from indexmem_cli.cli.config import config, defaults_from_file
 from indexmem_cli.cli.doctor import doctor
 from indexmem_cli.cli.inspect import inspect
+from indexmem_cli.cli.manual import man
 from indexmem_cli.cli.models import models
 from indexmem_cli.cli.serve import serve
 from indexmem_cli.cli.train import train
@@ -36,8 +37,8 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command, and let the user's file speak for its options."""
         name, command, rest = super().resolve_command(ctx, args)
-        # Help shows the program's own defaults, also where the file is broken.
-        if not {"-h", "--help"} & set(rest):
+        # Help and completion show the program's own defaults, also where the file is broken.
+        if not ctx.resilient_parsing and not {"-h", "--help"} & set(rest):
             ctx.default_map = {name: defaults_from_file(command, rest)}
         return name, command, rest
 
@@ -113,6 +114,7 @@ app.command()(ask)
 app.command()(inspect)
 app.command()(doctor)
 app.add_typer(config, name="config")
+app.command()(man)
 app.add_typer(models, name="models")
 app.command()(serve)
 app.add_typer(bench, name="bench")

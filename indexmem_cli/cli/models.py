@@ -85,7 +85,12 @@ def list_models(
 def show(
     *,
     name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="The default model if left out.")
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            autocompletion=options.complete_model,
+            help="The default model if left out.",
+        ),
     ] = None,
     model: options.Model = DEFAULT_MODEL,
     budget: options.Budget = None,
@@ -170,7 +175,12 @@ def default(
     context: typer.Context,
     *,
     name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="The model to use from now on.")
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            autocompletion=options.complete_model,
+            help="The model to use from now on.",
+        ),
     ] = None,
     model: options.Model = DEFAULT_MODEL,
 ) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -22,6 +22,19 @@ from indexmem_cli.config import (
     parse_time,
 )
 from indexmem_cli.errors import ConfigError
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Name the models that are here, for the shell."""
+    from indexmem_cli.catalogue import find_models
+
+    names = [model.name for model in find_models() if not model.problem]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _complete(*choices: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+
 
 Budget = Annotated[
     str | None,
@@ -47,6 +60,7 @@ Policy = Annotated[
     typer.Option(
         metavar="RULE",
         envvar="INDEXMEM_POLICY",
+        autocompletion=_complete(*POLICIES),
         help=f"What decides what is kept: {', '.join(POLICIES)}.",
     ),
 ]
@@ -75,6 +89,7 @@ Model = Annotated[
         "--model",
         metavar="MODEL",
         envvar="INDEXMEM_MODEL",
+        autocompletion=complete_model,
         help=f"A local folder, a Hugging Face id, or {DEFAULT_MODEL}, which comes with indexmem.",
     ),
 ]
@@ -83,6 +98,7 @@ Quant = Annotated[
     typer.Option(
         metavar="FORM",
         envvar="INDEXMEM_QUANT",
+        autocompletion=_complete(*QUANTS),
         help=f"Quantisation of the weights: {', '.join(QUANTS)}.",
     ),
 ]
@@ -91,6 +107,7 @@ Dtype = Annotated[
     typer.Option(
         metavar="TYPE",
         envvar="INDEXMEM_DTYPE",
+        autocompletion=_complete(*DTYPES),
         help=f"Number format to compute in: {', '.join(DTYPES)}.",
     ),
 ]

@@ -40,7 +40,7 @@ class Shelf:
         self._folder = Path(tempfile.mkdtemp(prefix="indexmem-serve-"))
         self._brought: OrderedDict[str, Brought] = OrderedDict()
         self._memories: OrderedDict[tuple[str, ...], Memory] = OrderedDict()
-        self._first: Memory | None = None
+        self._engine = None
         self._lock = threading.Lock()
 
     def add(self, name: str, stream: BinaryIO) -> Brought:
@@ -104,17 +104,24 @@ class Shelf:
     ) -> Iterator[Event]:
         """Answer from documents, and a text after them; only for the worker's thread."""
         memory = self._memory_of(tuple(ids), text)
-        yield from memory.events(question, answer)
+        is_whole = False
+        try:
+            yield from memory.events(question, answer)
+            is_whole = True
+        finally:
+            self._engine = memory._engine
+            if not is_whole:  # left or failed, perhaps in the middle of reading
+                self._memories.pop(tuple(ids), None)
 
     def question_tokens(self, question: str) -> int:
         """Tokens of a question with the prompt around it, once the model is loaded."""
-        engine = self._first._engine if self._first else None
+        engine = self._engine
         return len(engine.prompt.closing(engine.tokenizer.encode(question))) if engine else 0
 
     @property
     def is_loaded(self) -> bool:
         """Whether the model is in memory."""
-        return self._first is not None and self._first._engine is not None
+        return self._engine is not None
 
     def close(self) -> None:
         """Remove what was kept on the disk."""
@@ -131,10 +138,7 @@ class Shelf:
                 documents = [self._brought[memory_id].document for memory_id in ids]
             if text:
                 documents.append(open_text(text, "messages"))
-            memory = Memory(Sources(documents), self.memory, self.model)
-            if self._first is not None:
-                memory._engine = self._first._engine
-            self._first = self._first or memory
+            memory = Memory(Sources(documents), self.memory, self.model, self._engine)
         if ids and not text:
             self._memories[ids] = memory
             self._memories.move_to_end(ids)

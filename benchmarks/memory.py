@@ -73,7 +73,7 @@ def measure(settings: Row, model: ModelConfig, warmup: str, text: str) -> Row:
 def _read_bounded(settings: Row, model: ModelConfig, warmup: Sources, text: Sources) -> Row:
     """Read and answer as `indexmem ask` does."""
     kept = MemoryConfig(
-        settings["budget_tokens"], settings["chunk_tokens"], policy=settings["mode"]
+        settings["budget_tokens"], settings["chunk_tokens"], policy=settings["mode"], recall=False
     )
     first = Memory(warmup, kept, model)
     device = first.ask(QUESTION, max_tokens=ANSWER_TOKENS).model.device

@@ -34,6 +34,12 @@ class DocumentError(IndexMemError):
     exit_code = 3
 
 
+class MemoryFileError(IndexMemError):
+    """A saved memory, or a part of it, is damaged or does not fit what it is wanted for."""
+
+    exit_code = 4
+
+
 class BackboneError(IndexMemError):
     """A model is missing, not supported, or cannot be had offline."""
 

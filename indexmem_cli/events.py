@@ -75,6 +75,31 @@ class Source:
 
 
 @dataclass(frozen=True)
+class RecalledBlock:
+    """A block of the text that was read again for the question. Pages and lines count from 1."""
+
+    number: int
+    """Of the block in the archive, from 0."""
+    file: str
+    page: int | None
+    page_label: str | None
+    line_start: int
+    line_end: int
+    tokens: int
+    odds: float
+    """How likely the gate thought it to hold the answer, in (0, 1)."""
+
+
+@dataclass(frozen=True)
+class RecallRound:
+    """One look into the archive."""
+
+    query: str
+    blocks: tuple[RecalledBlock, ...]
+    """What it brought, in the order of the text; nothing if the gate let nothing through."""
+
+
+@dataclass(frozen=True)
 class Coverage:
     """What was read of what was asked for."""
 
@@ -139,6 +164,8 @@ class Answer:
     stop: str
     """Why the answer ended: `end` or `length`."""
     notices: tuple[str, ...] = field(default=())
+    recall: tuple[RecallRound, ...] | None = None
+    """What was looked up and read again, round by round; None without an archive."""
 
     def __str__(self) -> str:
         return self.text

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from indexmem_cli.archive import Archive, Block
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import (
     AnswerConfig,
@@ -31,6 +32,8 @@ from indexmem_cli.events import (
     MemoryUse,
     Notice,
     Progress,
+    RecalledBlock,
+    RecallRound,
     Timing,
     TokenText,
 )
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from indexmem_cli.backbone import Backbone
     from indexmem_cli.engine import Reader
     from indexmem_cli.loading import Prompt
+
+LEAST_RECALL_TOKENS = 160
+"""Room for passages even where a model answers from fewer tokens: for one block."""
 
 
 def ask(
@@ -113,6 +119,8 @@ class _Reading:
     reader: "Reader"
     tokenizer: Tokenizer
     places: SourceMap = field(default_factory=SourceMap)
+    archive: Archive | None = None
+    """What is read is written through to it."""
     tokens: int = 0
     seconds: float = 0.0
     _current: Document | None = None
@@ -126,12 +134,39 @@ class _Reading:
         chunks = read_chunks(self._passages(), self.tokenizer, plan.chunk_tokens, state.seen)
         for chunk in chunks:
             self.places.add(chunk)
+            if self.archive is not None:
+                self.archive.add(chunk.entries)
             for tokens in self.reader.read([chunk.ids]):
                 self.tokens += tokens
             self.places.keep(state.kept_positions())
             self.seconds = time.perf_counter() - started
             name = self._current.name if self._current else ""
             yield Progress(name, self.tokens, self._fraction(), self.seconds)
+        if self.archive is not None:
+            self.archive.commit(last=True)
+
+    def recall(self, question: str, closing: list[int]) -> "_Recalled":
+        """Return a reader to answer one question from, with the passages it needs read again."""
+        if self.archive is None:
+            return _Recalled(self.reader.fork(), self.places, {}, None)
+        from indexmem_cli.memory.recall import choose, load_gate
+
+        reader = self.reader.fork_for(closing)
+        state, plan = reader.state, reader.plan
+        if state.held == state.seen <= plan.answer_from_tokens:
+            return _Recalled(reader, self.places, {}, ())  # the whole text is in memory
+        room = max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS)
+        room = min(room, plan.budget_tokens - plan.sink_tokens)
+        found = choose(self.archive, question, load_gate(), room)
+        found = sorted(found, key=lambda one: one.block.number)
+        rounds = (RecallRound(question, tuple(_describe(one.block, one.odds) for one in found)),)
+        if not found:
+            return _Recalled(reader, self.places, {}, rounds)
+        entries = [entry for one in found for entry in one.block.entries]
+        again = [entry.first + i for entry in entries for i in range(len(entry.ids))]
+        origins = dict(zip(range(state.seen, state.seen + len(again)), again, strict=True))
+        reader.recall([i for entry in entries for i in entry.ids])
+        return _Recalled(reader, self.places.joined(entries), origins, rounds)
 
     def _passages(self) -> Iterator[Passage]:
         for document in self.sources.documents:
@@ -149,12 +184,24 @@ class _Reading:
         return None if share is None else (sum(sizes[:at]) + sizes[at] * share) / sum(sizes)
 
 
+@dataclass(frozen=True)
+class _Recalled:
+    """What one question is answered from."""
+
+    reader: "Reader"
+    places: SourceMap
+    origins: dict[int, int]
+    """First position of the tokens read again, by their new one."""
+    rounds: tuple[RecallRound, ...] | None
+
+
 @dataclass
 class Memory:
     """Documents to ask about; `read` and `read_text` make one.
 
-    With the default policy, `question`, what is kept depends on the question, so the documents are
-    read anew for each. With any other policy they are read once, when the first question comes.
+    They are read once, when the first question comes, and passages are looked up for each question
+    and read again. With the policy `question` (the default without recall) what is kept depends on
+    the question, so the documents are read anew for each.
     """
 
     sources: Sources
@@ -219,22 +266,27 @@ class Memory:
         if self._reading is None or self._reading.reader.scorer.needs_question:
             reader = make_reader(backbone, plan, self.memory, closing)
             self._reading = _Reading(self.sources, reader, engine.tokenizer)
+            if self.memory.recall:
+                self._reading.archive = Archive.temporary(engine.tokenizer.decode)
             yield from self._reading.run(prompt.opening)
             read_s = self._reading.seconds
-        yield from self._answer(engine, closing, config, read_s, tuple(notices))
+        yield from self._answer(engine, question, closing, config, read_s, tuple(notices))
 
     def _answer(
         self,
         engine: _Engine,
+        question: str,
         closing: list[int],
         config: AnswerConfig,
         read_s: float,
         notices: tuple[str, ...],
     ) -> Iterator[Event]:
         reading, backbone = self._reading, engine.backbone
-        evidence, stream, text, times = Evidence(), engine.tokenizer.text_stream(), "", []
+        stream, text, times = engine.tokenizer.text_stream(), "", []
         started = time.perf_counter()
-        for step in reading.reader.fork().answer(closing, config, backbone.eos_ids):
+        recalled = reading.recall(question, closing)
+        evidence = Evidence(origins=recalled.origins)
+        for step in recalled.reader.answer(closing, config, backbone.eos_ids):
             times.append(time.perf_counter())
             evidence.add(step.attended)
             text += (piece := _continue(text, stream.push(step.token_id)))
@@ -245,7 +297,7 @@ class Memory:
         decode_s = times[-1] - first if len(times) > 1 else 0.0
         yield Answer(
             text=text.rstrip(),
-            sources=evidence.sources(reading.places, engine.tokenizer),
+            sources=evidence.sources(recalled.places, engine.tokenizer),
             coverage=_coverage(self.sources, reading.tokens),
             memory=_memory_use(backbone, reading, self.memory.policy),
             timing=Timing(
@@ -258,7 +310,22 @@ class Memory:
             model=backbone.info,
             stop="length" if len(times) == config.max_tokens else "end",
             notices=notices,
+            recall=recalled.rounds,
         )
+
+
+def _describe(block: Block, odds: float) -> RecalledBlock:
+    first, last = block.entries[0].place, block.entries[-1].place
+    return RecalledBlock(
+        number=block.number,
+        file=first.file,
+        page=first.page,
+        page_label=first.page_label,
+        line_start=first.line,
+        line_end=last.line,
+        tokens=block.end - block.first,
+        odds=odds,
+    )
 
 
 def _continue(text: str, piece: str) -> str:

@@ -24,7 +24,9 @@ def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
     budget: options.Budget = None,
     chunk: options.Chunk = None,
-    policy: options.Policy = MemoryConfig.policy,
+    recall: options.Recall = MemoryConfig.recall,
+    focus: options.Focus = False,
+    policy: options.Policy = None,
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
     model: options.Model = DEFAULT_MODEL,
@@ -77,7 +79,7 @@ def ask(
     """
     sources = _check_sources(sources or (), question)
     read = options.read_config(pages, encoding, password_file, include, exclude)
-    memory = options.memory_config(budget, chunk, policy, span, seed, answer_from)
+    memory = options.memory_config(budget, chunk, policy, span, seed, answer_from, recall, focus)
     backbone = options.model_config(model, quant, dtype, device, offline)
     answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
 

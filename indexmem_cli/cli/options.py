@@ -11,6 +11,7 @@ import typer
 from indexmem_cli.config import (
     DEFAULT_MODEL,
     DTYPES,
+    FOCUS,
     POLICIES,
     QUANTS,
     MemoryConfig,
@@ -37,10 +38,21 @@ Chunk = Annotated[
     typer.Option(metavar="TOKENS", help="Tokens read at a time; derived from the model if left."),
 ]
 Policy = Annotated[
-    str, typer.Option(metavar="RULE", help=f"What decides what is kept: {', '.join(POLICIES)}.")
+    str | None,
+    typer.Option(metavar="RULE", help=f"What decides what is kept: {', '.join(POLICIES)}."),
 ]
 Span = Annotated[
     int, typer.Option(metavar="TOKENS", help="Neighbours kept together; an odd number.")
+]
+Recall = Annotated[
+    bool,
+    typer.Option(
+        "--recall/--no-recall",
+        help="Look passages up on disk and read them again for the question.",
+    ),
+]
+Focus = Annotated[
+    bool, typer.Option("--focus", help="Read with the question in mind: --policy question.")
 ]
 AnswerFrom = Annotated[
     str | None,
@@ -120,20 +132,25 @@ def read_config(
 def memory_config(
     budget: str | None,
     chunk: str | None = None,
-    policy: str = MemoryConfig.policy,
+    policy: str | None = None,
     span: int = MemoryConfig.span_tokens,
     seed: int = MemoryConfig.seed,
     answer_from: str | None = None,
+    recall: bool = MemoryConfig.recall,
+    focus: bool = False,
 ) -> MemoryConfig:
     """Check the options that say what to keep.
 
     Raises:
         ConfigError: a size or a choice is wrong.
     """
+    if focus and policy not in (None, FOCUS):
+        raise ConfigError(f"--focus and --policy {policy} contradict each other", "leave one out")
     return MemoryConfig(
         budget_tokens=parse_size(budget) if budget is not None else None,
         chunk_tokens=parse_size(chunk) if chunk is not None else None,
-        policy=policy,
+        policy=FOCUS if focus else policy,
+        recall=recall,
         span_tokens=span,
         seed=seed,
         answer_from_tokens=parse_size(answer_from) if answer_from is not None else None,

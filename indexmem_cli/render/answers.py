@@ -17,6 +17,8 @@ from indexmem_cli.render.wording import (
     describe_coverage,
     describe_place,
     describe_progress,
+    describe_recall,
+    describe_round,
     format_bytes,
     format_rate,
     format_seconds,
@@ -198,7 +200,8 @@ def statistics(answer: Answer, verbose: bool) -> list[str]:
     lines = [
         f"{describe_coverage(answer.coverage)}"
         f" · KV {memory.kv_tokens:,} of {memory.full_kv_tokens:,} tokens"
-        f" · {format_bytes(memory.kv_bytes)} vs {format_bytes(memory.full_kv_bytes)} full",
+        f" · {format_bytes(memory.kv_bytes)} vs {format_bytes(memory.full_kv_bytes)} full"
+        + ("" if answer.recall is None else f" · {describe_recall(answer.recall)}"),
         f"prefill {format_seconds(timing.read_s)} at {format_rate(timing.read_tokens_per_s)}"
         f" · first token {format_seconds(timing.first_token_s)}"
         f" · {format_rate(timing.decode_tokens_per_s)}"
@@ -211,5 +214,7 @@ def statistics(answer: Answer, verbose: bool) -> list[str]:
             f" · window {model.window_tokens:,} tokens · revision {model.revision}"
             f" · loaded in {format_seconds(timing.load_s)} · stopped by {answer.stop}"
         )
+        for number, recalled in enumerate(answer.recall or (), start=1):
+            lines.append(describe_round(number, recalled))
         lines += [f"no text: {page}" for page in answer.coverage.pages_without_text]
     return lines

@@ -1,6 +1,6 @@
 """How counts, places and progress are put into words."""
 
-from indexmem_cli.events import Coverage, Progress, Source
+from indexmem_cli.events import Coverage, Progress, RecalledBlock, RecallRound, Source
 from indexmem_cli.render.safe import safe_line
 
 
@@ -30,7 +30,28 @@ def describe_skipped(coverage: Coverage) -> str:
     return ", ".join(f"{num:,} {reason}" for reason, num in coverage.files_skipped.items())
 
 
-def describe_place(source: Source) -> str:
+def describe_recall(rounds: tuple[RecallRound, ...]) -> str:
+    """Say how much was read again, and in how many looks into the archive."""
+    blocks = [block for each in rounds for block in each.blocks]
+    if not blocks:
+        return "nothing recalled"
+    tokens = sum(block.tokens for block in blocks)
+    return f"recalled {tokens:,} tokens in {count(len(rounds), 'round')}"
+
+
+def describe_round(number: int, recalled: RecallRound) -> str:
+    """Say what one look into the archive brought."""
+    places = [f"{describe_place(block)} ({block.odds:.0%})" for block in recalled.blocks]
+    query = safe_line(recalled.query)
+    return f"recall {number}: “{query}” → {', '.join(places) or 'nothing'}"
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun: `1 round`, `2 rounds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def describe_place(source: Source | RecalledBlock) -> str:
     """Return where to look: `book.pdf p. 311`, or `app.log lines 3–9` where there are no pages."""
     name = "stdin" if source.file == "-" else safe_line(source.file)
     if source.page is not None:

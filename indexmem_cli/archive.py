@@ -1,0 +1,334 @@
+"""The archive: every block of the text that was read, on disk, to be found again by its words.
+
+One SQLite file. Text is data only: what a question or a document holds never becomes a query.
+"""
+
+import json
+import re
+import shutil
+import sqlite3
+import sys
+import tempfile
+import weakref
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexmem_cli.documents import Place
+from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.tokens import Entry
+
+ARCHIVE_NAME = "archive.sqlite"
+BLOCK_TOKENS = 128
+"""A block ends before the passage that would make it longer than this."""
+MAX_TERMS = 64
+COMMON = 50_000
+"""A word is not followed to more passages than this: one so common tells nothing."""
+FORMAT = 1
+_APPLICATION = 0x494D454D  # "IMEM", in the header of the file
+_CACHE_KIB = 2048
+_MOST_PASSAGES = 256  # in a block: none is without a token
+_SCHEMA = f"""
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {FORMAT};
+CREATE TABLE files (number INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE blocks (
+    number INTEGER PRIMARY KEY,
+    first INTEGER NOT NULL,  -- stream position of the first token
+    ids BLOB NOT NULL,       -- token ids, 4 bytes each, little-endian
+    passages TEXT NOT NULL   -- JSON: [tokens, file, page, page label, line] of each passage
+);
+CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='porter unicode61');
+"""
+# Scripts without spaces between words are searched character by character.
+_UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive passages of one file."""
+
+    number: int
+    """Counted from 0 in the order of the text."""
+    entries: tuple[Entry, ...]
+
+    @property
+    def first(self) -> int:
+        """Stream position of its first token."""
+        return self.entries[0].first
+
+    @property
+    def end(self) -> int:
+        """Stream position after its last token."""
+        return self.entries[-1].end
+
+    @property
+    def ids(self) -> list[int]:
+        """All of its tokens."""
+        return [i for entry in self.entries for i in entry.ids]
+
+
+class Archive:
+    """Blocks of text in one file, written while a text is read and searched afterwards."""
+
+    def __init__(self, connection: sqlite3.Connection, decode: Callable[[Sequence[int]], str]):
+        self._db = connection
+        self._decode = decode
+        self._open: list[Entry] = []  # of the block that is still growing
+        self._files: dict[str, int] = {}
+        self.end = 0
+        """Stream position after the last token held."""
+
+    @classmethod
+    def create(cls, path: Path, decode: Callable[[Sequence[int]], str]) -> "Archive":
+        """Make an empty archive to write into.
+
+        Args:
+            decode: function of token ids that returns their text.
+
+        Raises:
+            MemoryFileError: the file exists, or cannot be written.
+        """
+        if path.exists():
+            raise MemoryFileError(f"{path}: there is an archive already")
+        archive = cls(_connect(path, "rwc"), decode)
+        with _explained(path):
+            archive._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        return archive
+
+    @classmethod
+    def temporary(cls, decode: Callable[[Sequence[int]], str]) -> "Archive":
+        """Make an archive in a private folder that goes when the archive does.
+
+        Raises:
+            MemoryFileError: there is no room for temporary files.
+        """
+        try:
+            folder = tempfile.mkdtemp(prefix="indexmem-")
+        except OSError as error:
+            raise MemoryFileError(f"no temporary folder for the archive: {error}") from error
+        archive = cls.create(Path(folder) / ARCHIVE_NAME, decode)
+        archive._db.execute("PRAGMA synchronous = OFF")  # nothing of it outlives the process
+        weakref.finalize(archive, _remove, archive._db, folder)
+        return archive
+
+    @classmethod
+    def open(cls, path: Path, decode: Callable[[Sequence[int]], str]) -> "Archive":
+        """Open an archive to search it, without changing the file.
+
+        Raises:
+            MemoryFileError: it is missing, damaged, or of another version.
+        """
+        return cls(_checked(path, "ro"), decode)
+
+    @classmethod
+    def append(
+        cls, path: Path, decode: Callable[[Sequence[int]], str], end: int | None = None
+    ) -> "Archive":
+        """Open an archive to go on writing where it ends.
+
+        Args:
+            end: stream position to go on from; passages that begin there or later are forgotten.
+
+        Raises:
+            MemoryFileError: as in `open`.
+        """
+        archive = cls(_checked(path, "rw"), decode)
+        with _explained(path):
+            archive._reopen_last(sys.maxsize if end is None else end)
+        return archive
+
+    def close(self) -> None:
+        """Close the file; what was not committed is lost."""
+        self._db.close()
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Take in passages in the order of the text; one that is known already is passed over."""
+        for entry in entries:
+            if entry.first < self.end:
+                continue
+            tokens = sum(len(known.ids) for known in self._open)
+            other_file = self._open and self._open[0].place.file != entry.place.file
+            if self._open and (other_file or tokens + len(entry.ids) > BLOCK_TOKENS):
+                self._write(self._open)
+                self._open = []
+            self._open.append(entry)
+            self.end = entry.end
+
+    def commit(self, *, last: bool = False) -> None:
+        """Make what was written survive a crash.
+
+        Args:
+            last: write the block that is still growing too; `append` can go on with it.
+        """
+        if last and self._open:
+            self._write(self._open)
+            self._open = []
+        self._db.commit()
+
+    def __len__(self) -> int:
+        """Blocks written."""
+        (last,) = self._db.execute("SELECT max(number) FROM blocks").fetchone()
+        return 0 if last is None else last + 1
+
+    def __iter__(self) -> Iterator[Block]:
+        """All blocks in the order of the text, one at a time."""
+        for number in range(len(self)):
+            yield self.block(number)
+
+    def block(self, number: int) -> Block:
+        """Return a block by its number.
+
+        Raises:
+            MemoryFileError: there is none, or it is damaged.
+        """
+        query = "SELECT first, ids, passages FROM blocks WHERE number = ?"
+        row = self._db.execute(query, (number,)).fetchone()
+        if row is None:
+            raise MemoryFileError(f"the archive holds no block {number}")
+        first, ids, passages = row[0], _unpack(row[1]), json.loads(row[2])
+        entries = []
+        for tokens, file, page, label, line in passages:
+            place = Place(self._file_name(file), page, label, line)
+            entries.append(Entry(first, ids[:tokens], place))
+            first, ids = first + tokens, ids[tokens:]
+        if not entries or ids:
+            raise MemoryFileError(f"block {number} of the archive is damaged")
+        return Block(number, tuple(entries))
+
+    def text(self, block: Block) -> str:
+        """Return the text of a block."""
+        return self._decode(block.ids)
+
+    def places_of(self, words: Sequence[str]) -> list[tuple[int, int]]:
+        """Find the passages that hold these words one after the other, in any form of them.
+
+        Returns:
+            (block number, index of the passage in it), ascending; at most `COMMON` of them.
+        """
+        phrase = " ".join(word.replace('"', " ").replace("\0", " ") for word in words)
+        query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
+        rows = self._db.execute(query, (f'"{phrase}"', COMMON))
+        return [divmod(row, _MOST_PASSAGES) for (row,) in rows]
+
+    def _write(self, entries: list[Entry]) -> None:
+        number = len(self)
+        rows = []
+        for entry in entries:
+            place = entry.place
+            file = self._file_number(place.file)
+            rows.append([len(entry.ids), file, place.page, place.page_label, place.line])
+        ids = [i for entry in entries for i in entry.ids]
+        row = (number, entries[0].first, _pack(ids), json.dumps(rows, separators=(",", ":")))
+        self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", row)
+        self._db.executemany(
+            "INSERT INTO words (rowid, text) VALUES (?, ?)", self._rows(number, entries)
+        )
+
+    def _rows(self, number: int, entries: Sequence[Entry]) -> list[tuple[int, str]]:
+        """What the index holds of a block: one row for each passage."""
+        first = number * _MOST_PASSAGES
+        return [(first + i, searchable(self._decode(entry.ids))) for i, entry in enumerate(entries)]
+
+    def _reopen_last(self, end: int) -> None:
+        """Take the blocks out again that reach beyond `end`, and the last one, to go on with it."""
+        while number := len(self):
+            block = self.block(number - 1)
+            gone = [("delete", *row) for row in self._rows(block.number, block.entries)]
+            self._db.executemany("INSERT INTO words (words, rowid, text) VALUES (?, ?, ?)", gone)
+            self._db.execute("DELETE FROM blocks WHERE number = ?", (block.number,))
+            self._open = [entry for entry in block.entries if entry.first < end]
+            if self._open:
+                self.end = self._open[-1].end
+                return
+
+    def _file_number(self, name: str) -> int:
+        if name not in self._files:
+            row = self._db.execute("SELECT number FROM files WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                row = (self._db.execute("INSERT INTO files (name) VALUES (?)", (name,)).lastrowid,)
+            self._files = {name: row[0]}  # files come one after the other
+        return self._files[name]
+
+    def _file_name(self, number: int) -> str:
+        row = self._db.execute("SELECT name FROM files WHERE number = ?", (number,)).fetchone()
+        if row is None:
+            raise MemoryFileError(f"the archive does not know its file {number}")
+        return row[0]
+
+
+def searchable(text: str) -> str:
+    """Return a text as the index sees it: camelCase and scripts without spaces are taken apart."""
+    text = text.replace("\0", " ")
+    return _UNSPACED.sub(r" \1 ", _CAMEL.sub(" ", text))
+
+
+def terms_of(text: str) -> list[str]:
+    """The different words of a text in lower case, in order, at most `MAX_TERMS`."""
+    words = _WORD.findall(searchable(text).replace("_", " "))
+    return list(dict.fromkeys(word.lower() for word in words))[:MAX_TERMS]
+
+
+def _remove(connection: sqlite3.Connection, folder: str) -> None:
+    connection.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    with _explained(path):
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        for pragma in (
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+            "mmap_size = 0",
+            f"cache_size = -{_CACHE_KIB}",
+            "synchronous = NORMAL",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+
+def _checked(path: Path, mode: str) -> sqlite3.Connection:
+    """Connect to an archive that is there, and see that it is one."""
+    if not path.is_file():
+        raise MemoryFileError(f"{path}: no such archive")
+    connection = _connect(path, mode)
+    with _explained(path):
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if (application, version) != (_APPLICATION, FORMAT):
+        connection.close()
+        raise MemoryFileError(f"{path}: not an archive of version {FORMAT}")
+    return connection
+
+
+class _explained:
+    """Turns SQLite's errors into one that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise MemoryFileError(f"{self._path}: {error}") from error
+
+
+def _pack(ids: Sequence[int]) -> bytes:
+    packed = array("I", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _unpack(data: bytes) -> list[int]:
+    ids = array("I", data)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids.tolist()

@@ -182,6 +182,35 @@ Event = Notice | Loaded | Progress | TokenText | Answer
 
 
 @dataclass(frozen=True)
+class SavedMemory:
+    """A saved memory as the list of them shows it."""
+
+    id: str
+    name: str | None
+    status: str
+    """ok | stale (its source changed) | gone (its source is no longer there) | unfinished (reading
+    was cut short) | damaged."""
+    detail: str
+    """What is meant by the status, in words; empty for ok."""
+    source: str
+    """As the user named it; `-` for a pipe."""
+    path: str | None
+    files: int
+    model: str
+    budget_tokens: int
+    policy: str
+    question: str | None
+    """The question that decided what was kept, where one did."""
+    tokens: int
+    """Tokens of text read."""
+    num_bytes: int
+    """Bytes on the disk."""
+    created_s: float
+    used_s: float
+    """When it was saved and last used, in seconds since 1970."""
+
+
+@dataclass(frozen=True)
 class FileReport:
     """One file as `inspect` sees it."""
 

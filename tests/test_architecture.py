@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "__init__": {"events", "session"},
     "__main__": {"cli"},
-    "cli": {"bench", "render", "session", "train"},
+    "cli": {"bench", "library", "render", "session", "train"},
     "render": {"events"},
     "session": {
         "archive",
@@ -41,6 +41,7 @@ ALLOWED = {
     "checkpoint": set(),
     "evidence": {"events", "tokens"},
     "plan": set(),
+    "library": {"archive", "documents", "events", "memory"},
     "loading": {"backbone", "checkpoint", "events"},
     "backbone": {"events", "memory", "ops"},
     "engine": {"backbone", "memory", "plan"},
@@ -62,6 +63,7 @@ LIGHT_MODULES = {
     "errors",
     "events",
     "evidence",
+    "library",
     "plan",
     "render",
     "session",

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from indexmem_cli.cli.ask import ask
 from indexmem_cli.cli.inspect import inspect
+from indexmem_cli.cli.memories import memories
 from indexmem_cli.cli.train import train
 from indexmem_cli.cli.version import version_line
 from indexmem_cli.errors import IndexMemError
@@ -98,6 +99,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(inspect)
+app.add_typer(memories, name="memories")
 app.add_typer(train, name="train")
 
 

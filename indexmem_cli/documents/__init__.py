@@ -43,12 +43,19 @@ class Sources:
 
 
 def open_sources(
-    sources: Sequence[str], config: ReadConfig, stdin: BinaryIO | None = None
+    sources: Sequence[str],
+    config: ReadConfig,
+    stdin: BinaryIO | None = None,
+    keep_pipes: bool = False,
 ) -> Sources:
     """Open files, folders and `-` (stdin, also where no source is named).
 
     What can be known without reading on is checked here, so that a bad source is refused before
     a model is loaded.
+
+    Args:
+        keep_pipes: put what comes through a pipe on the disk first, in a file without a name, so
+            that it can be read more than once.
 
     Raises:
         ConfigError: nothing to read, an empty pipe, an unknown encoding, pages that do not exist.
@@ -63,11 +70,11 @@ def open_sources(
     opened = Sources()
     for source in sources or ["-"]:
         if source == "-":
-            opened.documents.append(_open_pipe("-", stdin, config))
+            opened.documents.append(_open_pipe("-", stdin, config, keep=keep_pipes))
         elif Path(source).is_dir():
             _open_folder(source, config, opened)
         else:
-            opened.documents.append(_open_file(source, config))
+            opened.documents.append(_open_file(source, config, keep_pipes))
     if config.pages and all(document.kind != "pdf" for document in opened.documents):
         raise ConfigError("pages are selected, but no source has pages")
     return opened
@@ -80,12 +87,12 @@ def open_text(text: str, name: str = "text") -> Document:
     return TextDocument(name, "text", len(data), lambda: io.BytesIO(data), "utf-8")
 
 
-def _open_file(source: str, config: ReadConfig) -> Document:
+def _open_file(source: str, config: ReadConfig, keep_pipes: bool) -> Document:
     """Open one named file, and look whether it holds text."""
     path, name = Path(source), _printable(source)
     try:
         if stat.S_ISFIFO(path.stat().st_mode):  # as in `indexmem ask <(command) "…"`
-            return _open_pipe(name, path.open("rb"), config, is_ours=True)
+            return _open_pipe(name, path.open("rb"), config, True, keep_pipes)
         document = _open_content(path, name, config, in_folder=False)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DocumentError(f"no such file or folder: {name}", _suggest(path)) from error
@@ -141,14 +148,22 @@ def _open_content(path: Path, name: str, config: ReadConfig, in_folder: bool) ->
     kind = kind_of(path.name)
     if in_folder and is_generated(path.name, kind, head):
         raise Unreadable("generated", f"{name}: a generated file")
+    document: Document
     if is_pdf(head):
-        return _pdf(name, size_bytes, reopen, config, exact_pages=not in_folder)
-    _refuse_binary(name, head, config)
-    return TextDocument(name, kind, size_bytes, reopen, config.encoding)
+        document = _pdf(name, size_bytes, reopen, config, exact_pages=not in_folder)
+    else:
+        _refuse_binary(name, head, config)
+        document = TextDocument(name, kind, size_bytes, reopen, config.encoding)
+    document.path = path
+    return document
 
 
 def _open_pipe(
-    name: str, stream: BinaryIO | None, config: ReadConfig, is_ours: bool = False
+    name: str,
+    stream: BinaryIO | None,
+    config: ReadConfig,
+    is_ours: bool = False,
+    keep: bool = False,
 ) -> Document:
     """Open a stream that can be read once. A PDF, which must be sought in, goes to disk first."""
     head = stream.read(SNIFF_BYTES) if stream is not None else b""
@@ -157,7 +172,8 @@ def _open_pipe(
     rest = _Pipe(head, stream, is_ours)
     if not is_pdf(head):
         _refuse_binary(name, head, config)
-        return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
+        if not keep:
+            return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
 
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
     with rest:
@@ -171,6 +187,8 @@ def _open_pipe(
         return copy
 
     weakref.finalize(reopen, spool.close)  # with the document, which holds `reopen`
+    if not is_pdf(head):
+        return TextDocument(name, "stdin", size_bytes, reopen, config.encoding)
     document = _pdf(name, size_bytes, reopen, config, exact_pages=True)
     document.has_text()
     return document

@@ -1,8 +1,11 @@
 """What every kind of document yields: passages of text, each with its place in the source."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 from indexmem_cli.errors import DocumentError
 
@@ -44,6 +47,8 @@ class Unreadable(DocumentError):
 class Document:
     """One source, opened but not yet read. The counts grow while `passages` runs."""
 
+    _open_bytes: Callable[[], BinaryIO]
+
     def __init__(self, name: str, kind: str, size_bytes: int | None) -> None:
         self.name = name
         self.kind = kind
@@ -55,6 +60,8 @@ class Document:
         """Path that is told to the model before the text; set for the files of a folder."""
         self.folder_skips: Counter[str] | None = None
         """Where a file of a folder counts itself when it cannot be read, instead of raising."""
+        self.path: Path | None = None
+        """Where the file lies; None for a pipe and for a text in memory."""
         self._reset()
 
     def _reset(self) -> None:
@@ -72,6 +79,21 @@ class Document:
 
     def _read(self) -> Iterator[Passage]:
         raise NotImplementedError
+
+    def sha256(self) -> str:
+        """Return the hash of the document's bytes; not for a pipe that can be read only once.
+
+        Raises:
+            DocumentError: it cannot be read.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self._open_bytes() as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
+        return digest.hexdigest()
 
     def passages(self) -> Iterator[Passage]:
         """Read the document from its beginning, lazily.

@@ -6,7 +6,7 @@ Every untrusted string passes `safe_text`, and meets Rich as `Text`, never as ma
 from indexmem_cli.render.answers import JsonRenderer, ReadingBar, Renderer, View
 from indexmem_cli.render.inspection import show_inspection
 from indexmem_cli.render.safe import safe_line, safe_text
-from indexmem_cli.render.screen import show_error, show_json
+from indexmem_cli.render.screen import show_error, show_json, show_lines
 from indexmem_cli.render.wording import (
     describe_coverage,
     describe_place,
@@ -32,4 +32,5 @@ __all__ = [
     "show_error",
     "show_inspection",
     "show_json",
+    "show_lines",
 ]

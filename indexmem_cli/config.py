@@ -153,6 +153,22 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True)
+class StoreConfig:
+    """What becomes of a memory on the disk."""
+
+    save: bool = True
+    """Look for a saved memory first, and save what was read."""
+    fresh: bool = False
+    """Read again although there is a saved memory, and replace it."""
+    name: str | None = None
+    """A name for the memory, to be used in place of its id."""
+
+    def __post_init__(self) -> None:
+        if not self.save and (self.fresh or self.name):
+            raise ConfigError("what is not saved can have no name and replaces nothing")
+
+
+@dataclass(frozen=True)
 class AnswerConfig:
     """How an answer is generated."""
 

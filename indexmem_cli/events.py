@@ -140,6 +140,21 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """The memory of one source, as an answer used it."""
+
+    source: str
+    id: str | None
+    """None: it is not saved."""
+    tokens: int
+    """Tokens of text in it."""
+    tokens_reused: int
+    """Of these, the tokens that were not read again."""
+    saved_bytes: int
+    """Bytes on the disk; 0: it is not saved."""
+
+
+@dataclass(frozen=True)
 class Timing:
     """Seconds and rates of each stage."""
 

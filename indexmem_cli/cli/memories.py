@@ -165,7 +165,7 @@ def import_(
             raise ConfigError(f"no such file: {path}", "indexmem memories import FILE")
         manifest, is_new = import_memory(Library(), path)
         what = f"imported from {path}" if is_new else "was here already"
-        show_lines([f"{manifest.name or manifest.id}  {what}, {format_bytes(manifest.num_bytes)}"])
+        show_lines([f"{manifest.name or manifest.id} {what}, {format_bytes(manifest.num_bytes)}"])
 
 
 @memories.command()

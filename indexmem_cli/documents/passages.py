@@ -102,6 +102,7 @@ class Document:
             DocumentError: it cannot be read, or holds no text. A file of a folder counts itself
                 in `Sources.skipped` instead; an empty one still names itself to the model.
         """
+        was_counted = self.skipped_as is not None  # when it was read before
         self._reset()
         body = self._read()
         try:
@@ -117,7 +118,8 @@ class Document:
             if self.folder_skips is None:
                 raise
             self.skipped_as = error.reason
-            self.folder_skips[error.reason] += 1
+            if not was_counted:
+                self.folder_skips[error.reason] += 1
 
     def has_text(self) -> bool:
         """Look for a first passage: one page of most PDFs, every page of a scanned one.

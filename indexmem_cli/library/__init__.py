@@ -12,7 +12,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -123,6 +123,31 @@ class Library:
             with contextlib.suppress(MemoryFileError):
                 yield self.load(memory_id)
 
+    def find_older(self, blank: Manifest) -> Manifest | None:
+        """Return the newest memory of the same source and settings that holds other content."""
+        if blank.path is None:
+            return None
+        older = [
+            manifest
+            for manifest in self.manifests()
+            if manifest.path == blank.path
+            and manifest.id != blank.id
+            and replace(manifest.key, content=blank.key.content) == blank.key
+        ]
+        return max(older, key=lambda manifest: manifest.created_s, default=None)
+
+    def supersede(self, older: Manifest, newer: Manifest, is_continued: bool) -> None:
+        """Remove a memory that another one holds all of; else only take its name away.
+
+        A memory that cannot be changed now stays as it is.
+        """
+        with contextlib.suppress(OSError, LockTimeout):
+            if is_continued:
+                self.delete(older.id)
+            elif older.name == newer.name is not None:
+                with self.lock(older.id, timeout_s=0):
+                    self.write(older.renamed(None))
+
     def resolve(self, text: str) -> str:
         """Return the id that a user means by a name, an id, or the start of one.
 
@@ -130,8 +155,9 @@ class Library:
             MemoryFileError: it means nothing here, or more than one memory.
         """
         ids = self.ids()
-        named = [m.id for m in self.manifests() if m.name == text]
-        found = named or [i for i in ids if i == text]
+        named = sorted((m.created_s, m.id) for m in self.manifests() if m.name == text)
+        # A crash can leave a name with the memory that a newer one replaces.
+        found = [named[-1][1]] if named else [i for i in ids if i == text]
         if not found and len(text) >= 4:
             found = [i for i in ids if i.startswith(text)]
         if len(found) == 1:

@@ -159,9 +159,11 @@ class Saver:
             self.library.clean(manifest.id)
         return manifest
 
-    def abandon(self) -> None:
+    def abandon(self, keep_checkpoint: bool = True) -> None:
         """Remove what was written since the last checkpoint, as far as the disk lets."""
         with contextlib.suppress(OSError):
+            if not keep_checkpoint:
+                (self.folder / CHECKPOINT).unlink(missing_ok=True)
             self.library.clean(self.blank.id)
             self.folder.rmdir()  # where nothing was saved at all
 

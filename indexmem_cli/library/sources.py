@@ -27,6 +27,31 @@ def content_of(documents: Sequence[Document], files: Sequence[SourceFile]) -> st
     return digest.hexdigest()
 
 
+def path_of(source: str, documents: Sequence[Document]) -> str | None:
+    """Where a source lies; None for a pipe and for a text in memory."""
+    has_path = any(document.path for document in documents)
+    return str(Path(source).absolute()) if has_path else None
+
+
+def describe_changes(
+    older: Sequence[SourceFile], newer: Sequence[SourceFile], has_grown: bool
+) -> str:
+    """Say in words how the files of a source differ from what they were."""
+    if len(older) == len(newer) == 1:
+        return "it has grown" if has_grown else "it has changed"
+    before = {file.path: file.sha256 for file in older}
+    after = {file.path: file.sha256 for file in newer}
+    changed = [f.name for f in newer if before.get(f.path, f.sha256) != f.sha256]
+    counts = {
+        "changed": len(changed),
+        "new": len(after.keys() - before.keys()),
+        "gone": len(before.keys() - after.keys()),
+    }
+    what = ", ".join(f"{count:,} {how}" for how, count in counts.items() if count)
+    named = f" ({', '.join(changed[:3])}{', …' if len(changed) > 3 else ''})" if changed else ""
+    return f"of {len(newer):,} files {what or 'the order changed'}{named}"
+
+
 def changed_while_read(files: Iterable[SourceFile]) -> list[str]:
     """Names of the files that have another size or time than they had when they were described."""
     return [file.name for file in files if file.path and _stamp(file.path) != _stamp_of(file)]

@@ -215,6 +215,8 @@ class Reading:
         return base, Notice(f"{self.source}: {what} since memory {older.id} was made: {kept}")
 
     def _restore(self, library: Library, manifest: Manifest, saved: SavedState) -> None:
+        if saved.layout.get("seen") != len(self.opening) + saved.tokens:
+            raise damaged(manifest.id, f"{saved.part} is not of the text it is said to be of")
         backbone, reader = self.reader.backbone, self.reader
         restore(
             library,
@@ -300,7 +302,8 @@ class Reading:
             self.archive = Archive.open(path, self.tokenizer.decode)
 
     def _checkpoint(self) -> None:
-        if self._saver is not None:
+        # While known text is passed over, the memory is ahead of it.
+        if self._saver is not None and self.chain.tokens >= self.tokens_reused:
             self._saver.checkpoint(self.reader.state, self.reader.scorer)
 
     @contextlib.contextmanager

@@ -194,6 +194,21 @@ class TestInterruption:
         assert library.verify(memory_id) and not (library.folder(memory_id) / CHECKPOINT).exists()
         assert_same_memory(second, remember(engine, library, book, save=False)[0])
 
+    def test_a_reading_that_goes_on_may_be_cut_short_at_once(
+        self, engine, library, book, monkeypatch
+    ):
+        """While what is known is passed over, there is nothing new to save."""
+        remember(engine, library, book)
+        book.write_text(TEXT + "".join(LINES[:5]))
+        monkeypatch.setattr(Saver, "is_due", lambda saver: True)
+        events = new_reading(engine, book).remember(
+            Key("", "model", "tokenizer", {"chunk_tokens": CHUNK}), "tiny", StoreConfig(), library
+        )
+        next(event for event in events if isinstance(event, Progress))
+        events.close()
+        second, _ = remember(engine, library, book)
+        assert_same_memory(second, remember(engine, library, book, save=False)[0])
+
     def test_a_damaged_checkpoint_costs_only_time(self, engine, library, book):
         events = new_reading(engine, book).remember(
             Key("", "model", "tokenizer", {"chunk_tokens": CHUNK}), "tiny", StoreConfig(), library

@@ -22,14 +22,14 @@ from rows import RESULTS, append_row, common_fields, print_table
 
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
-from indexmem_cli.documents import open_sources
+from indexmem_cli.documents import open_each
 from indexmem_cli.engine import make_reader
+from indexmem_cli.language_model import load_language_model
 from indexmem_cli.library import MANIFEST, Library
 from indexmem_cli.library.manifest import Key
 from indexmem_cli.library.saver import Saver
 from indexmem_cli.plan import make_plan
 from indexmem_cli.reading import Reading
-from indexmem_cli.session import _load as load_engine
 
 CHUNK = 64
 SCENES = ("first reading", "reading again", "grown text")
@@ -60,11 +60,11 @@ class Scene:
         config = MemoryConfig(budget_tokens=128, chunk_tokens=CHUNK, policy="knorm")
         opening = self.engine.prompt.opening
         plan, _ = make_plan(config, 2048, len(opening), 64)
-        sources = open_sources([str(self.source)], ReadConfig())
+        [sources] = open_each([str(self.source)], ReadConfig())
         reader = make_reader(self.engine.backbone, plan, config, [])
-        reading = Reading(str(self.source), sources, reader, self.engine.tokenizer, opening)
+        reading = Reading(sources, reader, self.engine.tokenizer, opening)
         key = Key("", "model", "tokenizer", {"chunk_tokens": CHUNK})
-        for _ in reading.remember(key, "tiny", StoreConfig(**store), self.library, 10.0):
+        for _ in reading.remember(key, "tiny", StoreConfig(**store), self.library):
             pass
         return reading
 
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "crash.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
-    engine = load_engine(ModelConfig(model=options.model, device="cpu"))
+    engine = load_language_model(ModelConfig(model=options.model, device="cpu"))
     text = "".join(f"Line {i}: the mill passes to heir number {i * 7 % 101}.\n" for i in range(48))
     fields = common_fields(find_checkpoint(options.model), "cpu")
     rows = []

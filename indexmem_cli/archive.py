@@ -3,13 +3,11 @@
 One SQLite file. Text is data only: what a question or a document holds never becomes a query.
 """
 
+import contextlib
 import json
 import re
-import shutil
 import sqlite3
 import sys
-import tempfile
-import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from indexmem_cli.documents import Place
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.tokens import Entry
 
-ARCHIVE_NAME = "archive.sqlite"
 BLOCK_TOKENS = 128
 """A block ends before the passage that would make it longer than this."""
 MAX_TERMS = 64
@@ -74,45 +71,39 @@ class Block:
 class Archive:
     """Blocks of text in one file, written while a text is read and searched afterwards."""
 
-    def __init__(self, connection: sqlite3.Connection, decode: Callable[[Sequence[int]], str]):
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        decode: Callable[[Sequence[int]], str],
+        path: Path | None = None,
+    ):
         self._db = connection
         self._decode = decode
+        self.path = path
+        """None: it has no file of its own."""
+        self._uncommitted: list[Entry] = []
         self._open: list[Entry] = []  # of the block that is still growing
         self._files: dict[str, int] = {}
         self.end = 0
         """Stream position after the last token held."""
 
     @classmethod
-    def create(cls, path: Path, decode: Callable[[Sequence[int]], str]) -> "Archive":
+    def create(cls, path: Path | None, decode: Callable[[Sequence[int]], str]) -> "Archive":
         """Make an empty archive to write into.
 
         Args:
+            path: a file that is not there yet. None: SQLite's own temporary file, which has no
+                name and goes with the connection.
             decode: function of token ids that returns their text.
 
         Raises:
             MemoryFileError: the file exists, or cannot be written.
         """
-        if path.exists():
+        if path is not None and path.exists():
             raise MemoryFileError(f"{path}: there is an archive already")
-        archive = cls(_connect(path, "rwc"), decode)
+        archive = cls(_connect(path, "rwc") if path else _configured(""), decode, path)
         with _explained(path):
             archive._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        return archive
-
-    @classmethod
-    def temporary(cls, decode: Callable[[Sequence[int]], str]) -> "Archive":
-        """Make an archive in a private folder that goes when the archive does.
-
-        Raises:
-            MemoryFileError: there is no room for temporary files.
-        """
-        try:
-            folder = tempfile.mkdtemp(prefix="indexmem-")
-        except OSError as error:
-            raise MemoryFileError(f"no temporary folder for the archive: {error}") from error
-        archive = cls.create(Path(folder) / ARCHIVE_NAME, decode)
-        archive._db.execute("PRAGMA synchronous = OFF")  # nothing of it outlives the process
-        weakref.finalize(archive, _remove, archive._db, folder)
         return archive
 
     @classmethod
@@ -122,7 +113,7 @@ class Archive:
         Raises:
             MemoryFileError: it is missing, damaged, or of another version.
         """
-        return cls(_checked(path, "ro"), decode)
+        return cls(_checked(path, "ro"), decode, path)
 
     @classmethod
     def append(
@@ -136,7 +127,7 @@ class Archive:
         Raises:
             MemoryFileError: as in `open`.
         """
-        archive = cls(_checked(path, "rw"), decode)
+        archive = cls(_checked(path, "rw"), decode, path)
         with _explained(path):
             archive._reopen_last(sys.maxsize if end is None else end)
         return archive
@@ -150,6 +141,7 @@ class Archive:
         for entry in entries:
             if entry.first < self.end:
                 continue
+            self._uncommitted.append(entry)
             tokens = sum(len(known.ids) for known in self._open)
             other_file = self._open and self._open[0].place.file != entry.place.file
             if self._open and (other_file or tokens + len(entry.ids) > BLOCK_TOKENS):
@@ -168,6 +160,32 @@ class Archive:
             self._write(self._open)
             self._open = []
         self._db.commit()
+        self._uncommitted = list(self._open)
+
+    def in_memory(self) -> "Archive":
+        """Return a copy of all that was added, also of what could not be written any more."""
+        with contextlib.suppress(sqlite3.Error):  # there may be nothing to take back
+            self._db.rollback()
+        copy = Archive(_configured(":memory:"), self._decode)
+        copy._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        for block in self:
+            copy.add(block.entries)
+        copy.add(self._uncommitted)
+        return copy
+
+    def find(self, position: int) -> Entry | None:
+        """Return the passage that a stream position lies in, if it is in a block by now."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            block = self.block(middle)
+            if block.end <= position:
+                low = middle + 1
+            elif block.first > position:
+                high = middle
+            else:
+                return next(entry for entry in block.entries if position < entry.end)
+        return None
 
     def __len__(self) -> int:
         """Blocks written."""
@@ -272,24 +290,23 @@ def terms_of(text: str) -> list[str]:
     return list(dict.fromkeys(word.lower() for word in words))[:MAX_TERMS]
 
 
-def _remove(connection: sqlite3.Connection, folder: str) -> None:
-    connection.close()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     with _explained(path):
-        uri = f"{path.absolute().as_uri()}?mode={mode}"
-        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        for pragma in (
-            "trusted_schema = OFF",
-            "cell_size_check = ON",
-            "mmap_size = 0",
-            f"cache_size = -{_CACHE_KIB}",
-            "synchronous = NORMAL",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-        return connection
+        return _configured(f"{path.absolute().as_uri()}?mode={mode}")
+
+
+def _configured(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=uri.startswith("file:"), check_same_thread=False)
+    for pragma in (
+        "trusted_schema = OFF",
+        "cell_size_check = ON",
+        "mmap_size = 0",
+        f"cache_size = -{_CACHE_KIB}",
+        # An archive that was not finished is never opened again, and a finished one is synced.
+        "synchronous = OFF",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
 
 
 def _checked(path: Path, mode: str) -> sqlite3.Connection:
@@ -309,8 +326,8 @@ def _checked(path: Path, mode: str) -> sqlite3.Connection:
 class _explained:
     """Turns SQLite's errors into one that names the file."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path | None) -> None:
+        self._path = path or "archive"
 
     def __enter__(self) -> None:
         pass
@@ -332,3 +349,26 @@ def _unpack(data: bytes) -> list[int]:
     if sys.byteorder == "big":
         ids.byteswap()
     return ids.tolist()
+
+
+def check_archive(path: Path) -> None:
+    """See that a file is an archive and nothing else, and have SQLite look at every page of it.
+
+    Raises:
+        MemoryFileError: it is damaged, or holds tables that no archive has.
+    """
+    expected = sqlite3.connect(":memory:")
+    expected.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+    found = _checked(path, "ro")
+    try:
+        with _explained(path):
+            # What is defined in the file is looked at before anything of it is run.
+            if found.execute(query).fetchall() != expected.execute(query).fetchall():
+                raise MemoryFileError(f"{path}: it defines what no archive has")
+            (result,) = found.execute("PRAGMA quick_check(1)").fetchone()
+            if result != "ok":
+                raise MemoryFileError(f"{path}: {result}")
+    finally:
+        found.close()
+        expected.close()

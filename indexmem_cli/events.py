@@ -181,6 +181,8 @@ class Answer:
     notices: tuple[str, ...] = field(default=())
     recall: tuple[RecallRound, ...] | None = None
     """What was looked up and read again, round by round; None without an archive."""
+    memories: tuple[Remembered, ...] = ()
+    """The memory of each source."""
 
     def __str__(self) -> str:
         return self.text
@@ -190,10 +192,26 @@ class Answer:
         data = asdict(self)
         data["coverage"]["complete"] = self.coverage.complete
         text = data.pop("text")
+        if self.memories:
+            data["memory"]["id"] = self.memories[0].id
+            data["memory"]["reused"] = all(m.tokens_reused == m.tokens for m in self.memories)
         return {"schema": 1, "answer": text, **data}
 
 
-Event = Notice | Loaded | Progress | TokenText | Answer
+@dataclass(frozen=True)
+class Ingested:
+    """All sources are read."""
+
+    memories: tuple[Remembered, ...]
+    coverage: Coverage
+    read_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values; `schema` 1 is stable."""
+        return {"schema": 1, **asdict(self)}
+
+
+Event = Notice | Loaded | Progress | TokenText | Answer | Ingested
 
 
 @dataclass(frozen=True)

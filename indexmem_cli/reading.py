@@ -7,7 +7,8 @@ process alone.
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,6 @@ _SAVING = (OSError, sqlite3.Error, MemoryFileError)
 class Reading:
     """Documents on their way into a memory, and what is known of them when they are in."""
 
-    source: str
-    """As the user named it."""
     sources: Sources
     reader: "Reader"
     tokenizer: Tokenizer
@@ -61,8 +60,15 @@ class Reading:
     tokens_reused: int = 0
     seconds: float = 0.0
     """Time that reading took, now."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Of files that were called otherwise when they were read, what they are called now."""
     _saver: Saver | None = None
     _current: Document | None = None
+
+    @property
+    def source(self) -> str:
+        """As the user named it."""
+        return self.sources.name
 
     @property
     def tokens(self) -> int:
@@ -82,13 +88,21 @@ class Reading:
         )
 
     def remember(
-        self, key: Key, model: str, store: StoreConfig, library: Library, wait_s=LOCK_TIMEOUT_S
+        self,
+        key: Key,
+        model: str,
+        store: StoreConfig,
+        library: Library,
+        with_state: bool = True,
+        wait_s: float = LOCK_TIMEOUT_S,
     ) -> Iterator[Event]:
         """Find the saved memory, or read the source and save it.
 
         Args:
             key: what the memory depends on, but for the content.
             model: name of the model.
+            with_state: load what was kept, not the text alone.
+            wait_s: how long to wait for another process that reads the same.
 
         Raises:
             MemoryFileError: there is a saved memory that cannot be used.
@@ -99,7 +113,7 @@ class Reading:
             yield from self._read(None)
             return
         blank = self._describe(key, model, store)
-        if not store.fresh and self._find(library, blank.key):
+        if not store.fresh and self._find(library, blank, with_state):
             return
         try:
             lock = contextlib.ExitStack()
@@ -114,19 +128,23 @@ class Reading:
             return
         with lock:
             # Whoever held the lock may have read what is wanted here.
-            if not store.fresh and self._find(library, blank.key):
+            if not store.fresh and self._find(library, blank, with_state):
                 return
             yield from self._read_and_save(library, blank, store)
 
-    def load(self, library: Library, manifest: Manifest) -> None:
+    def load(self, library: Library, manifest: Manifest, with_state: bool = True) -> None:
         """Take over a saved memory; nothing is read.
+
+        Args:
+            with_state: load what was kept too; else the text alone.
 
         Raises:
             MemoryFileError: it is not as it was written, or not of this model.
         """
         if manifest.archive is None:
             raise damaged(manifest.id, "its text is missing")
-        self._restore(library, manifest, manifest.states[-1])
+        if with_state:
+            self._restore(library, manifest, manifest.states[-1])
         path = library.check_part(manifest, manifest.archive)
         self.archive = Archive.open(path, self.tokenizer.decode)
         known = {part.name for part in fields(Coverage)}
@@ -137,17 +155,23 @@ class Reading:
         self.manifest, self.tokens_reused = manifest, manifest.tokens
         library.touch(manifest.id)
 
-    def _find(self, library: Library, key: Key) -> bool:
-        manifest = library.find(key)
+    def forget_state(self) -> None:
+        """Let go of what was kept; the text stays."""
+        self.reader.state = self.reader.backbone.new_state(0)
+
+    def _find(self, library: Library, blank: Manifest, with_state: bool) -> bool:
+        manifest = library.find(blank.key)
         if manifest is None:
             return False
         try:
-            self.load(library, manifest)
+            self.load(library, manifest, with_state)
         except MemoryFileError:
-            newer = library.find(key)
-            if newer in (None, manifest):
+            newer = library.find(blank.key)
+            if newer is None or newer == manifest:
                 raise
-            self.load(library, newer)  # replaced by another process in between
+            self.load(library, newer, with_state)  # replaced by another process in between
+        pairs = zip(self.manifest.files, blank.files, strict=True)
+        self.names = {old.name: new.name for old, new in pairs if old.name != new.name}
         return True
 
     def _describe(self, key: Key, model: str, store: StoreConfig) -> Manifest:
@@ -360,3 +384,19 @@ def _unsaved(error: Exception) -> Notice:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+def join_coverage(parts: Sequence[Coverage]) -> Coverage:
+    """What was read of several sources together."""
+    skipped: Counter[str] = Counter()
+    for part in parts:
+        skipped.update(part.files_skipped)
+    counts = (
+        *("tokens_total", "tokens_read", "files_read"),
+        *("pages_total", "pages_read", "pages_not_selected"),
+    )
+    return Coverage(
+        **{name: sum(getattr(part, name) for part in parts) for name in counts},
+        files_skipped=dict(skipped),
+        pages_without_text=tuple(page for part in parts for page in part.pages_without_text),
+    )

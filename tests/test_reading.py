@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from indexmem_cli.config import MemoryConfig, ModelConfig, ReadConfig, StoreConfig
-from indexmem_cli.documents import open_sources
+from indexmem_cli.documents import open_each
 from indexmem_cli.engine import make_reader
 from indexmem_cli.errors import LockTimeout, MemoryFileError
 from indexmem_cli.events import Notice, Progress
+from indexmem_cli.language_model import load_language_model
 from indexmem_cli.library import CHECKPOINT, MANIFEST, Library
 from indexmem_cli.library.manifest import Key
 from indexmem_cli.library.saver import Saver
 from indexmem_cli.plan import make_plan
 from indexmem_cli.reading import Reading
-from indexmem_cli.session import _load
 
 CHUNK = 32
 LINES = [f"Line {number}: the quick brown fox number {number}.\n" for number in range(30)]
@@ -28,7 +28,7 @@ TEXT = "".join(LINES)
 
 @pytest.fixture(scope="module")
 def engine(tiny_model_dir):
-    return _load(ModelConfig(model=str(tiny_model_dir), device="cpu", offline=True))
+    return load_language_model(ModelConfig(model=str(tiny_model_dir), device="cpu", offline=True))
 
 
 @pytest.fixture
@@ -47,8 +47,7 @@ def new_reading(engine, source, **options):
     config = MemoryConfig(budget_tokens=96, chunk_tokens=CHUNK, policy="knorm")
     plan, _ = make_plan(config, 256, len(engine.prompt.opening), 20)
     return Reading(
-        str(source),
-        open_sources([str(source)], ReadConfig(), keep_pipes=True),
+        open_each([str(source)], ReadConfig(), keep_pipes=True)[0],
         make_reader(engine.backbone, plan, config, []),
         engine.tokenizer,
         engine.prompt.opening,
@@ -59,7 +58,7 @@ def remember(engine, library, source, wait_s=5.0, model="model", **store):
     """Read a source; return the reading and its events."""
     reading = new_reading(engine, source)
     key = Key("", model, "tokenizer", {"chunk_tokens": CHUNK})
-    events = list(reading.remember(key, "tiny", StoreConfig(**store), library, wait_s))
+    events = list(reading.remember(key, "tiny", StoreConfig(**store), library, wait_s=wait_s))
     return reading, events
 
 

@@ -28,13 +28,24 @@ from indexmem_cli.documents.text import (
 )
 from indexmem_cli.errors import ConfigError, DocumentError
 
-__all__ = ["Document", "Passage", "Place", "Sources", "open_sources", "open_text"]
+__all__ = [
+    "Document",
+    "Passage",
+    "Place",
+    "Sources",
+    "join_sources",
+    "open_each",
+    "open_sources",
+    "open_text",
+]
 
 
 @dataclass
 class Sources:
     """What was asked for: the documents to read in order, and what was left out."""
 
+    name: str = ""
+    """As the user named it."""
     documents: list[Document] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     """Number of files of folders that are not read, by reason: ignored, binary, generated, too
@@ -43,12 +54,31 @@ class Sources:
 
 
 def open_sources(
+    sources: Sequence[str], config: ReadConfig, stdin: BinaryIO | None = None
+) -> Sources:
+    """Open files, folders and `-` as one text; see `open_each`."""
+    return join_sources(open_each(sources, config, stdin))
+
+
+def join_sources(parts: Sequence[Sources]) -> Sources:
+    """Make one text of several sources."""
+    joined = Sources(" ".join(part.name for part in parts))
+    for part in parts:
+        joined.documents += part.documents
+        joined.skipped.update(part.skipped)
+    for document in joined.documents:
+        if document.folder_skips is not None:
+            document.folder_skips = joined.skipped
+    return joined
+
+
+def open_each(
     sources: Sequence[str],
     config: ReadConfig,
     stdin: BinaryIO | None = None,
     keep_pipes: bool = False,
-) -> Sources:
-    """Open files, folders and `-` (stdin, also where no source is named).
+) -> list[Sources]:
+    """Open files, folders and `-` (stdin, also where no source is named), each for itself.
 
     What can be known without reading on is checked here, so that a bad source is refused before
     a model is loaded.
@@ -67,17 +97,18 @@ def open_sources(
     if list(sources).count("-") > 1:
         raise ConfigError("stdin (-) is named twice")
     _check_encoding(config.encoding)
-    opened = Sources()
+    parts = []
     for source in sources or ["-"]:
+        parts.append(opened := Sources(_printable(source)))
         if source == "-":
             opened.documents.append(_open_pipe("-", stdin, config, keep=keep_pipes))
         elif Path(source).is_dir():
             _open_folder(source, config, opened)
         else:
             opened.documents.append(_open_file(source, config, keep_pipes))
-    if config.pages and all(document.kind != "pdf" for document in opened.documents):
+    if config.pages and all(doc.kind != "pdf" for part in parts for doc in part.documents):
         raise ConfigError("pages are selected, but no source has pages")
-    return opened
+    return parts
 
 
 def open_text(text: str, name: str = "text") -> Document:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from indexmem_cli.archive import Block
 from indexmem_cli.archives import Archives
 from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig
+from indexmem_cli.coverage import join_coverage
 from indexmem_cli.events import (
     Answer,
     Event,
@@ -20,7 +21,7 @@ from indexmem_cli.events import (
 )
 from indexmem_cli.evidence import Evidence
 from indexmem_cli.language_model import LanguageModel
-from indexmem_cli.reading import Reading, join_coverage
+from indexmem_cli.reading import Reading
 
 if TYPE_CHECKING:
     from indexmem_cli.engine import Reader

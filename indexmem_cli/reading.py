@@ -7,14 +7,14 @@ process alone.
 import contextlib
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from indexmem_cli import __version__
 from indexmem_cli.archive import Archive
 from indexmem_cli.config import StoreConfig
+from indexmem_cli.coverage import coverage_of
 from indexmem_cli.documents import Document, Passage, Sources
 from indexmem_cli.errors import LockTimeout, MemoryFileError
 from indexmem_cli.events import Coverage, Event, Notice, Progress, Remembered
@@ -114,6 +114,7 @@ class Reading:
             return
         blank = self._describe(key, model, store)
         if not store.fresh and self._find(library, blank, with_state):
+            yield from self._rename(library, store.name)
             return
         try:
             lock = contextlib.ExitStack()
@@ -154,6 +155,15 @@ class Reading:
         self.coverage = Coverage(**{**manifest.coverage, "pages_without_text": pages})
         self.manifest, self.tokens_reused = manifest, manifest.tokens
         library.touch(manifest.id)
+
+    def _rename(self, library: Library, name: str | None) -> Iterator[Event]:
+        """Give a memory that was there already the name that is wanted for it now."""
+        if name is None or name == self.manifest.name:
+            return
+        try:
+            self.manifest = library.rename(self.manifest, name)
+        except (OSError, LockTimeout) as error:
+            yield Notice(f"memory {self.manifest.id} keeps its name: {_reason(error)}")
 
     def forget_state(self) -> None:
         """Let go of what was kept; the text stays."""
@@ -363,40 +373,9 @@ class Reading:
         return None if share is None else (sum(sizes[:at]) + sizes[at] * share) / sum(sizes)
 
 
-def coverage_of(sources: Sources, tokens: int) -> Coverage:
-    """What was read of the sources, which have been read to their end."""
-    documents = sources.documents
-    return Coverage(
-        tokens_total=tokens,
-        tokens_read=tokens,
-        files_read=sum(document.skipped_as is None for document in documents),
-        files_skipped=dict(sources.skipped),
-        pages_total=sum(document.pages_total for document in documents),
-        pages_read=sum(document.pages_read for document in documents),
-        pages_without_text=tuple(p for d in documents for p in d.pages_without_text),
-        pages_not_selected=sum(document.pages_not_selected for document in documents),
-    )
-
-
 def _unsaved(error: Exception) -> Notice:
     return Notice(f"the memory is not saved: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def join_coverage(parts: Sequence[Coverage]) -> Coverage:
-    """What was read of several sources together."""
-    skipped: Counter[str] = Counter()
-    for part in parts:
-        skipped.update(part.files_skipped)
-    counts = (
-        *("tokens_total", "tokens_read", "files_read"),
-        *("pages_total", "pages_read", "pages_not_selected"),
-    )
-    return Coverage(
-        **{name: sum(getattr(part, name) for part in parts) for name in counts},
-        files_skipped=dict(skipped),
-        pages_without_text=tuple(page for part in parts for page in part.pages_without_text),
-    )

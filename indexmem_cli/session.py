@@ -21,6 +21,7 @@ from indexmem_cli.config import (
     parse_pages,
     parse_size,
 )
+from indexmem_cli.coverage import coverage_of, join_coverage
 from indexmem_cli.documents import Sources, join_sources, open_each, open_sources, open_text
 from indexmem_cli.errors import ConfigError, MemoryFileError
 from indexmem_cli.events import (
@@ -36,7 +37,7 @@ from indexmem_cli.language_model import LanguageModel, check_fits, load_language
 from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
 from indexmem_cli.plan import Plan, make_plan
-from indexmem_cli.reading import Reading, coverage_of, join_coverage
+from indexmem_cli.reading import Reading
 from indexmem_cli.tokens import count_tokens, load_tokenizer
 
 QUESTION_TOKENS = 256
@@ -81,6 +82,8 @@ def ingest(
         raise ConfigError("a memory for later questions cannot be read with one in mind")
     if store.name is not None and len(sources) > 1:
         raise ConfigError("a name is for one memory", "ingest the sources one by one")
+    if store.name is not None:
+        Library().check_name(store.name, str(Path(sources[0]).absolute()))
     parts = _open(sources, read, memory, store, stdin)
     yield from Memory(parts, memory, model, read, store).ingest()
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from indexmem_cli import errors
 from indexmem_cli.cli.app import app
-from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,7 @@ class TestAsk:
             "memory": MemoryConfig(),
             "model": ModelConfig(),
             "answer": AnswerConfig(),
+            "store": StoreConfig(),
             "stdin": None,
         }
 
@@ -57,7 +58,7 @@ class TestAsk:
         options = (
             "-b 1.5k --chunk 512 --policy keydiff --span 5 --answer-from 1k"
             " -m org/model --quant nf4"
-            " --dtype bfloat16 --device cuda:1 --offline --pages 1,10-40 --encoding cp1252"
+            " --dtype bfloat16 --device cuda:1 --offline --fresh --pages 1,10-40 --encoding cp1252"
             f" --password-file {password} --include *.py --include *.md --exclude tests/"
             " --max-tokens 9 --temperature 0.7 --seed 3"
         )
@@ -84,6 +85,7 @@ class TestAsk:
                 model="org/model", quant="nf4", dtype="bfloat16", device="cuda:1", offline=True
             ),
             "answer": AnswerConfig(max_tokens=9, temperature=0.7, seed=3),
+            "store": StoreConfig(fresh=True),
             "stdin": None,
         }
         assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -108,8 +108,8 @@ class TestNames:
                 library.resolve(text)
 
     def test_a_name_belongs_to_one_memory(self, library):
-        memory = save(library, blank(name="mill"))
-        library.check_name("mill", memory.id)
+        memory = save(library, blank(name="mill", path="/book.txt"))
+        library.check_name("mill", "/book.txt")
         with pytest.raises(ConfigError, match=memory.id):
             library.check_name("mill")
 

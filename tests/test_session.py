@@ -1,13 +1,13 @@
 """Documents, model and memory together, with a tiny model of random weights."""
 
-import gc
 import io
 import json
 
 import pytest
 
 from indexmem_cli import Memory, session
-from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.asking import find_grounds
+from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
 from indexmem_cli.errors import ConfigError, DocumentError
 from indexmem_cli.events import Answer, Loaded, Notice, Progress, TokenText
 
@@ -22,7 +22,7 @@ def book(tmp_path):
     return path
 
 
-def events_of(sources, model, stdin=None, **memory):
+def events_of(sources, model, stdin=None, save=False, **memory):
     memory = {"budget_tokens": 96, "chunk_tokens": 32, **memory}
     return list(
         session.ask(
@@ -32,6 +32,7 @@ def events_of(sources, model, stdin=None, **memory):
             memory=MemoryConfig(**memory),
             model=ModelConfig(model=str(model), device="cpu", offline=True),
             answer=AnswerConfig(max_tokens=8),
+            store=StoreConfig(save=save),
             stdin=stdin,
         )
     )
@@ -126,8 +127,8 @@ def test_text_of_a_document_never_becomes_a_special_token(tiny_model_dir):
     answer = Memory.read_text(hostile, model=str(tiny_model_dir), **OPTIONS)
     list(answer.events("Which?", AnswerConfig(max_tokens=2)))
     specials = set(answer._engine.tokenizer.special_tokens.values())
-    kept = answer._reading.places
-    assert len(kept) and not any(specials & set(entry.ids) for entry in kept._entries)
+    [reading] = answer._readings
+    assert len(reading.archive) and not any(specials & set(block.ids) for block in reading.archive)
 
 
 def test_a_lowered_budget_is_announced(book, tiny_model_dir):
@@ -182,8 +183,9 @@ def test_passages_are_looked_up_and_read_again_inside_the_budget(long_book, tiny
     memory, answer = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
     blocks = [block for each in answer.recall for block in each.blocks]
     assert any(block.line_start <= 8 <= block.line_end for block in blocks)
-    reading = memory._reading
-    recalled = reading.recall("What is the lighthouse keeper called?", [1, 2, 3])
+    [reading] = memory._readings
+    question = "What is the lighthouse keeper called?"
+    recalled = find_grounds([reading], question, [1, 2, 3], recall=True)
     assert recalled.origins and recalled.reader.state.held <= 160
     assert list(recalled.origins.values()) == sorted(recalled.origins.values())
     assert reading.reader.state.held == 160, "the question changed the memory"
@@ -191,7 +193,8 @@ def test_passages_are_looked_up_and_read_again_inside_the_budget(long_book, tiny
 
 def test_recalled_tokens_lead_back_to_where_they_stood(long_book, tiny_model_dir):
     memory, _ = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
-    recalled = memory._reading.recall("Where is the lighthouse keeper?", [1, 2, 3])
+    question = "Where is the lighthouse keeper?"
+    recalled = find_grounds(memory._readings, question, [1, 2, 3], recall=True)
     decode = memory._engine.tokenizer.decode
     entries = [recalled.places.find(position) for position in recalled.origins.values()]
     assert {entry.place.line for entry in entries if "lighthouse" in decode(entry.ids)} == {8}
@@ -215,16 +218,15 @@ def test_what_fits_the_memory_whole_is_not_read_twice(book, tiny_model_dir):
     assert answer.recall == () and answer.text == plain.ask("Which fox?", max_tokens=4).text
 
 
-def test_the_archive_goes_with_the_memory(long_book, tiny_model_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_what_is_not_saved_leaves_no_file(long_book, tiny_model_dir, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path / "temporary"))
+    before = set(tmp_path.rglob("*"))
     memory, _ = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
-    assert list(tmp_path.glob("indexmem-*"))
-    del memory, _
-    gc.collect()
-    assert not list(tmp_path.glob("indexmem-*"))
+    assert set(tmp_path.rglob("*")) == before and len(memory._readings[0].archive)
 
 
-def test_without_recall_nothing_is_archived(long_book, tiny_model_dir):
-    memory, answer = ask_long(long_book, tiny_model_dir, "Which fox?", recall=False)
-    assert answer.recall is None and memory._reading.archive is None
+def test_without_recall_nothing_is_looked_up(long_book, tiny_model_dir):
+    _, answer = ask_long(long_book, tiny_model_dir, "Which fox?", recall=False)
+    assert answer.recall is None
     assert answer.memory.policy == "question"

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from indexmem_cli.cli.ask import ask
+from indexmem_cli.cli.ingest import ingest
 from indexmem_cli.cli.inspect import inspect
 from indexmem_cli.cli.memories import memories
 from indexmem_cli.cli.train import train
@@ -98,6 +99,7 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 app.command()(ask)
+app.command()(ingest)
 app.command()(inspect)
 app.add_typer(memories, name="memories")
 app.add_typer(train, name="train")

@@ -103,6 +103,16 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="No files of a folder that match; may be repeated."),
 ]
+Save = Annotated[
+    bool,
+    typer.Option(
+        "--save/--no-save",
+        help="Keep what was read for the next question. It holds the text: not for secrets.",
+    ),
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Read again, and replace what was saved before.")
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of text for people.")
 ]

@@ -145,8 +145,7 @@ class Library:
             if is_continued:
                 self.delete(older.id)
             elif older.name == newer.name is not None:
-                with self.lock(older.id, timeout_s=0):
-                    self.write(older.renamed(None))
+                self.rename(older, None)
 
     def resolve(self, text: str) -> str:
         """Return the id that a user means by a name, an id, or the start of one.
@@ -165,8 +164,19 @@ class Library:
         what = f"{len(found)} memories begin with {text!r}" if found else f"no memory {text!r}"
         raise MemoryFileError(what, "indexmem memories list shows those there are")
 
-    def check_name(self, name: str, memory_id: str | None = None) -> None:
-        """See that a name can be given to a memory (`memory_id`, where it is there already).
+    def rename(self, manifest: Manifest, name: str | None) -> Manifest:
+        """Give a memory another name.
+
+        Raises:
+            LockTimeout: another process is writing it.
+            OSError: it cannot be written.
+        """
+        with self.lock(manifest.id, timeout_s=0):
+            self.write(renamed := manifest.renamed(name))
+        return renamed
+
+    def check_name(self, name: str, path: str | None = None) -> None:
+        """See that a name can be given to a memory (of what lies at `path`).
 
         Raises:
             ConfigError: it is taken, or looks like an id or a path.
@@ -178,7 +188,7 @@ class Library:
                 "use a short name that is no id, has no slash and begins with no - or .",
             )
         for manifest in self.manifests():
-            if manifest.name == name and manifest.id != memory_id:
+            if manifest.name == name and (path is None or manifest.path != path):
                 raise ConfigError(
                     f"the name {name!r} is that of memory {manifest.id}",
                     f"choose another, or: indexmem memories rm {manifest.id}",

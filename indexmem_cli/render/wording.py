@@ -1,6 +1,6 @@
 """How counts, places and progress are put into words."""
 
-from indexmem_cli.events import Coverage, Progress, RecalledBlock, RecallRound, Source
+from indexmem_cli.events import Coverage, Progress, RecalledBlock, RecallRound, Remembered, Source
 from indexmem_cli.render.safe import safe_line
 
 
@@ -37,6 +37,21 @@ def describe_recall(rounds: tuple[RecallRound, ...]) -> str:
         return "nothing recalled"
     tokens = sum(block.tokens for block in blocks)
     return f"recalled {tokens:,} tokens in {count(len(rounds), 'round')}"
+
+
+def describe_memory(memory: Remembered) -> str:
+    """Say what became of a memory: `memory a1f3c9 reused: 412,380 tokens not re-read`."""
+    if memory.id is None:
+        return "memory not saved"
+    saved = f"saved ({format_bytes(memory.saved_bytes)})"
+    if memory.tokens_reused == memory.tokens:
+        return f"memory {memory.id} reused: {memory.tokens:,} tokens not re-read"
+    if memory.tokens_reused:
+        return (
+            f"memory {memory.id} {saved}: {memory.tokens_reused:,} tokens not re-read, "
+            f"{memory.tokens - memory.tokens_reused:,} read"
+        )
+    return f"memory {memory.id} {saved}"
 
 
 def describe_round(number: int, recalled: RecallRound) -> str:

@@ -18,8 +18,8 @@ from pathlib import Path
 from random import Random
 
 import torch
-from rows import RESULTS, append_row, common_fields, print_table
 
+from indexmem_cli.bench.rows import RESULTS, append_row, common_fields, print_table
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
 from indexmem_cli.documents import open_each

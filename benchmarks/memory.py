@@ -20,11 +20,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import rows
 import torch
-from rows import Row
 from transformers import DynamicCache
 
+from indexmem_cli.bench import rows
+from indexmem_cli.bench.rows import Row
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import MemoryConfig, ModelConfig, ReadConfig
 from indexmem_cli.documents import Sources, open_sources
@@ -77,7 +77,7 @@ def _read_bounded(settings: Row, model: ModelConfig, warmup: Sources, text: Sour
     )
     first = Memory(warmup, kept, model)
     device = first.ask(QUESTION, max_tokens=ANSWER_TOKENS).model.device
-    memory = replace(first, sources=text, _reading=None)
+    memory = replace(first, sources=text, _readings=[])
     del first
     before = _reset_peak(device)
     answer = memory.ask(QUESTION, max_tokens=ANSWER_TOKENS)

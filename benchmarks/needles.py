@@ -18,9 +18,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
-from rows import Row, append_row, common_fields, option_parser, print_table, wilson_interval
-
 from indexmem_cli import Memory
+from indexmem_cli.bench.rows import (
+    Row,
+    append_row,
+    common_fields,
+    option_parser,
+    print_table,
+    wilson_interval,
+)
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import MemoryConfig, ReadConfig, parse_size
 from indexmem_cli.documents import open_sources

@@ -16,12 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import rows
 import torch
-from rows import Row
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from indexmem_cli.bench import rows
+from indexmem_cli.bench.rows import Row
 from indexmem_cli.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from indexmem_cli.config import MemoryConfig, ModelConfig, parse_size
 from indexmem_cli.engine import make_reader

@@ -10,7 +10,7 @@ import sqlite3
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from indexmem_cli.documents import Place
@@ -23,6 +23,8 @@ MAX_TERMS = 64
 COMMON = 50_000
 """A word is not followed to more passages than this: one so common tells nothing."""
 FORMAT = 1
+_PLACE = [field.name for field in fields(Place)][1:]
+_DEFAULTS = {field.name: field.default for field in fields(Place)}
 _APPLICATION = 0x494D454D  # "IMEM", in the header of the file
 _CACHE_KIB = 2048
 _MOST_PASSAGES = 256  # in a block: none is without a token
@@ -34,7 +36,7 @@ CREATE TABLE blocks (
     number INTEGER PRIMARY KEY,
     first INTEGER NOT NULL,  -- stream position of the first token
     ids BLOB NOT NULL,       -- token ids, 4 bytes each, little-endian
-    passages TEXT NOT NULL   -- JSON: [tokens, file, page, page label, line] of each passage
+    passages TEXT NOT NULL   -- JSON: [tokens, file, page, page label, line, …] of each passage
 );
 CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='porter unicode61');
 """
@@ -209,8 +211,8 @@ class Archive:
             raise MemoryFileError(f"the archive holds no block {number}")
         first, ids, passages = row[0], _unpack(row[1]), json.loads(row[2])
         entries = []
-        for tokens, file, page, label, line in passages:
-            place = Place(self._file_name(file), page, label, line)
+        for tokens, file, *rest in passages:
+            place = Place(self._file_name(file), *rest)
             entries.append(Entry(first, ids[:tokens], place))
             first, ids = first + tokens, ids[tokens:]
         if not entries or ids:
@@ -238,7 +240,10 @@ class Archive:
         for entry in entries:
             place = entry.place
             file = self._file_number(place.file)
-            rows.append([len(entry.ids), file, place.page, place.page_label, place.line])
+            row = [getattr(place, name) for name in _PLACE]
+            while row[3:] and row[-1] == _DEFAULTS.get(_PLACE[len(row) - 1]):
+                row.pop()  # most places have nothing there
+            rows.append([len(entry.ids), file, *row])
         ids = [i for entry in entries for i in entry.ids]
         row = (number, entries[0].first, _pack(ids), json.dumps(rows, separators=(",", ":")))
         self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", row)

@@ -171,6 +171,11 @@ def _describe(block: Block, odds: float) -> RecalledBlock:
         line_end=last.line,
         tokens=block.end - block.first,
         odds=odds,
+        unit=first.unit,
+        member=first.member,
+        author=first.author,
+        time=first.time,
+        symbol=first.symbol,
     )
 
 

@@ -7,8 +7,9 @@ keys unrotated, so that each pass can rotate them to the positions it wants.
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,12 +17,15 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from indexmem_cli import ops
-from indexmem_cli.errors import OutOfMemory
+from indexmem_cli.errors import BackboneError, OutOfMemory
 from indexmem_cli.events import ModelInfo
+from indexmem_cli.memory.adapter import Adapter
 from indexmem_cli.memory.policies import Block
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
 
 ATTENTION = "indexmem"
+FAR_TOKENS = 256
+"""The distance from which all queries see a latent memory, whose tokens have no position."""
 SHORT_PASS_TOKENS = 16  # passes up to this length reuse rotated keys; longer ones rotate afresh
 
 
@@ -33,6 +37,8 @@ class _Pass:
     new_tokens: int
     want_queries: bool = False
     want_attention: bool = False
+    watched: tuple[int, ...] = ()
+    hidden: dict[int, Tensor] = field(default_factory=dict)
     queries: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
@@ -80,23 +86,41 @@ class Backbone:
         self.layer_windows = list(layer_windows)
         self.decoder = model.get_decoder()
         self.device = next(model.parameters()).device
+        self.load_adapter: Callable[[], Adapter] | None = None
         self._run: _Pass | None = None
         self._rope = self.decoder.rotary_emb
         self._rope_by_layer_type = "layer_type" in inspect.signature(self._rope.forward).parameters
         self._attention_before = model.config._attn_implementation
         AttentionInterface.register(ATTENTION, _attention)
         model.set_attn_implementation(ATTENTION)
+        self._hooks = [self._rope.register_forward_hook(_no_rotation)]
         for layer in self.decoder.layers:
             # In a tuple, so that torch does not take the backbone for a submodule.
             layer.self_attn.indexmem_backbone = (self,)
-        self._hook = self._rope.register_forward_hook(_no_rotation)
+            watch = layer.self_attn.register_forward_pre_hook(self._watch, with_kwargs=True)
+            self._hooks.append(watch)
 
     def detach(self) -> None:
         """Give the model back as it was."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self.model.set_attn_implementation(self._attention_before)
         for layer in self.decoder.layers:
             del layer.self_attn.indexmem_backbone
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """What was trained for this model, read when it is first needed.
+
+        Raises:
+            BackboneError: there is none, or it does not fit the model.
+        """
+        if self.load_adapter is None:
+            raise BackboneError(
+                f"{self.info.id} has no adapter, which the policy 'learned' needs",
+                "choose another --policy, or train one: indexmem train adapter",
+            )
+        return self.load_adapter()
 
     @property
     def kv_shapes(self) -> list[tuple[int, int]]:
@@ -172,7 +196,9 @@ class Backbone:
             Per managed layer the largest weight that any of `ids` and any query head of the group
             gives to each slot held: fp32 [1, G, S].
         """
+        watched, state.watched_layers = state.watched_layers, ()
         run, _ = self._forward(self.decoder, ids, state, want_attention=True)
+        state.watched_layers = watched
         for layer in state.layers:
             layer.drop_last(len(ids))
         state.seen -= len(ids)
@@ -196,7 +222,19 @@ class Backbone:
         def rotate(index: int, x: Tensor, positions: Tensor) -> Tensor:
             return _turn(modules[index], x, *self._angles(modules[index], x, positions[None]))
 
-        return Block(state, new_tokens, queries, [], attention, rotate)
+        def remembered(index: int) -> Tensor:
+            module, layer, query = modules[index], state.managed[index], queries[index]
+            if layer.latent is None or layer.latent.is_silent:
+                return torch.zeros(query.shape[:3], device=query.device)
+            key = self._turn_slots(module, layer.keys[:, :, : layer.held], layer, run, 0)
+            values = layer.values[:, :, : layer.held]
+            softcap = getattr(module, "attn_logit_softcapping", None)
+            turned = self._turn_new(module, query, layer, run)
+            _, lse = ops.attend_with_lse(turned, key, values, module.scaling, None, softcap)
+            return layer.latent.share(self._turn_far(module, query), lse, module.scaling)
+
+        hidden = {i: h[:, h.shape[1] - new_tokens :] for i, h in state.hidden.items()}
+        return Block(state, new_tokens, queries, hidden, [], attention, rotate, remembered)
 
     def attend(self, module, query, key, value, scaling, window, softcap) -> Tensor:
         """Attend in one layer, called by transformers; queries and keys arrive unrotated.
@@ -220,20 +258,36 @@ class Backbone:
         else:
             turned_key = self._turn_slots(module, key, layer, run, 0)
         window = None if managed else window
-        if managed and run.want_attention:
+        latent = layer.latent if managed else None
+        if latent is not None and not latent.is_silent:
+            far_query = self._turn_far(module, query)
+            out, lse = ops.attend_with_lse(turned_query, turned_key, value, scaling, None, softcap)
+            out = latent.read(far_query, out, lse, scaling).to(query.dtype)
+            if run.want_attention:
+                weights = ops.attention_weights(turned_query, turned_key, scaling, None, softcap)
+                run.attention.append(_largest(weights, key))
+        elif managed and run.want_attention:
             weights = ops.attention_weights(turned_query, turned_key, scaling, window, softcap)
-            run.attention.append(weights.unflatten(1, (key.shape[1], -1)).amax(dim=(2, 3)))
+            run.attention.append(_largest(weights, key))
             out = ops.weigh_values(weights, value)
         else:
             mask = self._mask(run, query, key.shape[2], window)
             out = ops.attend(turned_query, turned_key, value, scaling, mask, window, softcap)
         return out.transpose(1, 2)
 
+    def _watch(self, module, args, options) -> None:
+        """Forward pre-hook on attention: keep its input, if a scorer wants to see it."""
+        run = self._run
+        if run is not None and module.layer_idx in run.watched:
+            states = options["hidden_states"] if "hidden_states" in options else args[0]
+            run.hidden[module.layer_idx] = states
+
     @torch.no_grad()
     def _forward(self, model, ids, state, *, want_queries=False, want_attention=False, **options):
         tokens = torch.tensor([ids], device=self.device)
         cache = Cache(layers=[_CacheLayer(state, layer) for layer in state.layers])
-        self._run = run = _Pass(state, len(ids), want_queries, want_attention)
+        watched = state.watched_layers
+        self._run = run = _Pass(state, len(ids), want_queries, want_attention, watched)
         try:
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
         except torch.OutOfMemoryError as error:
@@ -244,6 +298,9 @@ class Backbone:
         finally:
             self._run = None
         state.seen += len(ids)
+        for layer, fresh in run.hidden.items():
+            before = [state.hidden[layer]] if layer in state.hidden else []
+            state.hidden[layer] = torch.cat([*before, fresh], dim=1)
         return run, out
 
     def _mask(self, run: _Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
@@ -258,6 +315,11 @@ class Backbone:
         first = positions.shape[-1] - query.shape[2]
         positions = positions.reshape(-1, positions.shape[-1])[:1, first:]
         return _turn(module, query, *self._shared_angles(module, query, positions, run, first))
+
+    def _turn_far(self, module, query: Tensor) -> Tensor:
+        """Rotate queries to the fixed distance from which they see a latent memory."""
+        far = torch.tensor([[FAR_TOKENS]], device=query.device)
+        return _turn(module, query, *self._angles(module, query, far))
 
     def _turn_slots(self, module, keys: Tensor, layer, run: _Pass, first: int) -> Tensor:
         """Rotate the keys [B, G, n, D] of the slots from `first` on."""
@@ -282,6 +344,11 @@ class Backbone:
         """Cosine and sine [X, n, r] of positions [X, n], by the model's own rotary embedding."""
         kind = (module.layer_type,) if self._rope_by_layer_type else ()
         return self._rope.forward(like, positions, *kind)
+
+
+def _largest(weights: Tensor, key: Tensor) -> Tensor:
+    """The largest weight of any row and head of the group: [B, H, T, N] to [B, G, N]."""
+    return weights.unflatten(1, (key.shape[1], -1)).amax(dim=(2, 3))
 
 
 def _slot_positions(layer: LayerState | WindowState, state: MemoryState) -> Tensor:

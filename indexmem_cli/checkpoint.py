@@ -1,12 +1,15 @@
 """Where a model's files are and what its config says, without loading a model or torch."""
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from indexmem_cli.config import ADAPTER_FILE
 from indexmem_cli.errors import BackboneError
 
 FAMILIES = {
@@ -21,8 +24,9 @@ FAMILIES = {
 }
 """`model_type` of the decoders that can be read with, and the family each belongs to."""
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FILES = ["*.json", "*.safetensors", "*.tiktoken", "*.jinja"]
+LARGE_MODEL_BYTES = 4 * 1024**3  # above this, quant "auto" quantises on a GPU
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FILES = ["*.json", "*.safetensors", "*.tiktoken", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ class Checkpoint:
     """Commit of a hub model; for a folder a short hash of its config and weight files' heads."""
     config: dict[str, Any]
     """config.json, of the text model where there are several."""
+
+    @property
+    def family(self) -> str:
+        """Name of the family, as people write it."""
+        return FAMILIES[self.config["model_type"]]
 
     @property
     def window_tokens(self) -> int:
@@ -60,9 +69,26 @@ class Checkpoint:
         return [window if kind == "sliding_attention" else None for kind in kinds]
 
     @property
+    def stored_quant(self) -> str | None:
+        """How the weights are stored: int8, nf4 or fp4 of bitsandbytes, another method, None."""
+        stored = self.config.get("quantization_config")
+        if not stored:
+            return None
+        method = stored.get("quant_method", "stored")
+        if method != "bitsandbytes":
+            return method
+        return "int8" if stored.get("load_in_8bit") else stored.get("bnb_4bit_quant_type", "fp4")
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
-        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+        return sum(file.stat().st_size for file in _weight_files(self.path))
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """The adapter shipped with the model, if there is one."""
+        path = self.path / ADAPTER_FILE
+        return path if path.is_file() else None
 
     def tokenizer_hash(self) -> str:
         """Hash of all files that decide how a text and what surrounds it become tokens."""
@@ -84,7 +110,7 @@ class Checkpoint:
         heads = config["num_attention_heads"]
         size = config.get("head_dim") or config["hidden_size"] // heads
         kv_heads = config.get("num_key_value_heads") or heads
-        return 2 * config["num_hidden_layers"] * kv_heads * size * _DTYPE_BYTES[dtype]
+        return 2 * config["num_hidden_layers"] * kv_heads * size * DTYPE_BYTES[dtype]
 
 
 def find_checkpoint(model: str, offline: bool = False) -> Checkpoint:
@@ -109,6 +135,22 @@ def read_checkpoint(model: str, path: Path, revision: str = "") -> Checkpoint:
     Raises:
         BackboneError: config or weights are missing, or the family is not supported.
     """
+    config = read_config(model, path)
+    weights = _weight_files(path)
+    if not weights:
+        raise BackboneError(
+            f"{model}: no .safetensors weights in {path}",
+            "other formats can run code when they are loaded, so they are refused",
+        )
+    return Checkpoint(model, path, revision or _fingerprint(path, weights), config)
+
+
+def read_config(model: str, path: Path) -> dict[str, Any]:
+    """Read the config of a model folder, of the text model where there are several.
+
+    Raises:
+        BackboneError: it is missing, or the family is not supported.
+    """
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -121,49 +163,78 @@ def read_checkpoint(model: str, path: Path, revision: str = "") -> Checkpoint:
     if family not in FAMILIES:
         names = ", ".join(dict.fromkeys(FAMILIES.values()))
         raise BackboneError(f"{model}: family {family!r} is not supported", f"supported: {names}")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        raise BackboneError(
-            f"{model}: no .safetensors weights in {path}",
-            "other formats can run code when they are loaded, so they are refused",
-        )
-    return Checkpoint(model, path, revision or _fingerprint(path, weights), config)
+    return config
+
+
+def shipped_folders() -> list[Path]:
+    """Where models come with the program: inside the package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return [package / "models", package.parent / "models"]
+
+
+def _weight_files(path: Path) -> list[Path]:
+    return sorted(file for file in path.glob("*.safetensors") if file.name != ADAPTER_FILE)
 
 
 def _shipped(model: str) -> Path | None:
     """A model inside the installed package, or beside it in a checkout."""
     if not model or os.sep in model or model.startswith("."):
         return None
-    package = Path(__file__).parent
-    for folder in (package / "models" / model, package.parent / "models" / model):
-        if (folder / "config.json").is_file():
-            return folder
-    return None
+    folders = (folder / model for folder in shipped_folders())
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def _from_hub(model: str, offline: bool) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    with hub_failures(model, offline):
+        folder = snapshot_download(model, allow_patterns=FILES, local_files_only=offline)
+    return Path(folder), Path(folder).name
+
+
+@contextlib.contextmanager
+def hub_failures(model: str, offline: bool) -> Iterator[None]:
+    """Turn what the hub's client raises into a `BackboneError`."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        folder = snapshot_download(model, allow_patterns=_FILES, local_files_only=offline)
+        yield
     except HFValidationError as error:
         raise BackboneError(
             f"no model {model!r}: not shipped, not a folder, not a hub id",
             "give a folder, or an id such as Qwen/Qwen3-4B",
         ) from error
-    except LocalEntryNotFoundError as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        offline = offline or isinstance(error, OfflineModeIsEnabled)
         where = "in the cache, and the network is off" if offline else "in the cache or on the hub"
         raise BackboneError(
             f"model {model!r} is not {where}",
-            f"download it once: hf download {model}",
+            f"with a connection: indexmem models pull {model}",
         ) from error
-    except OSError as error:
+    except GatedRepoError as error:
+        raise BackboneError(
+            f"model {model!r} is given out on conditions",
+            "accept them on its page on the hub, then: hf auth login",
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = "revision" if isinstance(error, RevisionNotFoundError) else "model"
+        raise BackboneError(
+            f"model {model!r}: no such {what} on the hub",
+            "check the spelling; for a private one: hf auth login",
+        ) from error
+    except (OSError, HTTPError) as error:
         raise BackboneError(
             f"model {model!r} could not be downloaded: {_first_line(error)}",
             "check the name and the connection, or use a model that is already here",
         ) from error
-    return Path(folder), Path(folder).name
 
 
 def _first_line(error: Exception) -> str:

@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Literal
 
 from indexmem_cli.errors import ConfigError
 
 DEFAULT_MODEL = "indexmem-mini"
+ADAPTER_FILE = "adapter.safetensors"  # beside the weights of the model it was trained for
 DEFAULT_BUDGET_TOKENS = 4096
 FOCUS = "question"
 """The policy that has to know the question before reading."""
@@ -15,8 +17,10 @@ UNFOCUSED = "keydiff"
 QUANTS = ("auto", "none", "int8", "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POSITIONS = ("auto", "original", "compact")
+DATE_ORDERS = ("dmy", "mdy", "ymd")
 POLICIES = {
     "question": "keeps what the question attends to (the question is known before reading)",
+    "learned": "keeps what a net trained for this model expects to be asked (its adapter)",
     "recency": "keeps the first and the most recent tokens (StreamingLLM)",
     "knorm": "keeps keys of small norm",
     "keydiff": "keeps keys unlike the mean key",
@@ -65,6 +69,28 @@ def parse_pages(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
+def parse_time(text: str, is_end: bool = False) -> datetime:
+    """Read a date or a time such as `2024-03-05` or `2024-03-05 14:02`.
+
+    Args:
+        is_end: return the last moment of the day or the minute that is named, not the first.
+
+    Raises:
+        ConfigError: the text is not a time.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(
+            f"not a time: {text!r}", "write it as 2024-03-05 or '2024-03-05 14:02'"
+        ) from None
+    moment = moment.replace(tzinfo=None)
+    if not is_end:
+        return moment
+    span = timedelta(minutes=1) if ":" in text else timedelta(days=1)
+    return moment + span - timedelta(microseconds=1)
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"unknown {name}: {value!r}", f"choose one of: {', '.join(choices)}")
@@ -89,6 +115,20 @@ class ReadConfig:
     """Only files of a folder that match one of these patterns (gitignore syntax)."""
     exclude: tuple[str, ...] = ()
     """Never files of a folder that match one of these patterns (gitignore syntax)."""
+    authors: tuple[str, ...] = ()
+    """Only messages by one of these: a whole name or a word of it, in any case. Empty means all."""
+    since: datetime | None = None
+    """Only messages from this moment on, by the clock of the source."""
+    until: datetime | None = None
+    """Only messages up to this moment, by the clock of the source."""
+    date_order: str | None = None
+    """dmy | mdy | ymd, for dates such as 03/05/24. None finds out."""
+
+    def __post_init__(self) -> None:
+        if self.date_order is not None:
+            _check_choice("order of dates", self.date_order, DATE_ORDERS)
+        if self.since and self.until and self.since > self.until:
+            raise ConfigError(f"no time is since {self.since} and until {self.until}")
 
 
 @dataclass(frozen=True)

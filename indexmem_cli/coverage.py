@@ -19,6 +19,8 @@ def coverage_of(sources: Sources, tokens: int) -> Coverage:
         pages_read=sum(document.pages_read for document in documents),
         pages_without_text=tuple(p for d in documents for p in d.pages_without_text),
         pages_not_selected=sum(document.pages_not_selected for document in documents),
+        messages_read=sum(document.messages_read for document in documents),
+        messages_not_selected=sum(document.messages_not_selected for document in documents),
     )
 
 
@@ -30,6 +32,7 @@ def join_coverage(parts: Sequence[Coverage]) -> Coverage:
     counts = (
         *("tokens_total", "tokens_read", "files_read"),
         *("pages_total", "pages_read", "pages_not_selected"),
+        *("messages_read", "messages_not_selected"),
     )
     return Coverage(
         **{name: sum(getattr(part, name) for part in parts) for name in counts},

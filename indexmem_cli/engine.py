@@ -8,6 +8,7 @@ from torch import Tensor
 
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.config import AnswerConfig, MemoryConfig
+from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import Scorer, make_scorer
 from indexmem_cli.memory.state import MemoryState
 from indexmem_cli.memory.update import evict
@@ -41,6 +42,7 @@ class Reader:
         plan = self.plan
         slots = plan.budget_tokens + plan.chunk_tokens + len(self.closing_ids)
         self.state = self.backbone.new_state(slots, plan.sink_tokens, plan.recent_tokens)
+        self.state.watched_layers = getattr(self.scorer, "watched_layers", ())
 
     def fork(self) -> "Reader":
         """Return a reader with a copy of the memory, to answer from without changing this one."""
@@ -140,6 +142,7 @@ class Reader:
         if self.scorer.needs_question:
             block.question_attention = self.backbone.probe(self.closing_ids, self.state)
         evict(self.state, self.scorer.score(block), budget, self.plan.span_tokens)
+        self.state.hidden = {}
 
 
 def sample(logits: Tensor, temperature: float, chance: torch.Generator) -> int:
@@ -168,5 +171,13 @@ def _attended(state: MemoryState, paid: list[Tensor], end: int) -> list[tuple[in
 def make_reader(
     backbone: Backbone, plan: Plan, config: MemoryConfig, closing_ids: list[int]
 ) -> Reader:
-    """Make a reader with a fresh scorer and an empty memory."""
-    return Reader(backbone, plan, make_scorer(config.policy, config.seed), closing_ids)
+    """Make a reader with a fresh scorer and an empty memory.
+
+    Raises:
+        BackboneError: the policy is `learned`, and the model has no adapter that fits.
+    """
+    if config.policy == "learned":
+        scorer = make_indexer_scorer(backbone.adapter.indexer)
+    else:
+        scorer = make_scorer(config.policy, config.seed)
+    return Reader(backbone, plan, scorer, closing_ids)

@@ -72,6 +72,15 @@ class Source:
     weight: float
     """Share in [0, 1] of the answer's attention to the document that fell here."""
     quote: str
+    unit: str = "line"
+    """What `line_start` and `line_end` count: line | row | message | paragraph."""
+    member: str | None = None
+    """Part of the file: a chapter, a heading, a channel, the subject of a mail."""
+    author: str | None = None
+    time: str | None = None
+    """When a message was written, as `2024-03-05 14:02`; in a recording, `00:14:02`."""
+    symbol: str | None = None
+    """Function or class of source code, as `Reader.read`."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,12 @@ class RecalledBlock:
     tokens: int
     odds: float
     """How likely the gate thought it to hold the answer, in (0, 1)."""
+    unit: str = "line"
+    """This and what follows as in `Source`."""
+    member: str | None = None
+    author: str | None = None
+    time: str | None = None
+    symbol: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,8 @@ class Coverage:
     pages_without_text: tuple[str, ...]
     """Pages of no text, as `file p. 12`."""
     pages_not_selected: int = 0
+    messages_read: int = 0
+    messages_not_selected: int = 0
 
     @property
     def complete(self) -> bool:
@@ -252,6 +269,8 @@ class FileReport:
     pages: int
     tokens: int
     size_bytes: int
+    inner: str | None = None
+    """Path inside the folder that was named; None for a file that was named itself."""
 
 
 @dataclass(frozen=True)

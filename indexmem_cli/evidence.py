@@ -50,10 +50,9 @@ class Evidence:
 
 
 def _follows(before, after) -> bool:
-    """Whether two passages stand one after the other on the same page of the same file."""
+    """Whether two passages stand one after the other on one page, in one message or function."""
     here, there = before.place, after.place
-    same = (here.file, here.page) == (there.file, there.page)
-    return same and before.first + len(before.ids) == after.first
+    return here.spot == there.spot and before.first + len(before.ids) == after.first
 
 
 def _source(group: list, total: float, tokenizer: Tokenizer) -> Source:
@@ -69,4 +68,9 @@ def _source(group: list, total: float, tokenizer: Tokenizer) -> Source:
         line_end=last.line,
         weight=sum(weight for _, weight in group) / total,
         quote=text,
+        unit=first.unit,
+        member=first.member,
+        author=first.author,
+        time=first.time,
+        symbol=first.symbol,
     )

@@ -1,18 +1,27 @@
 """Load a model from disk in the form asked for, and its chat template."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from indexmem_cli.backbone import Backbone
-from indexmem_cli.checkpoint import Checkpoint
+from indexmem_cli.checkpoint import LARGE_MODEL_BYTES, Checkpoint
 from indexmem_cli.config import ModelConfig
+from indexmem_cli.dequantise import read_dequantised
 from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
 from indexmem_cli.events import ModelInfo
+from indexmem_cli.memory.adapter import load_adapter
 
-LARGE_MODEL_BYTES = 4 * 1024**3  # above this, quant "auto" quantises on a GPU
+PLAIN = "-weights"  # ends the name of a quantisation whose weights run as plain ones
 INSTRUCTION = (
     "Answer the question from the document alone, in few words. If the document does not say, "
     "answer: Not stated in the document."
@@ -41,7 +50,7 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
 
     Raises:
         BackboneError: the weights cannot be loaded, or the device is not there.
-        ConfigError: the quantisation does not go with this device.
+        ConfigError: the quantisation does not go with this device, or with the stored weights.
         OutOfMemory: the weights do not fit the device.
     """
     device = _choose_device(config.device)
@@ -49,25 +58,19 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
     quant = _choose_quant(config.quant, checkpoint, device)
     dtype = _choose_dtype(config.dtype, device)
     options = {}
-    if quant in ("int8", "nf4") and "quantization_config" not in checkpoint.config:
-        options["quantization_config"] = _quant_config(quant, dtype)
+    if quant in ("int8", "nf4") and not checkpoint.stored_quant:
+        options["quantization_config"] = make_quant_config(quant, dtype)
     if options or device.type != "cpu":
         options["device_map"] = {"": device}
+    load = _load_plain if quant.endswith(PLAIN) else _load_stored
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            **options,
-        ).eval()
+        model = load(checkpoint, dtype, options).eval()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"{checkpoint.id} ({weight_bytes / 2**30:.1f} GiB on disk) does not fit {device}",
             "choose --quant nf4, a smaller model, or --device cpu",
         ) from error
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         raise BackboneError(
             f"{checkpoint.id}: cannot be loaded: {(str(error).splitlines() or ['?'])[0]}",
             "check that all files of the model are there",
@@ -80,7 +83,37 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
         device=str(device),
         window_tokens=checkpoint.window_tokens,
     )
-    return Backbone(model, info, checkpoint.layer_windows)
+    backbone = Backbone(model, info, checkpoint.layer_windows)
+    if checkpoint.adapter_path:
+        backbone.load_adapter = partial(
+            load_adapter, checkpoint.adapter_path, checkpoint.path, device
+        )
+    return backbone
+
+
+def _load_stored(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):
+    """Let transformers read the files, quantised ones too."""
+    return AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        **options,
+    )
+
+
+def _load_plain(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):
+    """Make plain weights of quantised ones while reading them."""
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    del config.quantization_config
+    weights = read_dequantised(sorted(checkpoint.path.glob("*.safetensors")), dtype)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, **options
+    )
+    if (checkpoint.path / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
+    return model
 
 
 def load_prompt(checkpoint: Checkpoint) -> Prompt:
@@ -140,18 +173,27 @@ def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _choose_quant(name: str, checkpoint: Checkpoint, device: torch.device) -> str:
-    stored = checkpoint.config.get("quantization_config")
+    """What the weights run as: none, int8, nf4, a method of transformers, or those with PLAIN."""
+    large_on_gpu = device.type == "cuda" and checkpoint.weight_bytes > LARGE_MODEL_BYTES
+    stored = checkpoint.stored_quant
+    if stored in ("int8", "nf4", "fp4"):
+        if name not in ("auto", "none", stored):
+            raise ConfigError(
+                f"--quant {name} is asked for, but {checkpoint.id} is stored in {stored}",
+                "leave --quant out",
+            )
+        return stored if name == stored or (name == "auto" and large_on_gpu) else stored + PLAIN
     if stored:
-        return stored.get("quant_method", "stored")
+        return stored
     if name == "auto":
-        large = checkpoint.weight_bytes > LARGE_MODEL_BYTES
-        return "nf4" if device.type == "cuda" and large else "none"
+        return "nf4" if large_on_gpu else "none"
     if name != "none" and device.type == "mps":
         raise ConfigError(f"--quant {name} does not run on {device}", "leave --quant out")
     return name
 
 
-def _quant_config(quant: str, dtype: torch.dtype):
+def make_quant_config(quant: str, dtype: torch.dtype):
+    """Say to transformers how bitsandbytes shall quantise: int8, or nf4 with quantised scales."""
     from transformers import BitsAndBytesConfig
 
     if quant == "int8":

@@ -104,7 +104,8 @@ def inspect(
     for document in opened.documents:
         tokens = count_tokens(document.passages(), tokenizer)
         size = document.size_bytes or 0
-        files.append(FileReport(document.name, document.kind, document.pages_total, tokens, size))
+        about = (document.name, document.kind, document.pages_total, tokens, size)
+        files.append(FileReport(*about, inner=document.header))
     total = sum(file.tokens for file in files)
     plan, _ = make_plan(memory, checkpoint.window_tokens)
     per_token = checkpoint.kv_bytes_per_token(checkpoint.likely_dtype(model.dtype, model.device))
@@ -128,13 +129,18 @@ class Memory:
     the question, so the documents are read anew for each.
     """
 
-    sources: Sequence[Sources | Manifest]
+    sources: Sequence[Sources | Manifest] | Sources
     """What to ask about, each with a memory of its own: opened documents, or what was saved."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     read_config: ReadConfig = field(default_factory=ReadConfig)
     store: StoreConfig = field(default_factory=lambda: StoreConfig(save=False))
     library: Library = field(default_factory=Library)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sources, Sources):
+            self.sources = [self.sources]
+
     _engine: LanguageModel | None = field(default=None, repr=False)
     _readings: list[Reading] = field(default_factory=list, repr=False)
 
@@ -169,7 +175,7 @@ class Memory:
     @classmethod
     def read_text(cls, text: str, *, budget: int | str | None = None, **options: Any) -> "Memory":
         """Take a text to ask about; arguments as in `read`."""
-        return cls([Sources("text", [open_text(text)])], *_configs(budget, options))
+        return cls([Sources([open_text(text)], name="text")], *_configs(budget, options))
 
     @classmethod
     def open(cls, memory: str, *, library: Library | None = None, **options: Any) -> "Memory":
@@ -265,7 +271,7 @@ class Memory:
             if isinstance(part, Manifest):
                 check_fits(part, engine)
                 plan = _plan_of(part, plan)
-            documents = Sources(part.source) if isinstance(part, Manifest) else part
+            documents = Sources(name=part.source) if isinstance(part, Manifest) else part
             reader = make_reader(engine.backbone, plan, self.memory, closing)
             reading = Reading(documents, reader, engine.tokenizer, engine.prompt.opening)
             if isinstance(part, Manifest):
@@ -290,8 +296,8 @@ class Memory:
             "seed": self.memory.seed,
             "dtype": info.dtype,
             "quant": info.quant,
-            "pages": str(read.pages) if read.pages else None,
-            "encoding": read.encoding,
+            # Which files of a folder are read shows in the content; the rest of it is said here.
+            "read": str(replace(read, password=None, include=(), exclude=())),
         }
         focused = question if self.memory.policy == FOCUS else None
         return Key("", info.revision, self._engine.tokenizer_hash, settings, question=focused)

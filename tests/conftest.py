@@ -44,11 +44,12 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("INDEXMEM_HOME", str(home / "indexmem"))
     for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
-    for name in ("INDEXMEM_MODEL", "INDEXMEM_BUDGET", "INDEXMEM_DEBUG", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in before:
+        if name.startswith("INDEXMEM_") or name in ("HF_HUB_OFFLINE", "VISUAL", "EDITOR"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("INDEXMEM_HOME", str(home / "indexmem"))
     yield
     os.environ.clear()
     os.environ.update(before)

@@ -29,7 +29,7 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("rows", "memory", "needles", "speed"):
+    for name in ("memory", "needles", "speed"):
         sys.modules.pop(name, None)
 
 
@@ -119,7 +119,7 @@ def test_ratios_are_of_the_same_rounds(script):
 
 
 def test_spread_and_interval(script):
-    rows = script("rows")
+    rows = importlib.import_module("indexmem_cli.bench.rows")
     assert rows.spread([3, 1, 2]) == {"median": 2, "p20": 1.4, "p80": 2.6, "all": [3, 1, 2]}
     assert rows.spread([7]) == {"median": 7, "p20": 7, "p80": 7, "all": [7]}
     low, high = rows.wilson_interval(45, 50)
@@ -128,7 +128,7 @@ def test_spread_and_interval(script):
 
 
 def test_tables_are_markdown(script, capsys):
-    rows = script("rows")
+    rows = importlib.import_module("indexmem_cli.bench.rows")
     rows.print_table(
         [{"mode": "full", "tokens": 65536, "rate": rows.spread([1.0, 2.0])}, {"mode": "bare"}],
         ["mode", "tokens", "rate"],

@@ -202,7 +202,7 @@ def test_files_are_told_by_content():
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"", "no text"), (b" \n\n\t", "no text"), (b"PK\x03\x04\0", "archive"), (b"a\0b", "not a t")],
+    [(b"", "no text"), (b" \n\n\t", "no text"), (b"PK\x03\x04\0", "damaged"), (b"a\0b", "not a t")],
 )
 def test_files_without_text_are_refused(tmp_path, content, expected):
     path = tmp_path / "book.txt"

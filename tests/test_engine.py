@@ -6,7 +6,9 @@ from families import WINDOW, make_backbone, make_model, token_ids
 
 from indexmem_cli.config import POLICIES, AnswerConfig, MemoryConfig
 from indexmem_cli.engine import DECODE_BLOCK_TOKENS, make_reader
-from indexmem_cli.errors import ConfigError
+from indexmem_cli.errors import BackboneError, ConfigError
+from indexmem_cli.memory.adapter import Adapter
+from indexmem_cli.memory.indexer import IndexerConfig, make_indexer
 from indexmem_cli.plan import make_plan
 
 IDS = token_ids(500)
@@ -16,7 +18,11 @@ OPENING_TOKENS = 2
 
 @pytest.fixture(scope="module")
 def backbone():
-    return make_backbone("qwen3")
+    backbone = make_backbone("qwen3")
+    torch.manual_seed(0)
+    indexer = make_indexer(IndexerConfig("shared", (0, 1, 2), 64, 2, 4, 16))
+    backbone.load_adapter = lambda: Adapter(indexer, "", "")
+    return backbone
 
 
 def start(backbone, **options):
@@ -225,3 +231,9 @@ def test_a_model_may_say_how_much_it_answers_from_and_the_user_overrules_it():
     assert make_plan(config, 2048, answer_from_tokens=96)[0].answer_from_tokens == 96
     config = MemoryConfig(budget_tokens=900, answer_from_tokens=300)
     assert make_plan(config, 2048, answer_from_tokens=96)[0].answer_from_tokens == 300
+
+
+def test_the_learned_policy_wants_an_adapter():
+    with pytest.raises(BackboneError, match="has no adapter") as caught:
+        start(make_backbone("qwen3"), budget_tokens=96, policy="learned")
+    assert "indexmem train adapter" in caught.value.hint

@@ -11,9 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 from indexmem_cli.cli.ask import ask
+from indexmem_cli.cli.bench import bench
+from indexmem_cli.cli.config import config, defaults_from_file
+from indexmem_cli.cli.doctor import doctor
 from indexmem_cli.cli.ingest import ingest
 from indexmem_cli.cli.inspect import inspect
 from indexmem_cli.cli.memories import memories
+from indexmem_cli.cli.models import models
+from indexmem_cli.cli.serve import serve
 from indexmem_cli.cli.train import train
 from indexmem_cli.cli.version import version_line
 from indexmem_cli.errors import IndexMemError
@@ -29,6 +34,14 @@ class Commands(TyperGroup):
         """Read the program's own options; failures leave as `typer.Exit`."""
         with _failures_shown():
             return super().make_context(*args, **extra)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command, and let the user's file speak for its options."""
+        name, command, rest = super().resolve_command(ctx, args)
+        # Help shows the program's own defaults, also where the file is broken.
+        if not {"-h", "--help"} & set(rest):
+            ctx.default_map = {name: defaults_from_file(command, rest)}
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Read the command's options and run it; failures leave as `typer.Exit`."""
@@ -102,6 +115,11 @@ app.command()(ask)
 app.command()(ingest)
 app.command()(inspect)
 app.add_typer(memories, name="memories")
+app.command()(doctor)
+app.add_typer(config, name="config")
+app.add_typer(models, name="models")
+app.command()(serve)
+app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 
 

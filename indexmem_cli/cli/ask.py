@@ -42,13 +42,13 @@ def ask(
     exclude: options.Exclude = None,
     save: options.Save = True,
     fresh: options.Fresh = False,
-    max_tokens: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Longest answer.")
-    ] = AnswerConfig.max_tokens,
-    temperature: Annotated[
-        float, typer.Option(metavar="NUMBER", help="0: always the likeliest word; above 0: sample.")
-    ] = AnswerConfig.temperature,
-    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of all sampling.")] = 0,
+    authors: options.Authors = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    date_order: options.DateOrder = None,
+    max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
+    temperature: options.Temperature = AnswerConfig.temperature,
+    seed: options.Seed = AnswerConfig.seed,
     as_json: options.Json = False,
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Print the answer as it is written.")
@@ -83,7 +83,9 @@ def ask(
       cat app.log | indexmem ask "Why did it restart?" --json | jq .answer
     """
     sources = _check_sources(sources or (), question)
-    read = options.read_config(pages, encoding, password_file, include, exclude)
+    read = options.read_config(
+        pages, encoding, password_file, include, exclude, authors, since, until, date_order
+    )
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from, recall, focus)
     backbone = options.model_config(model, quant, dtype, device, offline)
     store = StoreConfig(save=save, fresh=fresh)

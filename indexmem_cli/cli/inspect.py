@@ -31,6 +31,10 @@ def inspect(
     password_file: options.PasswordFile = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    authors: options.Authors = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    date_order: options.DateOrder = None,
     as_json: options.Json = False,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="List every file and every page without text.")
@@ -50,7 +54,9 @@ def inspect(
                 "indexmem inspect book.pdf",
             )
         sources = ["-"]
-    read = options.read_config(pages, encoding, password_file, include, exclude)
+    read = options.read_config(
+        pages, encoding, password_file, include, exclude, authors, since, until, date_order
+    )
     memory = options.memory_config(budget=budget)
     backbone = options.model_config(model, quant, dtype, device, offline)
 

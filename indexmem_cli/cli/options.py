@@ -9,6 +9,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from indexmem_cli.config import (
+    DATE_ORDERS,
     DEFAULT_MODEL,
     DTYPES,
     FOCUS,
@@ -19,6 +20,7 @@ from indexmem_cli.config import (
     ReadConfig,
     parse_pages,
     parse_size,
+    parse_time,
 )
 from indexmem_cli.errors import ConfigError
 
@@ -35,14 +37,27 @@ Budget = Annotated[
 ]
 Chunk = Annotated[
     str | None,
-    typer.Option(metavar="TOKENS", help="Tokens read at a time; derived from the model if left."),
+    typer.Option(
+        metavar="TOKENS",
+        envvar="INDEXMEM_CHUNK",
+        help="Tokens read at a time; derived from the model if left.",
+    ),
 ]
 Policy = Annotated[
     str | None,
-    typer.Option(metavar="RULE", help=f"What decides what is kept: {', '.join(POLICIES)}."),
+    typer.Option(
+        metavar="RULE",
+        envvar="INDEXMEM_POLICY",
+        help=f"What decides what is kept: {', '.join(POLICIES)}.",
+    ),
 ]
 Span = Annotated[
-    int, typer.Option(metavar="TOKENS", help="Neighbours kept together; an odd number.")
+    int,
+    typer.Option(
+        metavar="TOKENS",
+        envvar="INDEXMEM_SPAN",
+        help="Neighbours kept together; an odd number.",
+    ),
 ]
 Recall = Annotated[
     bool,
@@ -59,6 +74,7 @@ AnswerFrom = Annotated[
     typer.Option(
         "--answer-from",
         metavar="TOKENS",
+        envvar="INDEXMEM_ANSWER_FROM",
         help="Of the tokens kept, answer from those the question attends to most; what the model "
         "asks for if left, else all.",
     ),
@@ -74,15 +90,34 @@ Model = Annotated[
     ),
 ]
 Quant = Annotated[
-    str, typer.Option(metavar="FORM", help=f"Quantisation of the weights: {', '.join(QUANTS)}.")
+    str,
+    typer.Option(
+        metavar="FORM",
+        envvar="INDEXMEM_QUANT",
+        help=f"Quantisation of the weights: {', '.join(QUANTS)}.",
+    ),
 ]
 Dtype = Annotated[
-    str, typer.Option(metavar="TYPE", help=f"Number format to compute in: {', '.join(DTYPES)}.")
+    str,
+    typer.Option(
+        metavar="TYPE",
+        envvar="INDEXMEM_DTYPE",
+        help=f"Number format to compute in: {', '.join(DTYPES)}.",
+    ),
 ]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE", envvar="INDEXMEM_DEVICE", help="auto, cpu, cuda, cuda:1 or mps."
+    ),
+]
 Offline = Annotated[
     bool,
-    typer.Option("--offline", envvar="HF_HUB_OFFLINE", help="Never open a network connection."),
+    typer.Option(
+        "--offline/--no-offline",
+        envvar=["INDEXMEM_OFFLINE", "HF_HUB_OFFLINE"],
+        help="Never open a network connection.",
+    ),
 ]
 Pages = Annotated[
     str | None,
@@ -113,6 +148,44 @@ Save = Annotated[
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Read again, and replace what was saved before.")
 ]
+MaxTokens = Annotated[
+    int, typer.Option(metavar="TOKENS", envvar="INDEXMEM_MAX_TOKENS", help="Longest answer.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        metavar="NUMBER",
+        envvar="INDEXMEM_TEMPERATURE",
+        help="0: always the likeliest word; above 0: sample.",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(metavar="NUMBER", envvar="INDEXMEM_SEED", help="Seed of all sampling."),
+]
+Authors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--author",
+        "--from",
+        metavar="NAME",
+        help="Only messages by this person, a whole name or a word of it; may be repeated.",
+    ),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Only messages from then on: 2024-03-05 or with a time."),
+]
+Until = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Only messages up to then, a day included.")
+]
+DateOrder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ORDER",
+        help=f"Order of dates such as 03/05/24: {', '.join(DATE_ORDERS)}; found out if left out.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of text for people.")
 ]
@@ -124,18 +197,27 @@ def read_config(
     password_file: Path | None,
     include: list[str] | None,
     exclude: list[str] | None,
+    authors: list[str] | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    date_order: str | None = None,
 ) -> ReadConfig:
     """Check the options that say what to read.
 
     Raises:
-        ConfigError: a page selection or encoding is not one, or the password file is unreadable.
+        ConfigError: a page selection, an encoding or a time is not one, or the password file is
+            unreadable.
     """
     return ReadConfig(
         pages=parse_pages(pages) if pages else (),
         encoding=_check_encoding(encoding),
-        password=_read_password(password_file),
+        password=read_first_line(password_file, "password") if password_file else None,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
+        authors=tuple(authors or ()),
+        since=parse_time(since) if since else None,
+        until=parse_time(until, is_end=True) if until else None,
+        date_order=date_order,
     )
 
 
@@ -173,9 +255,8 @@ def model_config(model: str, quant: str, dtype: str, device: str, offline: bool)
     Raises:
         ConfigError: a choice is wrong.
     """
-    if offline:
-        # The hub's client reads this once, when it is imported.
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    # The hub's client reads this once, when it is imported.
+    os.environ["HF_HUB_OFFLINE"] = str(int(offline))
     return ModelConfig(model=model, quant=quant, dtype=dtype, device=device, offline=offline)
 
 
@@ -189,17 +270,19 @@ def _check_encoding(encoding: str | None) -> str | None:
     return encoding
 
 
-def _read_password(path: Path | None) -> str | None:
-    """Return the first line of the file, without its line end."""
-    if path is None:
-        return None
+def read_first_line(path: Path, what: str) -> str:
+    """Return the first line of a file that holds a secret, without its line end.
+
+    Raises:
+        ConfigError: it cannot be read, or is empty.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"the password file {path} cannot be read: {reason}") from error
-    if not lines:
-        raise ConfigError(f"the password file {path} is empty", "write the password on line 1")
+        raise ConfigError(f"the {what} file {path} cannot be read: {reason}") from error
+    if not lines or not lines[0].strip():
+        raise ConfigError(f"the {what} file {path} is empty", f"write the {what} on line 1")
     return lines[0]
 
 

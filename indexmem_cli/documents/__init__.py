@@ -11,21 +11,18 @@ import stat
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.codebase import find_files, is_generated
+from indexmem_cli.documents.chats.messages import MessageDocument
+from indexmem_cli.documents.chats.slack import Folder, is_slack, read_slack
+from indexmem_cli.documents.codebase import find_files
+from indexmem_cli.documents.formats import Blob, is_plain_text, open_blob
 from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
-from indexmem_cli.documents.text import (
-    SNIFF_BYTES,
-    TextDocument,
-    is_binary,
-    is_pdf,
-    kind_of,
-)
+from indexmem_cli.documents.text import SNIFF_BYTES, TextDocument
 from indexmem_cli.errors import ConfigError, DocumentError
 
 __all__ = [
@@ -44,13 +41,13 @@ __all__ = [
 class Sources:
     """What was asked for: the documents to read in order, and what was left out."""
 
-    name: str = ""
-    """As the user named it."""
     documents: list[Document] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     """Number of files of folders that are not read, by reason: ignored, binary, generated, too
     large, encrypted, malformed, no text, unreadable, not a file, link out of the folder. An
     ignored folder counts once. Grows while documents are read."""
+    name: str = ""
+    """As the user named it."""
 
 
 def open_sources(
@@ -62,7 +59,7 @@ def open_sources(
 
 def join_sources(parts: Sequence[Sources]) -> Sources:
     """Make one text of several sources."""
-    joined = Sources(" ".join(part.name for part in parts))
+    joined = Sources(name=" ".join(part.name for part in parts))
     for part in parts:
         joined.documents += part.documents
         joined.skipped.update(part.skipped)
@@ -99,15 +96,19 @@ def open_each(
     _check_encoding(config.encoding)
     parts = []
     for source in sources or ["-"]:
-        parts.append(opened := Sources(_printable(source)))
+        parts.append(opened := Sources(name=_printable(source)))
         if source == "-":
             opened.documents.append(_open_pipe("-", stdin, config, keep=keep_pipes))
         elif Path(source).is_dir():
             _open_folder(source, config, opened)
         else:
             opened.documents.append(_open_file(source, config, keep_pipes))
-    if config.pages and all(doc.kind != "pdf" for part in parts for doc in part.documents):
+    documents = [document for part in parts for document in part.documents]
+    if config.pages and all(document.kind != "pdf" for document in documents):
         raise ConfigError("pages are selected, but no source has pages")
+    has_messages = any(isinstance(document, MessageDocument) for document in documents)
+    if (config.authors or config.since or config.until) and not has_messages:
+        raise ConfigError("authors or times are selected, but no source has messages")
     return parts
 
 
@@ -137,6 +138,9 @@ def _open_file(source: str, config: ReadConfig, keep_pipes: bool) -> Document:
 def _open_folder(source: str, config: ReadConfig, opened: Sources) -> None:
     """Open the files of a folder that are worth reading; count the others."""
     root = Path(source).resolve()
+    if (root / "users.json").is_file() and is_slack((export := Folder(root)).names):
+        opened.documents.append(_open_slack(_printable(source), root, export.size_bytes, config))
+        return
     documents: list[Document] = []
     skipped: Counter[str] = Counter()
     for path in find_files(root, config, skipped):
@@ -162,12 +166,28 @@ def _open_folder(source: str, config: ReadConfig, opened: Sources) -> None:
     opened.skipped.update(skipped)
 
 
+def _open_slack(name: str, root: Path, size_bytes: int, config: ReadConfig) -> Document:
+    """Open the folder of a workspace, whose files are one source."""
+    document = MessageDocument(
+        name,
+        "slack",
+        size_bytes,
+        lambda: io.BytesIO(b""),  # it has files in place of bytes
+        lambda meter, _: read_slack(Folder(root, meter)),
+        config,
+    )
+    document.path = root
+    document.parts = [root / inner for inner in sorted(Folder(root).names)]
+    document.has_text()
+    return document
+
+
 def _open_content(path: Path, name: str, config: ReadConfig, in_folder: bool) -> Document:
     """Open a regular file by what it begins with.
 
     Raises:
         OSError: it cannot be opened.
-        DocumentError: it is binary, or a PDF that cannot be read; or generated, in a folder.
+        DocumentError: it cannot be read; or is generated, in a folder.
     """
 
     def reopen() -> BinaryIO:
@@ -176,15 +196,7 @@ def _open_content(path: Path, name: str, config: ReadConfig, in_folder: bool) ->
     with reopen() as stream:
         size_bytes = os.fstat(stream.fileno()).st_size
         head = stream.read(SNIFF_BYTES)
-    kind = kind_of(path.name)
-    if in_folder and is_generated(path.name, kind, head):
-        raise Unreadable("generated", f"{name}: a generated file")
-    document: Document
-    if is_pdf(head):
-        document = _pdf(name, size_bytes, reopen, config, exact_pages=not in_folder)
-    else:
-        _refuse_binary(name, head, config)
-        document = TextDocument(name, kind, size_bytes, reopen, config.encoding)
+    document = open_blob(Blob(name, path.name, size_bytes, reopen, head), config, in_folder)
     document.path = path
     return document
 
@@ -196,21 +208,18 @@ def _open_pipe(
     is_ours: bool = False,
     keep: bool = False,
 ) -> Document:
-    """Open a stream that can be read once. A PDF, which must be sought in, goes to disk first."""
+    """Open a stream that can be read once; what must be sought in goes to disk first."""
     head = stream.read(SNIFF_BYTES) if stream is not None else b""
     if stream is None or not head:
         raise ConfigError("stdin is empty" if name == "-" else f"{name}: the pipe is empty")
     rest = _Pipe(head, stream, is_ours)
-    if not is_pdf(head):
-        _refuse_binary(name, head, config)
-        if not keep:
-            return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
+    if is_plain_text(head, config) and not keep:
+        return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
 
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
     with rest:
         shutil.copyfileobj(rest, spool)
     spool.flush()
-    size_bytes = spool.tell()
 
     def reopen() -> BinaryIO:
         copy = os.fdopen(os.dup(spool.fileno()), "rb")
@@ -218,9 +227,9 @@ def _open_pipe(
         return copy
 
     weakref.finalize(reopen, spool.close)  # with the document, which holds `reopen`
-    if not is_pdf(head):
-        return TextDocument(name, "stdin", size_bytes, reopen, config.encoding)
-    document = _pdf(name, size_bytes, reopen, config, exact_pages=True)
+    if is_plain_text(head, config):
+        return TextDocument(name, "stdin", spool.tell(), reopen, config.encoding)
+    document = open_blob(Blob(name, name, spool.tell(), reopen, head), config)
     document.has_text()
     return document
 
@@ -250,29 +259,6 @@ class _Pipe:
     def __exit__(self, *_: object) -> None:
         if self._is_ours:
             self._stream.close()
-
-
-def _pdf(
-    name: str,
-    size_bytes: int,
-    reopen: Callable[[], BinaryIO],
-    config: ReadConfig,
-    exact_pages: bool,
-) -> Document:
-    from indexmem_cli.documents.pdf import PdfDocument  # 0.15 s, for those who have PDFs
-
-    return PdfDocument(name, size_bytes, reopen, config, exact_pages)
-
-
-def _refuse_binary(name: str, head: bytes, config: ReadConfig) -> None:
-    if config.encoding is None and is_binary(head):
-        is_zip = head.startswith(b"PK\x03\x04")
-        hint = "PDF, text and source code can be read"
-        raise Unreadable(
-            "binary",
-            f"{name}: not a text" + (" (an archive or an office file)" if is_zip else ""),
-            f"save it as PDF or text; {hint}" if is_zip else hint,
-        )
 
 
 def _open_regular(path: Path) -> BinaryIO:

@@ -34,7 +34,6 @@ _GENERATED_NAMES = (
     " pdm.lock Pipfile.lock Cargo.lock Gemfile.lock composer.lock go.sum flake.lock mix.lock"
     " *.min.js *.min.css *.min.mjs *.js.map *.css.map *_pb2.py *_pb2_grpc.py *.pb.go"
 )
-_ALWAYS_IGNORED_SPEC = GitIgnoreSpec.from_lines(_ALWAYS_IGNORED.split())
 _GENERATED_SPEC = GitIgnoreSpec.from_lines(_GENERATED_NAMES.split())
 _MANIFEST_NAMES = frozenset(_MANIFESTS.split())
 _GENERATED_MARK = re.compile(
@@ -45,13 +44,38 @@ _GENERATED_MARK = re.compile(
 _MARK_LINES = 10
 _BAD_PATTERN = (ValueError, re.error)
 _MINIFIED_LINE_BYTES = 300
+_FOLDER_MARK = "ps_d"  # the group of pathspec's patterns that matches the slash after a folder
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of an ignore file."""
+
+    regex: re.Pattern[str]
+    ignores: bool
+    is_name: bool
+    """Whether it has no slash but perhaps a last one, and so holds for names in any folder."""
+    is_contents: bool
+    """Whether it ends in `/**`, and so holds for what is in a folder, not for the folder."""
+
+    def names(self, path: str, is_dir: bool) -> bool:
+        """Tell whether the line means this path itself.
+
+        What a line says of a folder is not said of what is in it, as `!*/` shows; but the library
+        says it of both.
+        """
+        slash = "/" if is_dir and not self.is_contents else ""
+        match = self.regex.search((path.rpartition("/")[2] if self.is_name else path) + slash)
+        if match is None or not match.groupdict().get(_FOLDER_MARK):
+            return match is not None
+        return match.end(_FOLDER_MARK) == len(match.string)
 
 
 @dataclass(frozen=True)
 class _Rules:
     """The ignore files that hold for a folder, weakest first, each with the folder it is in."""
 
-    specs: tuple[tuple[Path, GitIgnoreSpec], ...]
+    specs: tuple[tuple[Path, tuple[_Line, ...]], ...]
     include: GitIgnoreSpec | None
     exclude: GitIgnoreSpec
     root: Path
@@ -65,9 +89,9 @@ class _Rules:
         if not is_dir and self.include is not None and not self.include.match_file(inner):
             return True
         for folder, spec in reversed(self.specs):
-            ignored = spec.check_file(path.relative_to(folder).as_posix() + slash).include
-            if ignored is not None:
-                return ignored
+            for line in reversed(spec):
+                if line.names(path.relative_to(folder).as_posix(), is_dir):
+                    return line.ignores
         return False
 
     def enter(self, folder: Path) -> "_Rules":
@@ -145,9 +169,13 @@ def _outer_rules(root: Path, config: ReadConfig) -> _Rules:
     paths += [(folder, folder / ".gitignore") for folder in above[above.index(top) : 0 : -1]]
     outer = [(folder, spec) for folder, path in paths if (spec := _load_spec(path))]
     # Who names a folder that its repository ignores wants it read all the same.
-    if any(spec.match_file(root.relative_to(folder).as_posix() + "/") for folder, spec in outer):
-        outer = []
-    specs = [(root, _ALWAYS_IGNORED_SPEC), *outer]
+    for folder, spec in outer:
+        inner = root.relative_to(folder)
+        steps = [path.as_posix() for path in (inner, *inner.parents)][:-1]
+        lines = (line for step in steps for line in reversed(spec) if line.names(step, True))
+        if next((line.ignores for line in lines), False):
+            outer = []
+    specs = [(root, _parse_lines(_ALWAYS_IGNORED.split())), *outer]
     return _Rules(
         tuple(specs),
         _user_spec(config.include) if config.include else None,
@@ -163,20 +191,34 @@ def _user_spec(patterns: tuple[str, ...]) -> GitIgnoreSpec:
         raise ConfigError(f"not a pattern for files: {' '.join(patterns)}", str(error)) from error
 
 
-def _load_spec(path: Path) -> GitIgnoreSpec | None:
+def _load_spec(path: Path) -> tuple[_Line, ...] | None:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):  # git does not follow a link here either
             return None
-        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+        return _parse_lines(path.read_bytes().decode("utf-8", "replace").splitlines())
     except OSError:
         return None
-    specs = []
+
+
+def _parse_lines(lines: list[str]) -> tuple[_Line, ...]:
+    parsed = []
     for line in lines:
         try:
-            specs += GitIgnoreSpec.from_lines([line]).patterns
+            patterns = GitIgnoreSpec.from_lines([line]).patterns
         except _BAD_PATTERN:  # git passes over a line that is no pattern
             continue
-    return GitIgnoreSpec(specs)
+        plain = line.rstrip()
+        parsed += [
+            _Line(
+                pattern.regex,
+                pattern.include,
+                is_name="/" not in plain.rstrip("/"),
+                is_contents=plain.endswith("/**"),
+            )
+            for pattern in patterns
+            if pattern.include is not None
+        ]
+    return tuple(parsed)
 
 
 def _reading_order(entry: os.DirEntry[str]) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +13,7 @@ from indexmem_cli.errors import DocumentError
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a passage begins. Pages and lines count from 1."""
+    """Where a passage begins. Everything counts from 1."""
 
     file: str
     page: int | None
@@ -20,7 +21,22 @@ class Place:
     page_label: str | None
     """The number printed on the page, where the document has labels."""
     line: int
-    """Line of the file, or of the page where there are pages."""
+    """Line of the file, or of the page where there are pages; or number of another `unit`."""
+    unit: str = "line"
+    """What `line` counts: line | row | message | paragraph."""
+    member: str | None = None
+    """Part of the file: a chapter, a heading, a channel, the subject of a mail."""
+    author: str | None = None
+    """Who wrote a message."""
+    time: str | None = None
+    """When a message was written, as `2024-03-05 14:02`; in a recording, `00:14:02`."""
+    symbol: str | None = None
+    """Function or class of source code, as `Reader.read`."""
+
+    @property
+    def spot(self) -> tuple[str | int | None, ...]:
+        """All but the line: neighbours of one spot are shown as one source."""
+        return (self.file, self.page, self.member, self.author, self.time, self.symbol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +60,15 @@ class Unreadable(DocumentError):
         self.reason = reason
 
 
+class Damaged(Exception):
+    """What is wrong with the bytes that a reader was given; `Document` puts the name to it."""
+
+    def __init__(self, message: str, hint: str | None = None, reason: str = "malformed") -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.reason = reason
+
+
 class Document:
     """One source, opened but not yet read. The counts grow while `passages` runs."""
 
@@ -52,7 +77,7 @@ class Document:
     def __init__(self, name: str, kind: str, size_bytes: int | None) -> None:
         self.name = name
         self.kind = kind
-        """pdf | text | markdown | code | stdin."""
+        """What the content is: pdf, text, code, stdin, whatsapp, epub and so on."""
         self.size_bytes = size_bytes
         """None where it is not known (a pipe)."""
         self.pages_total = 0
@@ -62,6 +87,8 @@ class Document:
         """Where a file of a folder counts itself when it cannot be read, instead of raising."""
         self.path: Path | None = None
         """Where the file lies; None for a pipe and for a text in memory."""
+        self.parts: list[Path] = []
+        """The files that are read as one document; empty where it is one file."""
         self._reset()
 
     def _reset(self) -> None:
@@ -72,6 +99,8 @@ class Document:
         self.pages_not_selected = 0
         self.pages_without_text: list[str] = []
         """As `file p. 12`, the label if there is one."""
+        self.messages_read = 0
+        self.messages_not_selected = 0
         self.undecodable_chars = 0
         """Characters that could not be decoded; each stands as U+FFFD in the text."""
         self.skipped_as: str | None = None
@@ -88,12 +117,26 @@ class Document:
         """
         digest = hashlib.sha256()
         try:
-            with self._open_bytes() as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+            for part in self.parts or [None]:
+                if part is not None:  # so that no two sets of files look alike
+                    about = f"{part.relative_to(self.path)} {part.stat().st_size} "
+                    digest.update(about.encode("utf-8", "replace"))
+                with part.open("rb") if part else self._open_bytes() as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
         except OSError as error:
             raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
         return digest.hexdigest()
+
+    def _read_named(self) -> Iterator[Passage]:
+        """Read, with every failure in terms of this source."""
+        try:
+            yield from self._read()
+            self.fraction = self.fraction and 1.0
+        except Damaged as error:
+            raise Unreadable(error.reason, f"{self.name}: {error}", error.hint) from error
+        except OSError as error:
+            raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
 
     def passages(self) -> Iterator[Passage]:
         """Read the document from its beginning, lazily.
@@ -104,7 +147,7 @@ class Document:
         """
         was_counted = self.skipped_as is not None  # when it was read before
         self._reset()
-        body = self._read()
+        body = self._read_named()
         try:
             first = next(body, None)
             if first is None and self.folder_skips is None:
@@ -127,8 +170,59 @@ class Document:
         Raises:
             DocumentError: the document cannot be read.
         """
-        body = self._read()
+        body = self._read_named()
         found = next(body, None) is not None
         body.close()
         self._reset()
         return found
+
+
+class FileDocument(Document):
+    """A source whose bytes can be opened again and again, or once if it is a pipe."""
+
+    def __init__(
+        self, name: str, kind: str, size_bytes: int | None, open_bytes: Callable[[], BinaryIO]
+    ) -> None:
+        super().__init__(name, kind, size_bytes)
+        self._open_bytes = open_bytes
+
+    @contextmanager
+    def _stream(self) -> Iterator["Meter"]:
+        """Open the bytes; what is read of them is the fraction that was read."""
+        with self._open_bytes() as stream:
+            yield Meter(stream, self)
+
+
+class Meter:
+    """A stream that tells its document how far it was read."""
+
+    def __init__(self, stream: BinaryIO, document: Document) -> None:
+        self._stream = stream
+        self._document = document
+        self.bytes_read = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as the stream does."""
+        block = self._stream.read(size)
+        self.count(len(block))
+        return block
+
+    def count(self, num_bytes: int) -> None:
+        """Add to what was read."""
+        self.bytes_read += num_bytes
+        if self._document.size_bytes:  # a file that grows while it is read is not more than read
+            self._document.fraction = min(1.0, self.bytes_read / self._document.size_bytes)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Seek as the stream does; the beginning starts the measure anew."""
+        if (offset, whence) == (0, 0):
+            self.bytes_read = 0
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position in the stream."""
+        return self._stream.tell()
+
+    def seekable(self) -> bool:
+        """Say yes, as zip readers ask."""
+        return True

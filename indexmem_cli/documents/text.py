@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePath
 from typing import BinaryIO
 
-from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
+from indexmem_cli.documents.passages import FileDocument, Passage, Place
+from indexmem_cli.documents.spots import with_headings, with_rows, with_symbols
+from indexmem_cli.documents.symbols import MAX_PARSED_BYTES, find_symbols, has_symbols
 
-SNIFF_BYTES = 8192
+SNIFF_BYTES = 1 << 16
 BLOCK_BYTES = 1 << 16
 MAX_PASSAGE_CHARS = 1024
 """Longer lines are cut. Small, because a memory that keeps one token keeps its whole passage."""
@@ -38,7 +40,11 @@ _TO_CLEAN = dict.fromkeys((*range(9), *range(11, 32), 127))
 _TO_CLEAN |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 _CONTROL_BYTES = bytes(set(range(32)) - set(b"\b\t\n\f\r\x1b"))
 
-_MARKDOWN = {".md", ".markdown", ".mdx", ".rst"}
+_KINDS = {
+    **dict.fromkeys((".md", ".markdown", ".mdx"), "markdown"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+}
 _CODE = (
     ".py .pyi .pyx .ipynb .js .mjs .cjs .jsx .ts .tsx .vue .svelte .c .h .cc .cpp .cxx .hh .hpp"
     " .cu .cuh .m .mm .rs .go .java .kt .kts .scala .groovy .gradle .swift .cs .fs .vb .rb .php"
@@ -50,7 +56,7 @@ _CODE_SUFFIXES = frozenset(_CODE.split())
 _CODE_NAMES = {"Makefile", "Dockerfile", "CMakeLists.txt", "Justfile", "Rakefile", "Gemfile"}
 
 
-class TextDocument(Document):
+class TextDocument(FileDocument):
     """A text file, a source file, or text from a pipe."""
 
     def __init__(
@@ -61,32 +67,43 @@ class TextDocument(Document):
         open_bytes: Callable[[], BinaryIO],
         encoding: str | None = None,
     ) -> None:
-        super().__init__(name, kind, size_bytes)
-        self._open_bytes = open_bytes
+        super().__init__(name, kind, size_bytes, open_bytes)
         self._encoding = encoding
 
     def _read(self) -> Iterator[Passage]:
-        try:
-            with self._open_bytes() as stream:
-                yield from split_passages(clean_blocks(self._decode(stream)), self.name)
-        except OSError as error:
-            raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
+        symbols = self._symbols()
+        with self._stream() as stream:
+            passages = split_passages(clean_blocks(self._decode(stream)), self.name)
+            if symbols:
+                passages = with_symbols(passages, symbols)
+            elif self.kind == "markdown":
+                passages = with_headings(passages)
+            elif self.kind in ("csv", "jsonl"):
+                passages = with_rows(passages)
+            yield from passages
+
+    def _symbols(self) -> dict[int, str]:
+        """Parse source code, which is short enough to be read twice."""
+        suffix = PurePath(self.name).suffix
+        size = self.size_bytes or 0
+        if self.kind != "code" or not has_symbols(suffix) or not 0 < size <= MAX_PARSED_BYTES:
+            return {}
+        with self._open_bytes() as stream:
+            source = "".join(decode_blocks(stream, self._encoding))
+        return find_symbols(source.encode("utf-8", "replace"), suffix)
 
     def _decode(self, stream: BinaryIO) -> Iterator[str]:
-        bytes_read = 0
-        for num_bytes, text in decode_blocks(stream, self._encoding):
-            bytes_read += num_bytes
+        for text in decode_blocks(stream, self._encoding):
             self.undecodable_chars += text.count("\ufffd")
-            if self.size_bytes:  # a file that grows while it is read is not more than read
-                self.fraction = min(1.0, bytes_read / self.size_bytes)
             yield text
 
 
 def kind_of(name: str) -> str:
     """Tell text, Markdown and code apart by the name of a file; it changes no text."""
     path = PurePath(name)
-    if path.suffix.lower() in _MARKDOWN:
-        return "markdown"
+    kind = _KINDS.get(path.suffix.lower())
+    if kind:
+        return kind
     return "code" if path.suffix.lower() in _CODE_SUFFIXES or path.name in _CODE_NAMES else "text"
 
 
@@ -134,14 +151,11 @@ def detect_encoding(sample: bytes) -> str:
     return "cp1252" if "cp1252" in likely else best.encoding
 
 
-def decode_blocks(stream: BinaryIO, encoding: str | None) -> Iterator[tuple[int, str]]:
+def decode_blocks(stream: BinaryIO, encoding: str | None) -> Iterator[str]:
     r"""Decode a stream piece by piece, with every line end as \n.
 
     The encoding is chosen at the first block that is not ASCII, which until then is the same in
     all of them. Bytes that cannot be decoded become U+FFFD.
-
-    Yields:
-        number of bytes, their text.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     if encoding is not None and codecs.lookup(encoding).name == "utf-8":
@@ -151,8 +165,8 @@ def decode_blocks(stream: BinaryIO, encoding: str | None) -> Iterator[tuple[int,
         if decoder is None and not block.isascii():
             decoder = codecs.getincrementaldecoder(detect_encoding(block))("replace")
         text = decoder.decode(block) if decoder else block.decode("ascii")
-        yield len(block), newlines.decode(text)
-    yield 0, newlines.decode(decoder.decode(b"", True) if decoder else "", final=True)
+        yield newlines.decode(text)
+    yield newlines.decode(decoder.decode(b"", True) if decoder else "", final=True)
 
 
 def clean(text: str) -> str:
@@ -185,7 +199,7 @@ def split_passages(blocks: Iterable[str], file: str) -> Iterator[Passage]:
     characters, are dropped; nothing else is.
     """
     text, place = "", None
-    for piece, line in _lines(blocks):
+    for piece, line in number_lines(blocks):
         if not piece.isspace():
             if place is not None:
                 yield Passage(text, place)
@@ -196,7 +210,7 @@ def split_passages(blocks: Iterable[str], file: str) -> Iterator[Passage]:
         yield Passage(text, place)
 
 
-def _lines(blocks: Iterable[str]) -> Iterator[tuple[str, int]]:
+def number_lines(blocks: Iterable[str]) -> Iterator[tuple[str, int]]:
     """Yield each line with its end and its number; a long line in pieces of the same number."""
     line, rest = 1, ""
     for block in blocks:

@@ -25,6 +25,8 @@ class Block:
     new_tokens: int
     queries: list[Tensor] = field(default_factory=list)
     """Queries before rotation, [B, H, T, D]; filled when the scorer `needs_queries`."""
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    """Attention inputs [B, T, d_model] by layer of the model: those in `state.watched_layers`."""
     question_attention: list[Tensor] = field(default_factory=list)
     """Largest attention of any token of the question and any query head of the group to each slot,
     fp32 [B, G, N]; filled when the scorer `needs_question`."""
@@ -32,6 +34,9 @@ class Block:
     """attention(layer, first, end): weights fp32 [B, H, R, N] of the block's rows [first, end)."""
     rotate: Callable[[int, Tensor, Tensor], Tensor] | None = None
     """rotate(layer, x [B, X, n, D], positions int64 [n]): x turned to those positions."""
+
+    remembered: Callable[[int], Tensor] | None = None
+    """remembered(layer): share of each row's attention that the latent memory takes, [B, H, T]."""
 
     def keys(self, layer: int) -> Tensor:
         """Keys of a managed layer before rotation, [B, G, N, D]."""
@@ -83,7 +88,20 @@ class Scorer(Protocol):
         ...
 
 
-class _Plain:
+class GathersNothing:
+    """A scorer that depends on nothing but the memory in front of it."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was gathered so far: nothing."""
+        return {}
+
+    def set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over nothing."""
+        if tensors:
+            raise ValueError(f"nothing is gathered by {type(self).__name__}")
+
+
+class _Plain(GathersNothing):
     """A scorer that looks at keys, values and positions alone."""
 
     needs_queries = False
@@ -92,13 +110,6 @@ class _Plain:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def set_tensors(self, tensors: dict[str, Tensor]) -> None:
-        if tensors:
-            raise ValueError(f"nothing is gathered by {type(self).__name__}")
 
 
 class Recency(_Plain):

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from indexmem_cli.memory.latent import LatentMemory
+
 
 class LayerState:
     """The kept keys and values of one layer, in the order of the text.
@@ -26,8 +28,10 @@ class LayerState:
         self.values: Tensor | None = None  # [B, G, capacity, D]
         self.positions: Tensor | None = None  # int64 [B, G, capacity], ascending
         self.scores: Tensor | None = None  # fp32 [B, G, capacity]: what the scorer last said
+        self.notes: Tensor | None = None  # [B, 1, <= held, E]: what a scorer keeps of each slot
         self.rotated: Tensor | None = None  # [B, G, capacity, D]
         self.num_rotated = 0
+        self.latent: LatentMemory | None = None  # takes in what is evicted
 
     def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Add T tokens at positions `first`, `first` + 1, …; keys and values [B, G, T, D].
@@ -49,10 +53,14 @@ class LayerState:
         """Forget the newest tokens, as if they had never been appended."""
         self.held -= tokens
         self.num_rotated = min(self.num_rotated, self.held)
+        if self.notes is not None:
+            self.notes = self.notes[:, :, : self.held]
 
     def keep(self, index: Tensor) -> None:
         """Keep only these slots: int64 [B, G, K], ascending along K. In place; frees nothing."""
         kept = index.shape[2]
+        if self.latent is not None:
+            self.latent.write(*self._all_but(index))
         wide = index.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[3])
         for buffer, where in (
             (self.keys, wide),
@@ -61,8 +69,22 @@ class LayerState:
             (self.scores, index),
         ):
             buffer[:, :, :kept] = buffer[:, :, : self.held].gather(2, where)
+        if self.notes is not None:
+            where = index[:, :1, :, None].expand(-1, -1, -1, self.notes.shape[3])
+            self.notes = self.notes.gather(2, where)
         self.held = kept
         self.rotated, self.num_rotated = None, 0
+
+    def _all_but(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, E, D] of the slots that are not in `index`."""
+        gone = torch.ones(*index.shape[:2], self.held, dtype=torch.bool, device=index.device)
+        gone.scatter_(2, index, False)
+        left = self.held - index.shape[2]
+        where = gone.nonzero()[:, 2].view(*index.shape[:2], left, 1)
+        where = where.expand(-1, -1, -1, self.keys.shape[3])
+        return tuple(
+            buffer[:, :, : self.held].gather(2, where) for buffer in (self.keys, self.values)
+        )
 
     def rotated_keys(self, rotate) -> Tensor:
         """Return rotated keys [B, G, S, D]; only those not rotated since the last eviction cost.
@@ -84,19 +106,22 @@ class LayerState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the kept keys and values, without spare room and bookkeeping."""
+        """Bytes of the kept keys and values and of the latent memory, without spare room."""
         if self.keys is None:
             return 0
         batch, heads, _, size = self.keys.shape
-        return 2 * batch * heads * self.held * size * self.keys.element_size()
+        latent = self.latent.nbytes if self.latent is not None else 0
+        return 2 * batch * heads * self.held * size * self.keys.element_size() + latent
 
     def clone(self) -> "LayerState":
         """Return an independent copy of what is held."""
         copy = LayerState(self.limit)
+        copy.latent = self.latent.clone() if self.latent is not None else None
         if self.keys is not None:
             copy.append(self.keys[:, :, : self.held], self.values[:, :, : self.held], 0)
             copy.positions[:, :, : self.held] = self.positions[:, :, : self.held]
             copy.scores[:, :, : self.held] = self.scores[:, :, : self.held]
+            copy.notes = self.notes  # never changed in place
         return copy
 
     def _reserve(self, slots: int, like: Tensor) -> None:
@@ -174,6 +199,10 @@ class MemoryState:
     """Whether slots are numbered by rank instead of by their position in the text."""
     uniform: bool = True
     """Whether every layer and head holds the same positions."""
+    watched_layers: tuple[int, ...] = ()
+    """Layers whose attention inputs are collected in `hidden`, for a scorer that looks at them."""
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    """Attention inputs of the tokens not yet scored, by layer: [B, T, d_model]."""
 
     @property
     def managed(self) -> list[LayerState]:
@@ -215,4 +244,6 @@ class MemoryState:
             list(self.pins),
             self.compact,
             self.uniform,
+            self.watched_layers,
+            dict(self.hidden),
         )

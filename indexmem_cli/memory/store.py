@@ -1,8 +1,9 @@
 """A reader's memory as a safetensors file, and back. Nothing is pickled, nothing is guessed.
 
 Tensors: `layers.I.keys` and `.values` [1, G, S, D]; for managed layers also `.positions` int64 and
-`.scores` fp32 [1, G, S]; `scorer.*` for what a scorer has gathered. What they do not say of
-themselves is the layout: plain JSON values, which the caller keeps beside the file.
+`.scores` fp32 [1, G, S], and where there are any `.notes` [1, 1, S, E] and `.latent.*`; `scorer.*`
+for what a scorer has gathered. What they do not say of themselves is the layout: plain JSON values,
+which the caller keeps beside the file.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ def save_state(path: Path, state: MemoryState, scorer: Scorer) -> dict[str, Any]
             value = getattr(layer, name)
             if value is not None:
                 tensors[f"layers.{i}.{name}"] = value[:, :, : layer.held]
+        if (latent := getattr(layer, "latent", None)) is not None:
+            tensors |= {f"layers.{i}.latent.{name}": t for name, t in latent.save().items()}
     try:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path)
     except SafetensorError as error:
@@ -74,9 +77,11 @@ def load_state(
     if layout.get("windows") != windows:
         raise ValueError("its layers are not those of the model")
     seen = _count(layout, "seen")
-    made = []
+    made, latents = [], []
     for i, (layer, shape) in enumerate(zip(state.layers, shapes, strict=True)):
-        parts = {n: tensors.pop(f"layers.{i}.{n}") for n in _names(layer) if _has(tensors, i, n)}
+        parts = _take(tensors, f"layers.{i}.", _names(layer))
+        if getattr(layer, "latent", None) is not None:
+            latents.append((layer.latent, _take(tensors, f"layers.{i}.latent.")))
         if parts:
             made.append((layer, _checked(parts, layer, i, shape, dtype, seen)))
         elif seen:
@@ -92,6 +97,8 @@ def load_state(
     if any(not name.startswith("scorer.") for name in tensors):
         raise ValueError("it holds tensors that belong to nothing")
     scorer.set_tensors(gathered)
+    for latent, parts in latents:
+        _fill_latent(latent, parts, device)
     for layer, parts in made:
         _fill(layer, parts, device)
     state.pins = [(first, end) for first, end in pins]
@@ -101,11 +108,19 @@ def load_state(
 
 def _names(layer: LayerState | WindowState) -> tuple[str, ...]:
     managed = isinstance(layer, LayerState)
-    return ("keys", "values", "positions", "scores") if managed else ("keys", "values")
+    return ("keys", "values", "positions", "scores", "notes") if managed else ("keys", "values")
 
 
-def _has(tensors: dict[str, Tensor], layer: int, name: str) -> bool:
-    return f"layers.{layer}.{name}" in tensors
+def _take(
+    tensors: dict[str, Tensor], prefix: str, names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Take the tensors of a prefix out: those of the names, or all."""
+    wanted = [
+        name
+        for name in tensors
+        if name.startswith(prefix) and (names is None or name.removeprefix(prefix) in names)
+    ]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in wanted}
 
 
 def _checked(
@@ -117,7 +132,7 @@ def _checked(
     seen: int,
 ) -> dict[str, Tensor]:
     """Return the tensors of a layer if they can be those of this model."""
-    if parts.keys() != set(_names(layer)):
+    if parts.keys() - {"notes"} != set(_names(layer)) - {"notes"}:
         raise ValueError(f"layer {index} is not whole")
     held = parts["keys"].shape[2] if parts["keys"].dim() == 4 else -1
     heads, size = shape
@@ -127,7 +142,11 @@ def _checked(
         "positions": ((1, heads, held), torch.int64),
         "scores": ((1, heads, held), torch.float32),
     }
-    for name, tensor in parts.items():
+    notes = parts.get("notes")
+    if notes is not None and (notes.dim() != 4 or notes.shape[:3] != (1, 1, held)):
+        raise ValueError(f"notes of layer {index} have the wrong shape")
+    for name in expected:
+        tensor = parts[name]
         if (tuple(tensor.shape), tensor.dtype) != expected[name]:
             found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
             raise ValueError(f"{name} of layer {index} have the wrong shape or type: {found}")
@@ -147,6 +166,14 @@ def _fill(layer: LayerState | WindowState, parts: dict[str, Tensor], device: tor
     if isinstance(layer, LayerState):
         layer.positions[:, :, : layer.held] = parts["positions"].to(device)
         layer.scores[:, :, : layer.held] = parts["scores"].to(device)
+        layer.notes = parts["notes"].to(device) if "notes" in parts else None
+
+
+def _fill_latent(latent: Any, parts: dict[str, Tensor], device: torch.device) -> None:
+    try:
+        latent.load({name: tensor.to(device) for name, tensor in parts.items()})
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"not a latent memory of this kind: {error}") from error
 
 
 def _count(layout: dict[str, Any], name: str) -> int:

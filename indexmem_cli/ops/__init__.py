@@ -6,14 +6,25 @@ from torch.nn import functional
 
 from indexmem_cli.ops.reference import (
     attend_reference,
+    attend_with_lse_reference,
     attention_weights_reference,
     causal_mask,
+    merge_attention,
     weigh_values,
 )
 
-__all__ = ["attend", "attention_weights", "make_mask", "pool_spans", "weigh_values"]
+__all__ = [
+    "attend",
+    "attend_with_lse",
+    "attention_weights",
+    "make_mask",
+    "merge_attention",
+    "pool_spans",
+    "weigh_values",
+]
 
 attention_weights = attention_weights_reference
+attend_with_lse = attend_with_lse_reference
 
 
 def attend(

@@ -66,3 +66,52 @@ def causal_mask(
     visible = torch.ones(new_tokens, slots, dtype=torch.bool, device=device)
     visible = visible.tril(slots - new_tokens)
     return visible if window is None else visible.triu(slots - new_tokens - window + 1)
+
+
+def attend_with_lse_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    causal: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Attention with the log of its normaliser, so that two sets of keys can be merged.
+
+    lse[h, t] = log sum_n exp( cap(q[h, t] . k[g(h), n] * scale) + bias[g(h), n] )
+
+    Args:
+        query: [B, H, T, D]. key, value: [B, G, N, D]. bias: fp32 [B, G, N]; -inf hides.
+        causal: as in `attention_weights_reference`; False shows every key to every query.
+
+    Returns:
+        Output fp32 [B, H, T, D] (0 where no key is seen) and lse fp32 [B, H, T] (-inf there).
+    """
+    group = query.shape[1] // key.shape[1]
+    grouped = query.float().unflatten(1, (-1, group))  # [B, G, H / G, T, D]
+    logits = grouped @ key.float().unsqueeze(2).transpose(-1, -2) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if bias is not None:
+        logits = logits + bias[:, :, None, None]
+    if causal:
+        visible = causal_mask(query.shape[2], key.shape[2], None, key.device)
+        logits = logits.masked_fill(~visible, float("-inf"))
+    lse = logits.logsumexp(-1)
+    weights = (logits - lse.unsqueeze(-1)).exp().nan_to_num(0.0)
+    return (weights @ value.float().unsqueeze(2)).flatten(1, 2), lse.flatten(1, 2)
+
+
+def merge_attention(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
+    """Joint attention over two disjoint sets of keys, from the attention over each.
+
+    o = o1 + sigmoid(lse2 - lse1) (o2 - o1). A side that saw nothing has lse -inf and no part.
+
+    Args:
+        out, other: fp32 [..., D]. lse, other_lse: fp32 [...].
+    """
+    share = torch.sigmoid(other_lse - lse)
+    share = share.masked_fill(other_lse == float("-inf"), 0.0)
+    share = share.masked_fill((lse == float("-inf")) & (other_lse > float("-inf")), 1.0)
+    return torch.lerp(out, other, share.unsqueeze(-1))

@@ -4,9 +4,13 @@ Every untrusted string passes `safe_text`, and meets Rich as `Text`, never as ma
 """
 
 from indexmem_cli.render.answers import JsonRenderer, ReadingBar, Renderer, View
+from indexmem_cli.render.bench import describe_value, show_measures, tabulate_measures
+from indexmem_cli.render.health import show_finding
 from indexmem_cli.render.inspection import show_inspection
+from indexmem_cli.render.models import describe_download, show_model, show_models
 from indexmem_cli.render.safe import safe_line, safe_text
-from indexmem_cli.render.screen import show_error, show_json, show_lines
+from indexmem_cli.render.screen import show_error, show_json, show_line, show_lines
+from indexmem_cli.render.settings import show_settings
 from indexmem_cli.render.wording import (
     describe_coverage,
     describe_place,
@@ -22,15 +26,24 @@ __all__ = [
     "Renderer",
     "View",
     "describe_coverage",
+    "describe_download",
     "describe_place",
     "describe_progress",
+    "describe_value",
     "format_bytes",
     "format_rate",
     "format_seconds",
     "safe_line",
     "safe_text",
     "show_error",
+    "show_finding",
     "show_inspection",
     "show_json",
+    "show_line",
     "show_lines",
+    "show_model",
+    "show_models",
+    "show_settings",
+    "show_measures",
+    "tabulate_measures",
 ]

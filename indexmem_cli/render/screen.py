@@ -38,6 +38,11 @@ def show_error(message: str, hint: str | None, details: str | None = None) -> No
         console.print(Text(f"  try: {safe_text(hint)}"))
 
 
+def show_line(text: str) -> None:
+    """Print one line on standard error."""
+    open_console(stderr=True).print(Text(safe_line(text)))
+
+
 def open_console(stderr: bool) -> Console:
     """Return a console that colours and wraps only on a capable terminal."""
     stream = sys.stderr if stderr else sys.stdout

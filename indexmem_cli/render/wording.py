@@ -19,6 +19,10 @@ def describe_coverage(coverage: Coverage) -> str:
         parts.append(f"{len(coverage.pages_without_text):,} without text")
     if coverage.pages_not_selected:
         parts.append(f"{coverage.pages_not_selected:,} not selected")
+    if coverage.messages_read:
+        parts.append(f"{coverage.messages_read:,} messages")
+    if coverage.messages_not_selected:
+        parts.append(f"{coverage.messages_not_selected:,} messages not selected")
     if coverage.files_skipped:
         parts.append(f"skipped {describe_skipped(coverage)}")
     details = f" ({'; '.join(parts)})" if parts else ""
@@ -67,13 +71,22 @@ def count(number: int, noun: str) -> str:
 
 
 def describe_place(source: Source | RecalledBlock) -> str:
-    """Return where to look: `book.pdf p. 311`, or `app.log lines 3–9` where there are no pages."""
+    """Return where to look.
+
+    `book.pdf p. 311`, `app.log lines 3–9`, `chat.txt · 2024-03-05 14:02 · Ann`,
+    `read.py:12–30 (Reader.read)`, `book.epub · Chapter 3 · paragraph 12`.
+    """
     name = "stdin" if source.file == "-" else safe_line(source.file)
     if source.page is not None:
         return f"{name} p. {safe_line(source.page_label or str(source.page))}"
-    if source.line_end == source.line_start:
-        return f"{name} line {source.line_start}"
-    return f"{name} lines {source.line_start}–{source.line_end}"
+    several = "" if source.line_end == source.line_start else f"–{source.line_end}"
+    if source.symbol:
+        return f"{name}:{source.line_start}{several} ({safe_line(source.symbol)})"
+    where = f"{source.unit}{'s' * bool(several)} {source.line_start}{several}"
+    named = [safe_line(part) for part in (source.member, source.time, source.author) if part]
+    if not named:
+        return f"{name} {where}"
+    return " · ".join([name, *named] if source.time else [name, *named, where])
 
 
 def describe_progress(event: Progress, narrow: bool) -> str:

@@ -14,11 +14,13 @@ import numpy as np
 from indexmem_cli.train.data import Corpus, read_code
 from indexmem_cli.train.natural import ask_sentences
 from indexmem_cli.train.reading import (
-    QA_SETS,
+    QUESTIONS_FILE,
     Context,
+    Function,
     ask_speaker,
-    load_contexts,
+    load_all_contexts,
     load_functions,
+    read_questions,
 )
 from indexmem_cli.train.tasks import Fact, Turn, make_fact, make_similar_facts, refuse
 
@@ -62,6 +64,13 @@ class Piece:
     turns: tuple[Turn, ...]
 
 
+def load_questions(data: Path) -> tuple[dict[str, list[Context]], list[Function]]:
+    """Load the questions of a data folder, or of a folder that holds them packed."""
+    if (data / QUESTIONS_FILE).exists():
+        return read_questions(data / QUESTIONS_FILE)
+    return load_all_contexts(data), load_functions(read_code()[0])
+
+
 class EpisodeMaker:
     """Makes rows of every sort from the corpus and the question sets."""
 
@@ -72,12 +81,9 @@ class EpisodeMaker:
         self.end, self.user = special("<|end|>"), special("<|user|>")
         self.assistant, self.pad = special("<|assistant|>"), special("<|pad|>")
         self.open, self.close = self.encode(DOCUMENT_OPEN), self.encode(DOCUMENT_CLOSE)
-        self.contexts = {
-            name: load_contexts(data, name)
-            for name in QA_SETS
-            if with_questions and (data / "qa" / "train" / f"{name}.jsonl.xz").exists()
-        }
-        self.functions = load_functions(read_code()[0]) if with_questions else []
+        self.contexts, self.functions = {}, []
+        if with_questions:
+            self.contexts, self.functions = load_questions(data)
         self.makers: dict[str, Callable[[Random, int], Row]] = {
             "lm": self.make_lm,
             "copy": self.make_copy,
@@ -244,6 +250,7 @@ class EpisodeMaker:
         """Hide the pieces in prose and ask the turns that fit into `length` tokens."""
         needed = sum(len(piece.ids) for piece in pieces) + len(self.open) + len(self.close) + 1
         spare = rng.choice((0, 0, length // 6, length // 3)) if len(turns) > 1 else 0
+        spare = max(0, min(spare, (length - needed) // 2))
         asked, used = [], spare
         for turn in dict.fromkeys(turns):
             question = self.encode(roughen(rng, turn.question))

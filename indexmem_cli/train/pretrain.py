@@ -1,19 +1,16 @@
-"""Trains the embedded model from nothing; `python -m indexmem_cli.train.pretrain --help`.
+"""Trains the embedded model from nothing; the command is `indexmem train base`.
 
-A run lives in one folder: `cache/` (tokens), `checkpoint.pt`, `log.jsonl`, `loss.png`, and
-`model/` in Hugging Face layout. The batch of a step depends on seed and step alone, so a resumed
+A run lives in one folder: `cache/` (tokens), `checkpoint/`, `log.jsonl`, `loss.png`, and `model/`
+in Hugging Face layout. The batch of a step depends on seed and step alone, so a resumed
 run repeats the uninterrupted one.
 """
 
-import argparse
 import json
 import math
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from random import Random
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -24,12 +21,16 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM  # noqa
 
 from indexmem_cli.train.data import Corpus, prepare  # noqa: E402
 from indexmem_cli.train.episodes import EpisodeMaker  # noqa: E402
+from indexmem_cli.train.feeding import feed  # noqa: E402
 from indexmem_cli.train.muon import Muon  # noqa: E402
+from indexmem_cli.train.packing import is_packed, unpack  # noqa: E402
 from indexmem_cli.train.probe import measure  # noqa: E402
 from indexmem_cli.train.recipes import RECIPES, Recipe, Stage  # noqa: E402
+from indexmem_cli.train.state import gather, load_state, save_state, scatter  # noqa: E402
 from indexmem_cli.train.tokenizer import SPECIAL_TOKENS  # noqa: E402
 
 Batch = tuple[Tensor, Tensor]
+REWARM_STEPS = 20  # momentum and second moments look back about as far
 ANSWER_FROM_TOKENS = 96  # small models find more in less: benchmarks/LOG.md
 
 
@@ -118,16 +119,9 @@ class Run:
         self.step = 0
         self.num_tokens = 0
         self.elapsed_s = 0.0
+        self.fresh_from: int | None = None  # step from which optimizers began anew
         self.stage: Stage | None = None
         self.body: Callable = self.model.model
-
-    def make_batch(self, step: int) -> Batch:
-        """Draw the rows of one step."""
-        stage = self.recipe.stage_at(step)
-        rows = max(1, stage.batch_tokens // stage.length_tokens)
-        rng = Random(f"{self.seed}-{step}")
-        ids, weights = self.maker.make_batch(rng, stage.mix, rows, stage.length_tokens)
-        return torch.from_numpy(ids), torch.from_numpy(weights)
 
     def enter_stage(self) -> None:
         """Switch attention and compilation when a new stage begins."""
@@ -135,7 +129,14 @@ class Run:
         if stage is not self.stage:
             self.stage = stage
             self.model.set_attn_implementation(stage.attention)
-            self.body = torch.compile(self.model.model) if stage.compiled else self.model.model
+            self.body = self.model.model
+            if stage.compiled and self.recipe.device == "cpu":
+                self.body = torch.compile(self.model.model)
+            elif stage.compiled:
+                # Layers are alike: one graph serves all, compiled in seconds instead of minutes.
+                torch.compiler.reset()
+                for layer in self.model.model.layers:
+                    layer.compile(dynamic=False)
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """Do one update and return what the log shows of it."""
@@ -144,6 +145,8 @@ class Run:
         loss, answer_loss = compute_loss(self.model, self.body, ids, weights)
         loss.backward()
         fraction = self.recipe.lr_fraction(self.step)
+        if self.fresh_from is not None:
+            fraction *= min(1.0, (self.step - self.fresh_from + 1) / REWARM_STEPS)
         for optimizer, base in zip(self.optimizers, self.base_lrs, strict=True):
             optimizer.param_groups[0]["lr"] = base * fraction
             optimizer.step()
@@ -153,17 +156,11 @@ class Run:
         return {"loss": loss.item(), "answer_loss": answer_loss, "lr_fraction": fraction}
 
     def save(self) -> None:
-        """Write the checkpoint and the model in bf16, each in one move."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "num_tokens": self.num_tokens,
-            "elapsed_s": self.elapsed_s,
-        }
-        partial = self.out / "checkpoint.partial"
-        torch.save(state, partial)
-        partial.replace(self.out / "checkpoint.pt")
+        """Write the checkpoint, then the model in bf16."""
+        tensors = gather(self.model, self.optimizers, self.recipe.weights_only)
+        numbers = {"step": self.step, "num_tokens": self.num_tokens, "elapsed_s": self.elapsed_s}
+        config = self.model.config.to_dict()
+        save_state(self.out / "checkpoint", tensors, {**numbers, "config": config})
         export(self.model, self.out / "model")
 
     def begin(self, start: Path) -> None:
@@ -173,15 +170,14 @@ class Run:
 
     def resume(self) -> None:
         """Continue from the checkpoint in the run's folder, if there is one."""
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
+        if not (self.out / "checkpoint" / "state.json").exists():
             return
-        state = torch.load(path, map_location=self.recipe.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.num_tokens = state["step"], state["num_tokens"]
-        self.elapsed_s = state["elapsed_s"]
+        tensors, numbers = load_state(self.out / "checkpoint")
+        scatter(tensors, self.model, self.optimizers)
+        self.step, self.num_tokens = numbers["step"], numbers["num_tokens"]
+        self.elapsed_s = numbers["elapsed_s"]
+        if not any(name.startswith("optimizer.") for name in tensors):
+            self.fresh_from = self.step
 
     def log(self, row: dict) -> None:
         """Append one JSON line to the run's log."""
@@ -189,23 +185,23 @@ class Run:
             log.write(json.dumps(row) + "\n")
 
 
-def train(run: Run, last_step: int) -> None:
+def train(run: Run, last_step: int, data: Path) -> None:
     """Train up to `last_step`, logging, measuring and saving on the way."""
     recipe = run.recipe
     started = time.monotonic() - run.elapsed_s
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(run.make_batch, run.step)
+    with feed(run.maker, recipe, run.seed, run.step, data, run.out) as batches:
         while run.step < last_step:
-            batch = future.result()
-            future = pool.submit(run.make_batch, run.step + 1)
-            row = run.train_step(batch)
+            ids, weights = map(torch.from_numpy, next(batches))
+            row = run.train_step((ids, weights))
             run.elapsed_s = time.monotonic() - started
             if run.step % 10 == 0 or run.step == last_step:
-                place = {"step": run.step, "length_tokens": batch[0].shape[1]}
+                place = {"step": run.step, "length_tokens": ids.shape[1]}
                 spent = {"num_tokens": run.num_tokens, "elapsed_s": round(run.elapsed_s, 1)}
                 run.log({**place, **row, **spent})
             if run.step % recipe.measure_steps == 0:
-                run.log({"step": run.step, **measure(run.model, run.maker, batch[0].shape[1])})
+                with torch.compiler.set_stance("force_eager"):
+                    found = measure(run.model, run.maker, ids.shape[1])
+                run.log({"step": run.step, **found})
             if run.step % recipe.checkpoint_steps == 0 or run.step == last_step:
                 run.save()
 
@@ -243,6 +239,15 @@ def draw_loss(out: Path) -> None:
     figure.savefig(out / "loss.png", dpi=120)
 
 
+def export_run(out: Path) -> Path:
+    """Write the model of a run's checkpoint, as where only the checkpoint came back."""
+    tensors, numbers = load_state(out / "checkpoint")
+    model = Qwen3ForCausalLM(Qwen3Config.from_dict(numbers["config"]))
+    scatter(tensors, model, [])
+    export(model, out / "model")
+    return out / "model"
+
+
 def train_base(
     recipe: str,
     data: Path,
@@ -250,38 +255,30 @@ def train_base(
     resume: bool = False,
     seed: int = 0,
     max_steps: int | None = None,
+    rehearse: int | None = None,
+    batch_tokens: int | None = None,
+    device: str | None = None,
 ) -> Path:
-    """Train a recipe on the data folder; returns the folder of the model.
+    """Train a recipe on a data folder, packed or not; returns the folder of the model.
 
     Without `resume` a checkpoint in `out` is ignored and overwritten. `max_steps` ends earlier,
-    without changing the schedule.
+    without changing the schedule; `rehearse`, `batch_tokens` and `device` change the recipe as
+    `Recipe.rehearsed` says.
     """
-    chosen = RECIPES[recipe]
+    changes = (rehearse, batch_tokens, device)
+    chosen = RECIPES[recipe].rehearsed(*changes)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    if is_packed(data):
+        unpack(data, out / "cache", out / "model")
+        data = out / "cache"
     encoding = prepare(data, out / "cache", out / "model", chosen.window_tokens)
     run = Run(chosen, EpisodeMaker(Corpus(out / "cache", encoding), data), out, seed)
     if chosen.start:
-        run.begin(train_base(chosen.start, data, out / "start", resume=True, seed=seed))
+        start = train_base(chosen.start, data, out / "start", True, seed, None, *changes)
+        run.begin(start)
     if resume:
         run.resume()
-    train(run, min(chosen.num_steps, max_steps or chosen.num_steps))
+    train(run, min(chosen.num_steps, max_steps or chosen.num_steps), data)
     draw_loss(out)
     return out / "model"
-
-
-def main() -> None:
-    """Read the options and train."""
-    parser = argparse.ArgumentParser(description="Train the embedded model.")
-    parser.add_argument("--recipe", choices=tuple(RECIPES), default="cpu")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int)
-    options = parser.parse_args()
-    train_base(**vars(options))
-
-
-if __name__ == "__main__":
-    main()

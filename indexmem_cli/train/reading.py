@@ -1,6 +1,8 @@
 """Questions about chat and code, and the question sets of `qa/train`."""
 
 import ast
+import gzip
+import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from indexmem_cli.train.templates import (
 )
 
 QA_SETS = ("squadshifts", "qamr", "fairytaleqa", "policyqa", "covidqa", "molweni", "babi")
+QUESTIONS_FILE = "questions.json.gz"
 MAX_ANSWER_CHARS = 120
 SPEAKER = re.compile(r"^(?:\[[0-9:]+\] )?<([^>\n]+)> (.{12,120})$", re.MULTILINE)
 
@@ -108,3 +111,38 @@ def ask_function(node: ast.FunctionDef) -> tuple[Turn, ...]:
     if names:
         turns.append(Turn(f"Which arguments does {node.name} take?", ", ".join(names)))
     return tuple(Turn(capitalise(turn.question), turn.answer) for turn in turns)
+
+
+def load_all_contexts(data: Path) -> dict[str, list[Context]]:
+    """Load every question set that is there."""
+    folder = data / "qa" / "train"
+    present = [name for name in QA_SETS if (folder / f"{name}.jsonl.xz").exists()]
+    return {name: load_contexts(data, name) for name in present}
+
+
+def write_questions(
+    path: Path, contexts: dict[str, list[Context]], functions: list[Function]
+) -> None:
+    """Write contexts and functions into one compressed JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sets = {
+        name: [[c.text, [[t.question, t.answer] for t in c.turns], c.spans] for c in group]
+        for name, group in contexts.items()
+    }
+    asked = [[f.source, [[t.question, t.answer] for t in f.turns]] for f in functions]
+    content = json.dumps({"contexts": sets, "functions": asked}).encode()
+    path.write_bytes(gzip.compress(content, mtime=0))
+
+
+def read_questions(path: Path) -> tuple[dict[str, list[Context]], list[Function]]:
+    """Read what `write_questions` wrote."""
+    content = json.loads(gzip.decompress(path.read_bytes()))
+
+    def turns(pairs: list) -> tuple[Turn, ...]:
+        return tuple(Turn(*pair) for pair in pairs)
+
+    def context(text: str, pairs: list, spans: list) -> Context:
+        return Context(text, turns(pairs), tuple(span and tuple(span) for span in spans))
+
+    sets = {name: [context(*one) for one in group] for name, group in content["contexts"].items()}
+    return sets, [Function(source, turns(pairs)) for source, pairs in content["functions"]]

@@ -1,6 +1,6 @@
 """The recipes of the embedded model: its shape, stages, and learning rates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Mix = dict[str, float]
 
@@ -78,10 +78,36 @@ class Recipe:
     checkpoint_steps: int = 100
     measure_steps: int = 200
     device: str = "cpu"
+    makers: int = 0
+    """Processes that make batches; 0 makes them in a thread."""
+    weights_only: bool = False
+    """Checkpoints hold the weights in bf16 and nothing else; a resumed run warms up anew."""
     start: str | None = None
     """The recipe whose model this one begins with; None begins with random weights."""
     doubled: tuple[int, ...] = ()
     """Layers of that model that are doubled: the copy adds nothing until it is trained."""
+
+    def rehearsed(
+        self, num_steps: int | None, batch_tokens: int | None, device: str | None
+    ) -> "Recipe":
+        """Return the recipe with fewer steps, smaller batches, or another device.
+
+        Every stage stays, with at least one step. What is compiled for a GPU runs plainly on a CPU.
+        """
+        plain = device == "cpu" and self.device != "cpu"
+        share = num_steps / self.num_steps if num_steps else 1.0
+        stages = tuple(
+            replace(
+                stage,
+                num_steps=max(1, round(stage.num_steps * share)),
+                batch_tokens=batch_tokens or stage.batch_tokens,
+                compiled=stage.compiled and not plain,
+            )
+            for stage in self.stages
+        )
+        warmup = max(1, round(self.warmup_steps * share))
+        device = device or self.device
+        return replace(self, stages=stages, warmup_steps=warmup, device=device)
 
     @property
     def num_steps(self) -> int:
@@ -115,9 +141,9 @@ RECIPES = {
         stages=(
             Stage(800, 256, DEEPENING, "eager", compiled=True),
             Stage(1100, 512, DEEPENING, "eager", compiled=True),
-            Stage(1100, 1024, DEEPENING),
-            Stage(300, 2048, DEEPENING),
-            Stage(500, 512, DEEPENING, "eager", compiled=True),
+            Stage(650, 1024, DEEPENING),
+            Stage(160, 2048, DEEPENING),
+            Stage(440, 512, DEEPENING, "eager", compiled=True),
         ),
         muon_lr=0.015,
         adam_lr=2e-3,
@@ -150,7 +176,7 @@ RECIPES = {
     ),
     "gpu": Recipe(
         hidden=512,
-        layers=10,
+        layers=9,
         heads=8,
         kv_heads=2,
         intermediate=1536,
@@ -164,6 +190,10 @@ RECIPES = {
             Stage(600, 4096, READING, compiled=True, batch_tokens=262_144),
         ),
         threads=0,
+        checkpoint_steps=400,
+        measure_steps=400,
         device="cuda",
+        makers=4,
+        weights_only=True,
     ),
 }

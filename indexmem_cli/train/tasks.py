@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 
+from indexmem_cli.train.frames import make_frame
 from indexmem_cli.train.kinds import TRAINING_KINDS
 from indexmem_cli.train.kinds_people import Kind
 from indexmem_cli.train.templates import (
@@ -133,6 +134,12 @@ def make_deed_fact(rng: Random) -> Fact:
     return Fact((open_sentence(sentence),), tuple(turns))
 
 
+def make_frame_fact(rng: Random) -> Fact:
+    """State a fact of any verb."""
+    sentence, pairs = make_frame(rng)
+    return Fact((sentence,), tuple(Turn(capitalise(asked), answer) for asked, answer in pairs))
+
+
 def draw_verb(rng: Random) -> list[str]:
     """Draw a verb: base form, past, participle, and the sort of its object."""
     return rng.choice(VERBS.split("|")).split()
@@ -163,10 +170,12 @@ def make_list_fact(rng: Random) -> Fact:
 def make_fact(rng: Random) -> Fact:
     """State one training fact of any sort."""
     style = rng.random()
-    if style < 0.36:
+    if style < 0.25:
         return make_kind_fact(rng, TRAINING_KINDS)
-    if style < 0.57:
+    if style < 0.43:
         return make_attribute_fact(rng)
+    if style < 0.79:
+        return make_frame_fact(rng)
     if style < 0.95:
         return make_deed_fact(rng)
     return make_chain_fact(rng) if style < 0.98 else make_list_fact(rng)
@@ -188,8 +197,9 @@ def make_similar_facts(rng: Random, count: int) -> list[Fact]:
     makers = (
         lambda r: make_kind_fact(r, (TRAINING_KINDS[seed % len(TRAINING_KINDS)],)),
         make_attribute_fact,
+        make_frame_fact,
     )
-    make = makers[rng.random() < 0.3]
+    make = rng.choice(makers)
     facts = []
     asked: set[str] = set()
     while len(facts) < count:

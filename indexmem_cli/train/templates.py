@@ -7,14 +7,21 @@ ATTRIBUTES = {
     "code": "password|secret number|safe combination|serial number|registration|call sign|"
     "postcode|badge number|file number|locker number|key number|licence",
     "amount": "weight|height|length|depth|price|value|width|distance|rent|cost|area|age|"
-    "salary|size|speed|fee|tax|wage|capacity|debt|budget",
-    "person": "founder|owner|keeper|inventor|discoverer|author|captain|leader|teacher|architect",
+    "salary|size|speed|fee|tax|wage|capacity|debt|budget|thickness|fine|reward|pension|income|"
+    "fare|toll|temperature|duration|ransom|dowry|profit|loss",
+    "person": "founder|owner|keeper|inventor|discoverer|author|captain|leader|teacher|architect|"
+    "heir|patron|champion|tenant|pilot|hero|driver|agent|oldest friend|first wife|last king|"
+    "chief engineer|head cook|favourite poet|worst enemy|godfather|manager|editor|composer|"
+    "winner|sponsor|doctor|buyer|eldest son|only witness|favourite singer|boldest rider",
     "colour": "colour|flag colour|paint",
-    "number": "magic number|lucky number|room number|house number|score|rank|population|page count",
+    "number": "shoe size|platform|shelf|floor|number of seats|page number|lane|"
+    "number of doors|magic number|lucky number|room number|house number|score|rank|population|"
+    "page count",
     "year": "founding year|year of completion|first year|year of the fire",
     "date": "opening date|birthday|date of sale|closing date|feast day",
     "place": "home town|birthplace|destination|capital|origin|harbour|next stop",
-    "word": "name|nickname|motto|true name|title|brand|secret word|code name",
+    "word": "name|nickname|motto|true name|title|brand|secret word|code name|slogan|greeting|"
+    "war cry|signal|language|breed|religion|currency|family name|maiden name|watchword|spell",
     "room": "hiding place|usual place",
     "time": "opening hour|departure time|hour of arrival|closing time",
     "material": "material|main material",

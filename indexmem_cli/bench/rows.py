@@ -16,7 +16,8 @@ from typing import Any
 from indexmem_cli.checkpoint import Checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, parse_size
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+IN_CHECKOUT = (ROOT / "pyproject.toml").exists()
 RESULTS = ROOT / "benchmarks" / "results"
 _MEASURED = ("indexmem_cli", "models", "benchmarks/*.py")  # what a number depends on
 
@@ -72,6 +73,8 @@ def parse_sizes(text: str) -> list[int]:
 
 def state_of_code() -> tuple[str | None, bool | None]:
     """Return the commit, and whether what is measured differs from it; None outside of git."""
+    if not IN_CHECKOUT:
+        return None, None
     try:
         commit = _git("rev-parse", "--short=12", "HEAD").strip()
         return commit, bool(_git("status", "--porcelain", "--", *_MEASURED))

@@ -1,0 +1,63 @@
+"""Documents that are headings, paragraphs and rows: web pages, books, office files."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from indexmem_cli.config import ReadConfig
+from indexmem_cli.documents.passages import Damaged, FileDocument, Meter, Passage, Place
+from indexmem_cli.documents.text import clean, cut_line
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A paragraph, a heading, an item or a row, in one or more lines."""
+
+    text: str
+    heading: str | None
+    """The last heading at or before it, or the chapter."""
+    end: str = "\n"
+    """What follows it: a blank line after headings and paragraphs."""
+
+
+Reader = Callable[[Meter, ReadConfig], Iterable[Block]]
+
+
+class BlockDocument(FileDocument):
+    """A file of blocks, each of which is a place."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        size_bytes: int | None,
+        open_bytes: Callable[[], BinaryIO],
+        reader: Reader,
+        config: ReadConfig,
+    ) -> None:
+        super().__init__(name, kind, size_bytes, open_bytes)
+        self._reader = reader
+        self._config = config
+
+    def _read(self) -> Iterator[Passage]:
+        number = 0
+        with self._stream() as stream:
+            for block in self._reader(stream, self._config):
+                lines = [line for line in clean(block.text).split("\n") if line.strip()]
+                if not lines:
+                    continue
+                number += 1
+                heading = " ".join(clean(block.heading or "").split()) or None
+                place = Place(self.name, None, None, number, "paragraph", heading)
+                self.undecodable_chars += block.text.count("\ufffd")
+                for line in lines[:-1]:
+                    yield from _passages(line, "\n", place)
+                yield from _passages(lines[-1], block.end, place)
+        if not number:
+            raise Damaged("there is no text in it", reason="no text")
+
+
+def _passages(line: str, end: str, place: Place) -> Iterator[Passage]:
+    *parts, last = cut_line(line.rstrip())
+    yield from (Passage(part, place) for part in parts)
+    yield Passage(last + end, place)

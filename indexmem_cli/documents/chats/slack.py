@@ -1,0 +1,145 @@
+"""A Slack workspace as it is exported: a zip or a folder of channels, with one file a day."""
+
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from indexmem_cli.config import ReadConfig
+from indexmem_cli.documents.archive import Archive
+from indexmem_cli.documents.chats.exports import MAX_RECORD_BYTES, read_records
+from indexmem_cli.documents.chats.messages import Message
+from indexmem_cli.documents.chats.messengers import from_slack
+from indexmem_cli.documents.passages import Damaged, Meter
+
+_LISTS = ("channels.json", "groups.json", "dms.json", "mpims.json")
+_DAY = re.compile(r"(.+)/\d{4}-\d\d-\d\d\.json")
+
+
+class Members(Protocol):
+    """Named files: of a zip, or of a folder."""
+
+    names: list[str]
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return a whole member that is not larger than `max_bytes`."""
+
+
+class Folder:
+    """The regular files of a folder and of the folders in it; links are not followed."""
+
+    def __init__(self, root: Path, meter: Meter | None = None) -> None:
+        self._root = root
+        self._meter = meter
+        self.names = [
+            f"{folder.name}/{entry.name}" if folder != root else entry.name
+            for folder in (root, *sorted(path for path in root.iterdir() if _is_folder(path)))
+            for entry in os.scandir(folder)
+            if entry.is_file(follow_symlinks=False)
+        ]
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return a whole file that is not larger than `max_bytes`."""
+        with (self._root / name).open("rb") as stream:
+            data = stream.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise Damaged(f"{name} in it is too large", reason="too large")
+        if self._meter is not None:
+            self._meter.count(len(data))
+        return data
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all its files."""
+        return sum((self._root / name).stat().st_size for name in self.names)
+
+
+def is_slack(names: Iterable[str]) -> bool:
+    """Tell whether these are the files of an export: lists of users and channels, and days."""
+    names = list(names)
+    base = _base(names)
+    return f"{base}users.json" in names and any(map(_DAY.fullmatch, names))
+
+
+def read_slack_zip(stream: Meter, config: ReadConfig) -> Iterator[Message]:
+    """Yield the messages of a zipped export."""
+    yield from read_slack(Archive(stream))
+
+
+def read_slack(members: Members) -> Iterator[Message]:
+    """Yield channel after channel, day after day; what is said in a thread follows its beginning.
+
+    A day is held in memory as a whole, nothing larger.
+    """
+    base = _base(members.names)
+    users = {
+        user["id"]: _user_name(user)
+        for user in _records(members, f"{base}users.json", "user")
+        if "id" in user
+    }
+    listed = [channel for name in _LISTS for channel in _records(members, base + name, "channel")]
+    names = {str(channel.get("name") or channel.get("id")): channel for channel in listed}
+    days: dict[str, list[str]] = {}
+    for name in sorted(members.names):
+        if name.startswith(base) and (match := _DAY.fullmatch(name.removeprefix(base))):
+            days.setdefault(match[1], []).append(name)
+    order = {name: at for at, name in enumerate(names)}
+    for folder in sorted(days, key=lambda name: (order.get(name, len(order)), name)):
+        channel = _channel_name(names.get(folder) or {"name": folder}, users)
+        for name in days[folder]:
+            said = sorted(_records(members, name, "message"), key=_reading_order)
+            for record in said:
+                yield from _messages(record, users, channel, name)
+
+
+def _messages(
+    record: dict[str, Any], users: dict[str, str], channel: str, name: str
+) -> Iterator[Message]:
+    try:
+        yield from from_slack(record, users, channel)
+    except (AttributeError, TypeError, KeyError) as error:
+        raise Damaged(f"{name} in it is not as Slack writes it ({error})") from error
+
+
+def _records(members: Members, name: str, what: str) -> list[dict[str, Any]]:
+    if name not in members.names:
+        return []
+    data = io.BytesIO(members.read(name, MAX_RECORD_BYTES))
+    try:
+        return [record for record, _ in read_records(data, "item")]
+    except Damaged as error:
+        raise Damaged(f"{name} in it, a list of each {what}: {error}") from error
+
+
+def _base(names: Iterable[str]) -> str:
+    """Return the folder of the zip that everything is in, as `export/`; mostly there is none."""
+    lists = [name for name in names if name.rsplit("/", 1)[-1] == "users.json"]
+    return min(lists, key=len, default="").removesuffix("users.json")
+
+
+def _reading_order(record: dict[str, Any]) -> tuple[float, float]:
+    ts = record.get("ts") or 0
+    try:
+        return (float(record.get("thread_ts") or ts), float(ts))
+    except (TypeError, ValueError):
+        return (0.0, 0.0)
+
+
+def _user_name(user: dict[str, Any]) -> str:
+    profile = user.get("profile") or {}
+    names = (profile.get("display_name"), profile.get("real_name"), user.get("real_name"))
+    return next(filter(None, names), None) or user.get("name") or user["id"]
+
+
+def _channel_name(channel: dict[str, Any], users: dict[str, str]) -> str:
+    """Return `#general`; the people of a direct conversation, which has no name."""
+    if channel.get("name"):
+        return f"#{channel['name']}"
+    people = [users.get(user, user) for user in channel.get("members") or []]
+    return ", ".join(people) or str(channel.get("id"))
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

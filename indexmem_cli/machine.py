@@ -1,0 +1,99 @@
+"""What this machine has: memory, GPUs and their driver, without loading torch."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU, in the order of the driver."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Memory that a model could use here."""
+
+    ram_total_bytes: int
+    ram_free_bytes: int
+    """What can still be taken: by the system, and by the container where there is one."""
+    gpus: tuple[Gpu, ...]
+    driver: str | None
+    """Version of the NVIDIA driver; None where there is none."""
+
+    def has_gpu(self, device: str) -> bool:
+        """Say whether a device is one of the NVIDIA GPUs."""
+        return self._gpu(device) is not None
+
+    def free_bytes(self, device: str) -> int:
+        """Return what is free on a device: `auto`, `cpu`, `mps`, `cuda` or `cuda:1`."""
+        gpu = self._gpu(device)
+        return gpu.free_bytes if gpu else self.ram_free_bytes
+
+    def name_of(self, device: str) -> str:
+        """Say what `free_bytes` speaks of."""
+        gpu = self._gpu(device)
+        return gpu.name if gpu else "RAM"
+
+    def _gpu(self, device: str) -> Gpu | None:
+        if device in ("cpu", "mps"):
+            return None
+        index = device.partition(":")[2]
+        at = int(index) if index.isdecimal() else 0
+        return self.gpus[at] if at < len(self.gpus) else None
+
+
+def look_at_machine() -> Machine:
+    """Ask the system and the NVIDIA driver."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
+    for limit, used in (_CGROUP_2, _CGROUP_1):
+        if (most := _read_number(limit)) is not None and most < total:
+            total, free = most, min(free, max(0, most - (_read_number(used) or 0)))
+    driver, gpus = _ask_driver()
+    return Machine(total, free, gpus, driver)
+
+
+_GROUPS = Path("/sys/fs/cgroup")
+_CGROUP_2 = (_GROUPS / "memory.max", _GROUPS / "memory.current")
+_CGROUP_1 = (
+    _GROUPS / "memory/memory.limit_in_bytes",
+    _GROUPS / "memory/memory.usage_in_bytes",
+)
+
+
+def _read_number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # not there, or `max`
+        return None
+
+
+def _ask_driver() -> tuple[str | None, tuple[Gpu, ...]]:
+    """Return the driver's version and the GPUs that CUDA would be shown."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, or none that answers
+        return None, ()
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        count = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else pynvml.nvmlDeviceGetCount()
+        return driver, tuple(_describe(pynvml, index) for index in range(count))
+    except pynvml.NVMLError:
+        return None, ()
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _describe(pynvml, index: int) -> Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return Gpu(pynvml.nvmlDeviceGetName(handle), memory.total, memory.free)

@@ -1,0 +1,119 @@
+"""The adapter file: what was trained for one model, in one safetensors file with a manifest.
+
+The manifest names the model and the tokenizer it was trained for by hashes of their files, so that
+an adapter is never used with another.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from indexmem_cli.config import ADAPTER_FILE
+from indexmem_cli.errors import BackboneError
+from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, TokenIndexer, make_indexer
+
+FORMAT = 1
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass
+class Adapter:
+    """Everything trained for one model."""
+
+    indexer: TokenIndexer | QueryIndexer
+    model_hash: str
+    tokenizer_hash: str
+    trained_tokens: list[int] = field(default_factory=list)
+    """Lengths of the texts it was trained on."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """What it measured on held-out text."""
+    head_shares: Tensor | None = None
+    """Share of the budget of each managed layer and head, fp32 [L, G], 1 on average."""
+    log_mass: Tensor | None = None
+    """Calibrated bias of the centroid memory, fp32 [L, G], at most 0; -inf turns a head off."""
+
+
+def hash_model(folder: Path) -> tuple[str, str]:
+    """Hashes of a model's weights and of its tokenizer, from sizes and both ends of the files."""
+    names = sorted(f for f in folder.glob("*.safetensors") if f.name != ADAPTER_FILE)
+    return _hash_files(names), _hash_files([f for f in [folder / "tokenizer.json"] if f.exists()])
+
+
+def _hash_files(files: list[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_PIECE_BYTES))
+            stream.seek(max(0, size - _PIECE_BYTES))
+            digest.update(stream.read(_PIECE_BYTES))
+    return digest.hexdigest()
+
+
+def save_adapter(adapter: Adapter, path: Path) -> None:
+    """Write an adapter in one move: the old file or the new one is there, never half of one."""
+    tensors = {f"indexer.{name}": t for name, t in adapter.indexer.state_dict().items()}
+    for name in ("head_shares", "log_mass"):
+        if getattr(adapter, name) is not None:
+            tensors[name] = getattr(adapter, name)
+    manifest = {
+        "format": FORMAT,
+        "model_hash": adapter.model_hash,
+        "tokenizer_hash": adapter.tokenizer_hash,
+        "indexer": asdict(adapter.indexer.config),
+        "trained_tokens": adapter.trained_tokens,
+        "scores": adapter.scores,
+    }
+    partial = path.with_suffix(".partial")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, partial, {"indexmem": json.dumps(manifest)})
+    partial.replace(path)
+
+
+def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "cpu") -> Adapter:
+    """Read an adapter and check that it belongs to the model in `model_folder`.
+
+    Raises:
+        BackboneError: the file cannot be read, or was trained for another model.
+    """
+    again = "train one: indexmem train adapter --model MODEL --data DIR --out DIR"
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            manifest = json.loads((file.metadata() or {})["indexmem"])
+            if manifest["format"] != FORMAT:
+                raise BackboneError(
+                    f"{path.name} has format {manifest['format']}, not {FORMAT}", again
+                )
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        settings = manifest["indexer"]
+        indexer = make_indexer(IndexerConfig(**{**settings, "layers": tuple(settings["layers"])}))
+        prefix = "indexer."
+        weights = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+        indexer.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackboneError(f"{path.name} is no readable adapter: {what}", again) from error
+    model_hash, tokenizer_hash = hash_model(model_folder)
+    for what, found in (("model", model_hash), ("tokenizer", tokenizer_hash)):
+        if manifest[f"{what}_hash"] != found:
+            raise BackboneError(
+                f"{path.name} was trained for another {what} "
+                f"({manifest[f'{what}_hash'][:8]}, this one is {found[:8]})",
+                again,
+            )
+    return Adapter(
+        indexer.to(device).eval().requires_grad_(False),
+        model_hash,
+        tokenizer_hash,
+        manifest["trained_tokens"],
+        manifest["scores"],
+        tensors.get("head_shares"),
+        tensors.get("log_mass"),
+    )

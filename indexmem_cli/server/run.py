@@ -1,0 +1,35 @@
+"""Run the application until Ctrl-C."""
+
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+
+from indexmem_cli.errors import IndexMemError
+
+
+def run_server(app: FastAPI, host: str, port: int, verbose: bool) -> None:
+    """Listen, say where on standard error, and serve until the process is told to end.
+
+    Raises:
+        IndexMemError: the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise IndexMemError(
+            f"{host}:{port} cannot be listened on: {error.strerror}", "another --port, or 0"
+        ) from error
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    level = "info" if verbose else "error"
+    config = uvicorn.Config(
+        app, log_level=level, access_log=verbose, timeout_graceful_shutdown=5, log_config=None
+    )
+    with listener:
+        uvicorn.Server(config).run(sockets=[listener])

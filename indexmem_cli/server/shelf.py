@@ -1,0 +1,148 @@
+"""The documents that clients brought, and the model that answers about them."""
+
+import hashlib
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.documents import Document, Sources, open_sources, open_text
+from indexmem_cli.errors import IndexMemError
+from indexmem_cli.events import Event
+from indexmem_cli.session import Memory
+
+
+class UnknownMemory(IndexMemError):
+    """There is no memory of that id."""
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A document that a client brought."""
+
+    id: str
+    name: str
+    size_bytes: int
+    pages: int
+    document: Document
+
+
+class Shelf:
+    """Documents by id, and the memories that were made of them; the least used go first."""
+
+    def __init__(self, memory: MemoryConfig, model: ModelConfig, most: int) -> None:
+        self.memory, self.model, self._most = memory, model, most
+        self._folder = Path(tempfile.mkdtemp(prefix="indexmem-serve-"))
+        self._brought: OrderedDict[str, Brought] = OrderedDict()
+        self._memories: OrderedDict[tuple[str, ...], Memory] = OrderedDict()
+        self._first: Memory | None = None
+        self._lock = threading.Lock()
+
+    def add(self, name: str, stream: BinaryIO) -> Brought:
+        """Keep a document; the same one brought twice is kept once.
+
+        Raises:
+            DocumentError: it cannot be read.
+        """
+        shown = Path(name.replace("\\", "/")).name or "document"
+        data = stream.read()
+        digest = hashlib.sha256(shown.encode() + b"\0" + data).hexdigest()[:12]
+        path = self._folder / digest  # nothing of the name ever reaches the disk
+        path.write_bytes(data)
+        try:
+            (document,) = open_sources([str(path)], ReadConfig()).documents
+        except IndexMemError as error:
+            path.unlink()
+            # Where it was kept is nobody's business.
+            error.message = error.message.replace(str(path), shown)
+            error.hint = error.hint and error.hint.replace(str(path), shown)
+            raise
+        document.name = shown
+        brought = Brought(digest, shown, len(data), document.pages_total, document)
+        with self._lock:
+            self._brought[digest] = brought
+            while len(self._brought) > self._most:
+                oldest, _ = self._brought.popitem(last=False)
+                self._forget(oldest)
+        return brought
+
+    def all(self) -> list[Brought]:
+        """Every document, the last brought or used last."""
+        with self._lock:
+            return list(self._brought.values())
+
+    def remove(self, memory_id: str) -> None:
+        """Forget a document.
+
+        Raises:
+            UnknownMemory: there is none of that id.
+        """
+        self.check([memory_id])
+        with self._lock:
+            self._brought.pop(memory_id, None)
+            self._forget(memory_id)
+
+    def check(self, ids: Sequence[str]) -> None:
+        """See that every id is known.
+
+        Raises:
+            UnknownMemory: one is not.
+        """
+        with self._lock:
+            for memory_id in ids:
+                if memory_id not in self._brought:
+                    raise UnknownMemory(f"no memory {memory_id!r}", "POST the document again")
+                self._brought.move_to_end(memory_id)
+
+    def events(
+        self, ids: Sequence[str], text: str, question: str, answer: AnswerConfig
+    ) -> Iterator[Event]:
+        """Answer from documents, and a text after them; only for the worker's thread."""
+        memory = self._memory_of(tuple(ids), text)
+        yield from memory.events(question, answer)
+
+    def question_tokens(self, question: str) -> int:
+        """Tokens of a question with the prompt around it, once the model is loaded."""
+        engine = self._first._engine if self._first else None
+        return len(engine.prompt.closing(engine.tokenizer.encode(question))) if engine else 0
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._first is not None and self._first._engine is not None
+
+    def close(self) -> None:
+        """Remove what was kept on the disk."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _memory_of(self, ids: tuple[str, ...], text: str) -> Memory:
+        """Return the memory of these documents, sharing the model that is loaded already."""
+        memory = self._memories.get(ids) if not text else None
+        if memory is None:
+            with self._lock:
+                missing = [memory_id for memory_id in ids if memory_id not in self._brought]
+                if missing:
+                    raise UnknownMemory(f"no memory {missing[0]!r}", "POST the document again")
+                documents = [self._brought[memory_id].document for memory_id in ids]
+            if text:
+                documents.append(open_text(text, "messages"))
+            memory = Memory(Sources(documents), self.memory, self.model)
+            if self._first is not None:
+                memory._engine = self._first._engine
+            self._first = self._first or memory
+        if ids and not text:
+            self._memories[ids] = memory
+            self._memories.move_to_end(ids)
+            while len(self._memories) > self._most:
+                self._memories.popitem(last=False)
+        return memory
+
+    def _forget(self, memory_id: str) -> None:
+        (self._folder / memory_id).unlink(missing_ok=True)
+        for ids in [ids for ids in self._memories if memory_id in ids]:
+            del self._memories[ids]

@@ -1,0 +1,220 @@
+"""Synthetic facts of any verb: subject, verb, object, and where, when, with or for whom.
+
+A hand of wordings teaches those wordings; many verbs in many forms teach reading. No content word
+of the wordings kept for development (templates.DEVELOPMENT_KINDS) is used here.
+"""
+
+from random import Random
+
+from indexmem_cli.train.words import ANIMALS, SLOTS, words
+
+VERBS = words(
+    "accept acquire adjust admire adopt alter announce approach arrange assemble assist attend "
+    "avoid await bake barter bless boil borrow bribe calculate capture carve challenge chase "
+    "cherish clean climb close collect compose conceal condemn confuse connect consult cook copy "
+    "correct count cover crush cure deceive declare decorate defend delay deliver demand deny "
+    "deposit deserve desire detain devour dismiss display divide donate drain dry embrace employ "
+    "empty enclose encounter endanger engrave enjoy entertain escort examine exchange exhibit "
+    "expect explain export fasten fetch finish float fold forge frame furnish gather glue govern "
+    "grant guard guess hammer handle harvest haunt heal heat hire honour import improve insult "
+    "inspect invite iron judge kick launch learn lend lift load lock love lower mail manufacture "
+    "mark measure melt mend mention milk miss mix modify move name navigate neglect note notice "
+    "obey observe obtain offer open order organise pack pardon pass perform photograph plant "
+    "pledge polish possess post praise prepare present preserve press print produce promise "
+    "protect prove publish pull punish purchase pursue push raise reach recall recommend recover "
+    "refuse register reject release remember remove rent replace report request resist restore "
+    "reveal reward roll salute sample scold seal search select serve settle shake share shelter "
+    "ship shorten sketch smuggle soak solve spoil stamp steer stitch stretch study supply support "
+    "surprise surround survey tame taste tear test thank threaten touch trace trade transfer "
+    "transport trust unload use value wash watch weigh welcome whisper wind wipe witness wrap "
+    "yield"
+)
+MOVES = words(
+    "advance arrive climb crawl dash depart descend drift emigrate escape gallop hasten hurry "
+    "journey jump limp march move paddle pass race retire retreat return roam row rush sail "
+    "stroll struggle swerve turn vanish venture voyage walk wander withdraw"
+)
+IRREGULAR = {
+    "arise": "arose arisen", "break": "broke broken", "bring": "brought brought",
+    "build": "built built", "buy": "bought bought", "catch": "caught caught",
+    "choose": "chose chosen", "deal": "dealt dealt", "draw": "drew drawn", "drink": "drank drunk",
+    "drive": "drove driven", "eat": "ate eaten", "feed": "fed fed", "fight": "fought fought",
+    "find": "found found", "flee": "fled fled", "fly": "flew flown", "forget": "forgot forgotten",
+    "get": "got got", "give": "gave given", "go": "went gone", "hang": "hung hung",
+    "hear": "heard heard", "hold": "held held", "keep": "kept kept", "lead": "led led",
+    "leave": "left left", "lend": "lent lent", "lose": "lost lost", "make": "made made",
+    "meet": "met met", "pay": "paid paid", "read": "read read", "ride": "rode ridden",
+    "ring": "rang rung", "run": "ran run", "see": "saw seen", "seek": "sought sought",
+    "sell": "sold sold", "send": "sent sent", "shake": "shook shaken", "shoot": "shot shot",
+    "sing": "sang sung", "sleep": "slept slept", "speak": "spoke spoken", "spend": "spent spent",
+    "steal": "stole stolen", "swim": "swam swum", "swing": "swung swung", "take": "took taken",
+    "teach": "taught taught", "tear": "tore torn", "tell": "told told", "throw": "threw thrown",
+    "weave": "wove woven", "win": "won won", "wind": "wound wound",
+    "withdraw": "withdrew withdrawn", "write": "wrote written",
+}  # fmt: skip
+NOUNS = words(
+    "apples arrows axes bags balls bananas barrels baskets beds bees benches boats bones boots "
+    "boxes bricks brushes buckets buttons cakes candles cannons cards carriages carts chairs "
+    "chickens clocks coats cups deer diamonds dishes dresses drums ducks eagles eggs engines "
+    "envelopes feathers figs flags flowers forks geese goats guests hats helmets herrings hinges "
+    "houses jars jewels keys knights knives ladders lamps lemons letters lions locks loaves "
+    "machines maps masks mirrors monks mules nails needles nets nuns nuts oars oranges orders "
+    "oysters paintings parcels passengers peaches pearls pens pictures pigeons pills pipes planks "
+    "plates players poems potatoes prisoners prizes questions rabbits ribbons riders rings "
+    "rockets roofs ropes roses sacks saddles screws seats seeds shares shells shields shoes "
+    "shovels signs singers songs spades spoons stamps stars stones stories students swords tables "
+    "tents tickets tools toys trains travellers tyres uniforms vases violins voters wagons "
+    "watches whales widows wires wolves women writers"
+)
+ADVERBS = words("once|secretly|at last|finally|later|often|in the end|also|soon|then|first", "|")
+
+# Preposition and sort of what follows it.
+PHRASES = (
+    *((prep, "place") for prep in words("to from towards through near in beyond past in to from")),
+    *((prep, "site") for prep in words("at inside outside behind near from to beside")),
+    *((prep, "person") for prep in words("from for with against to without beside from with for")),
+    *((prep, "year") for prep in words("in in in before after until since")),
+    *((prep, "date") for prep in words("on on on before after until")),
+    *((prep, "thing") for prep in words("with without for under on")),
+    ("at", "time"),
+    ("for", "amount"),
+    ("during", "event"),
+    ("inside", "room"),
+    ("under", "room"),
+)  # fmt: skip
+ASKING = {
+    "place": ("which place", "what place", "which town", "what town", "which country", "where"),
+    "site": ("which building", "what place", "what", "which place", "where"),
+    "person": ("whom", "whom", "which person", "who"),
+    "year": ("which year", "what year", "when"),
+    "date": ("what date", "which date", "what day", "when"),
+    "thing": ("what", "which thing", "what"),
+    "time": ("what time", "which hour", "when"),
+    "amount": ("how much", "what amount", "what"),
+    "event": ("which event", "what event", "what", "when"),
+    "room": ("which place", "what", "where"),
+}
+OBVIOUS = {"in", "at", "on", "inside", "during"}
+"""Prepositions that "where" and "when" already hold."""
+
+
+def inflect(verb: str) -> tuple[str, str, str]:
+    """Return past, participle and third person of a verb."""
+    third = verb + "s"
+    if verb[-1] in "sxzo" or verb[-2:] in ("sh", "ch"):
+        third = verb + "es"
+    elif verb[-1] == "y" and verb[-2] not in "aeiou":
+        third = verb[:-1] + "ies"
+    if verb in IRREGULAR:
+        past, participle = IRREGULAR[verb].split()
+        return past, participle, third
+    if verb[-1] == "e":
+        past = verb + "d"
+    elif verb[-1] == "y" and verb[-2] not in "aeiou":
+        past = verb[:-1] + "ied"
+    else:
+        past = verb + "ed"
+    return past, past, third
+
+
+def draw_noun(rng: Random, sort: str) -> str:
+    """Draw a value of a sort with its article."""
+    if sort == "event":
+        return f"the {SLOTS['event'](rng)} of {SLOTS['place'](rng)}"
+    value = SLOTS[sort](rng)
+    return f"the {value}" if sort in ("site", "thing") else value
+
+
+def draw_subject(rng: Random) -> tuple[str, str]:
+    """Draw a subject and the word that asks for it."""
+    style = rng.random()
+    if style < 0.7:
+        return draw_noun(rng, "person"), "who"
+    if style < 0.85:
+        return draw_noun(rng, "site"), "what"
+    if style < 0.93:
+        return f"the {rng.choice(ANIMALS)} of {SLOTS['person'](rng)}", "what"
+    return draw_noun(rng, "place"), "which place"
+
+
+def draw_object(rng: Random) -> tuple[str, str, str]:
+    """Draw an object, the words that ask for it, and the answer: a count answers "how many"."""
+    sort = rng.choices(("thing", "person", "count", "place", "food", "word"), (5, 2, 4, 1, 1, 1))[0]
+    if sort == "count":
+        number, noun = SLOTS["number"](rng), rng.choice(NOUNS)
+        return f"{number} {noun}", f"how many {noun}", number
+    value = draw_noun(rng, sort)
+    asking = {"person": ("whom", "who"), "place": ("which place", "what")}.get(sort, ("what",))
+    return value, rng.choice(asking), value
+
+
+def draw_phrases(rng: Random, moving: bool) -> list[tuple[str, str, str]]:
+    """Draw one or two phrases: preposition, sort, value; a move says where, if anything."""
+    count = rng.choice((1, 1, 2)) if moving else rng.choice((0, 1, 1, 2))
+    drawn: list[tuple[str, str, str]] = []
+    while len(drawn) < count:
+        prep, sort = rng.choice(PHRASES[:11] if moving and not drawn else PHRASES)
+        if prep not in {p for p, _, _ in drawn} and sort not in {s for _, s, _ in drawn}:
+            drawn.append((prep, sort, draw_noun(rng, sort)))
+    return drawn
+
+
+def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
+    """Make a sentence and the pairs of question and answer that it holds."""
+    moving = rng.random() < 0.25
+    verb = rng.choice(MOVES) if moving else rng.choice((*VERBS, *IRREGULAR))
+    past, participle, third = inflect(verb)
+    subject, asks_subject = draw_subject(rng)
+    thing, asks_thing, counted = ("", "", "") if moving else draw_object(rng)
+    phrases = draw_phrases(rng, moving)
+    tense = rng.choices(("past", "has", "had", "will", "now", "passive"), (10, 2, 2, 2, 3, 4))[0]
+    if tense == "passive" and not thing:
+        tense = "past"
+    said = {"past": past, "has": f"has {participle}", "had": f"had {participle}"}
+    said |= {"will": f"will {verb}", "now": third}
+    helps = {"past": ("did", verb), "has": ("has", participle), "had": ("had", participle)}
+    helps |= {"will": ("will", verb), "now": ("does", verb)}
+    told = [f"{prep} {value}" for prep, _, value in phrases]
+    some = rng.sample(told, rng.randint(0 if thing else 1, len(told)))
+    adverb = f"{rng.choice(ADVERBS)} " if rng.random() < 0.12 else ""
+    front = [told.pop(rng.randrange(len(told)))] if told and rng.random() < 0.35 else []
+    rng.shuffle(told)
+    if tense == "passive":
+        were = "were" if asks_thing.startswith("how many") else "was"
+        core = f"{thing} {were} {adverb}{participle} by {subject}"
+        asked_subject = [f"by whom {were} {thing} {participle}", f"who {past} {thing}"]
+        asked_thing = [f"{asks_thing} {were} {participle} by {subject}"]
+        aux, rest = were, f"{thing} {participle}"
+    else:
+        core = " ".join(f"{subject} {adverb}{said[tense]} {thing}".split())
+        help_word, form = helps[tense]
+        asked_subject = [f"{asks_subject} {said[tense]} {thing}"]
+        asked_thing = [f"{asks_thing} {help_word} {subject} {form}"]
+        aux, rest = help_word, f"{subject} {form} {thing}"
+    pairs = [(close(rng.choice(asked_subject), *some), subject)]
+    if thing:
+        pairs.append((close(rng.choice(asked_thing), *some), counted))
+    for prep, sort, value in phrases:
+        pairs.append((ask_phrase(rng, prep, sort, aux, rest), value))
+    body = " ".join([core, *told])
+    if front:
+        comma = "," if rng.random() < 0.8 else ""
+        body = f"{front[0]}{comma} {body}"
+    return f"{body[:1].upper()}{body[1:]}.", pairs
+
+
+def close(*parts: str) -> str:
+    """Join the parts of a question and close it."""
+    return " ".join(" ".join(parts).split()) + "?"
+
+
+def ask_phrase(rng: Random, prep: str, sort: str, aux: str, rest: str) -> str:
+    """Ask for what follows a preposition, which stands first, last, or in the question word."""
+    word = rng.choice(ASKING[sort])
+    if word in ("where", "when"):
+        if prep in OBVIOUS:
+            return close(word, aux, rest)
+        return close(prep, word, aux, rest) if rng.random() < 0.5 else close(word, aux, rest, prep)
+    if rng.random() < 0.6 and word != "who":
+        return close(prep, word, aux, rest)
+    return close(word, aux, rest, prep)

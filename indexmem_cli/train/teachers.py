@@ -1,0 +1,209 @@
+"""What a token is worth, seen from afterwards: attention that it received, in whole passes.
+
+`WholeModel` runs rows of text through the frozen model at once, without a cache, and can watch
+attention, gate it, and hide what a stream would have evicted. Nothing here is used while reading.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from indexmem_cli.backbone import Backbone, _turn
+from indexmem_cli.memory.update import select_kept
+from indexmem_cli.ops import attend, pool_spans
+
+ROWS_AT_ONCE = 128
+LABEL_SPAN_TOKENS = 5
+
+
+@dataclass
+class Whole:
+    """One pass over rows of T tokens. Lists have one entry per managed layer."""
+
+    watched: tuple[int, ...] = ()
+    rows: Tensor | None = None
+    """Rows whose attention is watched: bool [B, T]."""
+    gates: list[Tensor] | None = None
+    """Numbers to add to the logits: [B, 1 or G, T, T]; -inf hides."""
+    want_logits: bool = False
+    """Whether the largest logits are watched too."""
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    """Attention inputs [B, T, d_model] of the watched layers."""
+    queries: list[Tensor] = field(default_factory=list)
+    """Queries before rotation, [B, H, T, D]."""
+    received: list[Tensor] = field(default_factory=list)
+    """Largest attention that any watched row and head of the group pays: fp32 [B, G, T]."""
+    logits: list[Tensor] = field(default_factory=list)
+    """The same of the logits before the softmax."""
+    output: Tensor | None = None
+    """The decoder's last states, [B, T, d_model]."""
+
+
+class WholeModel(Backbone):
+    """A backbone for training: no memory, whole rows, gradients where they are wanted."""
+
+    def __init__(self, backbone: Backbone, in_bf16: bool = False) -> None:
+        """Take the model over from `backbone`, which can no longer be used."""
+        backbone.detach()
+        self.in_bf16 = in_bf16
+        super().__init__(backbone.model, backbone.info, backbone.layer_windows)
+        self.model.requires_grad_(False)
+        self.managed = tuple(i for i, window in enumerate(self.layer_windows) if window is None)
+
+    def run(self, ids: Tensor, **options) -> Whole:
+        """Pass rows of token ids [B, T] through all layers; options are fields of `Whole`."""
+        self._run = run = Whole(**options)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16):
+                run.output = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+        finally:
+            self._run = None
+        return run
+
+    def predict_from(self, states: Tensor) -> Tensor:
+        """Logits fp32 [..., V] of the decoder's last states."""
+        logits = self.model.get_output_embeddings()(states).float()
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def attend(self, module, query, key, value, scaling, window, softcap) -> Tensor:
+        """Attend in one layer, called by transformers; queries and keys arrive unrotated."""
+        run = self._run
+        positions = torch.arange(query.shape[2], device=query.device)[None]
+        angles = self._angles(module, query, positions)
+        turned, keys = (_turn(module, x, *angles) for x in (query, key))
+        managed = module.layer_idx in self.managed
+        gates = None
+        if managed:
+            run.queries.append(query)
+            if run.gates is not None:
+                gates = run.gates[self.managed.index(module.layer_idx)]
+            if run.rows is not None:
+                self._watch_attention(run, turned, keys, scaling, softcap)
+        if gates is None:
+            window = None if managed else window
+            return attend(turned, keys, value, scaling, None, window, softcap).transpose(1, 2)
+        logits = _grouped_logits(turned, keys, scaling, softcap) + gates.unsqueeze(2)
+        causal = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+        weights = logits.masked_fill(~causal, float("-inf")).softmax(-1).to(value.dtype)
+        return (weights @ value.unsqueeze(2)).flatten(1, 2).transpose(1, 2)
+
+    @torch.no_grad()
+    def _watch_attention(self, run: Whole, query, keys, scaling, softcap) -> None:
+        """Note the largest weights of the watched rows, a block of rows at a time."""
+        with torch.autocast(self.device.type, enabled=False):
+            self._watch_rows(run, query, keys, scaling, softcap)
+
+    def _watch_rows(self, run: Whole, query, keys, scaling, softcap) -> None:
+        best = top = None
+        most = int(run.rows.sum(1).max())
+        # The watched rows of each text first, then others, which are struck out again.
+        where = run.rows.int().sort(dim=1, descending=True, stable=True).indices[:, :most]
+        for first in range(0, most, ROWS_AT_ONCE):
+            rows = where[:, first : first + ROWS_AT_ONCE]  # [B, R]
+            wide = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+            logits = _grouped_logits(query.gather(2, wide), keys, scaling, softcap)
+            seen = torch.arange(keys.shape[2], device=rows.device) <= rows.unsqueeze(-1)
+            logits = logits.masked_fill(~seen[:, None, None], float("-inf"))
+            off = ~run.rows.gather(1, rows)[:, None, None, :, None]
+            paid = logits.softmax(-1).masked_fill(off, 0).amax(dim=(2, 3))
+            best = paid if best is None else torch.maximum(best, paid)
+            if run.want_logits:
+                paid = logits.masked_fill(off, float("-inf")).amax(dim=(2, 3))
+                top = paid if top is None else torch.maximum(top, paid)
+        run.received.append(best)
+        if run.want_logits:
+            run.logits.append(top)
+
+
+def _grouped_logits(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """Logits [B, G, H / G, T, N] in fp32."""
+    grouped = query.float().unflatten(1, (key.shape[1], -1))
+    logits = grouped @ key.float().unsqueeze(2).transpose(-1, -2) * scaling
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def attention_labels(received: list[Tensor], groups: list[tuple[int, ...]], by_head: bool):
+    """The largest attention each token received, by group of layers.
+
+    Args:
+        received: per managed layer, fp32 [B, G, T].
+        groups: places of the layers that share a score.
+        by_head: keep the heads apart.
+
+    Returns:
+        Per managed layer fp32 [B, G or 1, T], pooled over a few neighbours.
+    """
+    labels = []
+    for group in groups:
+        best = torch.stack([received[place] for place in group]).amax(dim=0)
+        best = best if by_head else best.amax(dim=1, keepdim=True)
+        where = torch.arange(best.shape[-1], device=best.device)
+        labels += [pool_spans(best, where, LABEL_SPAN_TOKENS)] * len(group)
+    return labels
+
+
+@torch.no_grad()
+def reconstruction_scores(
+    model: WholeModel,
+    text: Tensor,
+    before: list[int],
+    between: list[int],
+    watched: tuple[int, ...] = (),
+) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """The largest attention each token receives while the text is repeated, chunk by chunk.
+
+    One chunk and its repetition are all that is ever held, so any length can be scored.
+    Source: KVzip (Kim et al. 2025).
+
+    Args:
+        text: token ids of chunks, [B, C]. before, between: what stands before a chunk, and between
+            it and its repetition. watched: layers whose attention inputs are wanted.
+
+    Returns:
+        Per managed layer fp32 [B, G, C], and the inputs [B, C, d_model] of the watched layers.
+    """
+    frame = [torch.tensor(part, device=text.device).expand(len(text), -1).long() for part in
+             (before, between)]  # fmt: skip
+    ids = torch.cat([frame[0], text, frame[1], text], dim=1)
+    first, size = len(before), text.shape[1]
+    rows = torch.zeros_like(ids, dtype=torch.bool)
+    rows[:, -size - 1 :] = True
+    run = model.run(ids, rows=rows, watched=watched)
+    hidden = {layer: states[:, first : first + size] for layer, states in run.hidden.items()}
+    return [paid[:, :, first : first + size] for paid in run.received], hidden
+
+
+def hide_evicted(
+    scores: Tensor, ends: list[int], budgets: list[int], chunk: int, sinks: int, recent: int,
+    span: int,
+) -> Tensor:  # fmt: skip
+    """What each row may see when the text before it was read in chunks under a budget.
+
+    Args:
+        scores: fp32 [B, 1 or G, T]. ends: where the text of each row ends; what follows is never
+            evicted. budgets: slots for each row.
+
+    Returns:
+        0 where visible and -inf where evicted before: fp32 [B, 1 or G, T, T], not yet causal.
+    """
+    batch, heads, tokens = scores.shape
+    deadline = torch.full((batch, heads, tokens), tokens, device=scores.device)
+    for b, (end, budget) in enumerate(zip(ends, budgets, strict=True)):
+        alive = torch.empty(heads, 0, dtype=torch.int64, device=scores.device)
+        for first in range(0, end, chunk):
+            last = min(first + chunk, end)
+            fresh = torch.arange(first, last, device=scores.device).expand(heads, -1)
+            alive = torch.cat([alive, fresh], dim=1)
+            if alive.shape[1] > budget:
+                pinned = (alive < sinks) | (alive >= last - recent)
+                pooled = pool_spans(scores[b].gather(1, alive), alive, span)
+                alive = alive.gather(1, select_kept(pooled, pinned, budget))
+                gone = deadline[b, :, :last] >= tokens
+                gone.scatter_(1, alive, False)
+                deadline[b, :, :last].masked_fill_(gone, last - 1)
+    rows = torch.arange(tokens, device=scores.device)[:, None]
+    return torch.zeros(batch, heads, tokens, tokens, device=scores.device).masked_fill_(
+        rows > deadline.unsqueeze(2), float("-inf")
+    )

@@ -23,8 +23,6 @@ ARCHIVE_NAME = "archive.sqlite"
 BLOCK_TOKENS = 128
 """A block ends before the passage that would make it longer than this."""
 MAX_TERMS = 64
-COMMON = 50_000
-"""A word is not followed to more passages than this: one so common tells nothing."""
 FORMAT = 1
 _APPLICATION = 0x494D454D  # "IMEM", in the header of the file
 _CACHE_KIB = 2048
@@ -203,15 +201,19 @@ class Archive:
         """Return the text of a block."""
         return self._decode(block.ids)
 
-    def places_of(self, words: Sequence[str]) -> list[tuple[int, int]]:
+    def text_of(self, entry: Entry) -> str:
+        """Return the text of a passage."""
+        return self._decode(entry.ids)
+
+    def places_of(self, words: Sequence[str], most: int) -> list[tuple[int, int]]:
         """Find the passages that hold these words one after the other, in any form of them.
 
         Returns:
-            (block number, index of the passage in it), ascending; at most `COMMON` of them.
+            (block number, index of the passage in it), ascending; at most `most` of them.
         """
         phrase = " ".join(word.replace('"', " ").replace("\0", " ") for word in words)
         query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
-        rows = self._db.execute(query, (f'"{phrase}"', COMMON))
+        rows = self._db.execute(query, (f'"{phrase}"', most))
         return [divmod(row, _MOST_PASSAGES) for (row,) in rows]
 
     def _write(self, entries: list[Entry]) -> None:

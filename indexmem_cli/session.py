@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from indexmem_cli.archive import Archive, Block
+from indexmem_cli.archive import Archive
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import (
     AnswerConfig,
@@ -20,7 +20,7 @@ from indexmem_cli.config import (
     parse_pages,
     parse_size,
 )
-from indexmem_cli.documents import Document, Passage, Sources, open_sources, open_text
+from indexmem_cli.documents import Sources, open_sources, open_text
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.events import (
     Answer,
@@ -31,23 +31,17 @@ from indexmem_cli.events import (
     Loaded,
     MemoryUse,
     Notice,
-    Progress,
-    RecalledBlock,
-    RecallRound,
     Timing,
     TokenText,
 )
 from indexmem_cli.evidence import Evidence
 from indexmem_cli.plan import make_plan
-from indexmem_cli.tokens import SourceMap, Tokenizer, count_tokens, load_tokenizer, read_chunks
+from indexmem_cli.reading import Reading
+from indexmem_cli.tokens import Tokenizer, count_tokens, load_tokenizer
 
 if TYPE_CHECKING:
     from indexmem_cli.backbone import Backbone
-    from indexmem_cli.engine import Reader
     from indexmem_cli.loading import Prompt
-
-LEAST_RECALL_TOKENS = 160
-"""Room for passages even where a model answers from fewer tokens: for one block."""
 
 
 def ask(
@@ -112,90 +106,6 @@ class _Engine:
 
 
 @dataclass
-class _Reading:
-    """Documents on their way into a reader, and what is known of them when they are in."""
-
-    sources: Sources
-    reader: "Reader"
-    tokenizer: Tokenizer
-    places: SourceMap = field(default_factory=SourceMap)
-    archive: Archive | None = None
-    """What is read is written through to it."""
-    tokens: int = 0
-    seconds: float = 0.0
-    _current: Document | None = None
-
-    def run(self, opening_ids: list[int]) -> Iterator[Progress]:
-        """Read everything, chunk by chunk."""
-        started = time.perf_counter()
-        state, plan = self.reader.state, self.reader.plan
-        for _ in self.reader.read([opening_ids] if opening_ids else []):
-            pass  # the prompt's opening is not counted as text
-        chunks = read_chunks(self._passages(), self.tokenizer, plan.chunk_tokens, state.seen)
-        for chunk in chunks:
-            self.places.add(chunk)
-            if self.archive is not None:
-                self.archive.add(chunk.entries)
-            for tokens in self.reader.read([chunk.ids]):
-                self.tokens += tokens
-            self.places.keep(state.kept_positions())
-            self.seconds = time.perf_counter() - started
-            name = self._current.name if self._current else ""
-            yield Progress(name, self.tokens, self._fraction(), self.seconds)
-        if self.archive is not None:
-            self.archive.commit(last=True)
-
-    def recall(self, question: str, closing: list[int]) -> "_Recalled":
-        """Return a reader to answer one question from, with the passages it needs read again."""
-        if self.archive is None:
-            return _Recalled(self.reader.fork(), self.places, {}, None)
-        from indexmem_cli.memory.recall import choose, load_gate
-
-        reader = self.reader.fork_for(closing)
-        state, plan = reader.state, reader.plan
-        if state.held == state.seen <= plan.answer_from_tokens:
-            return _Recalled(reader, self.places, {}, ())  # the whole text is in memory
-        room = max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS)
-        room = min(room, plan.budget_tokens - plan.sink_tokens)
-        found = choose(self.archive, question, load_gate(), room)
-        found = sorted(found, key=lambda one: one.block.number)
-        rounds = (RecallRound(question, tuple(_describe(one.block, one.odds) for one in found)),)
-        if not found:
-            return _Recalled(reader, self.places, {}, rounds)
-        entries = [entry for one in found for entry in one.block.entries]
-        again = [entry.first + i for entry in entries for i in range(len(entry.ids))]
-        origins = dict(zip(range(state.seen, state.seen + len(again)), again, strict=True))
-        reader.recall([i for entry in entries for i in entry.ids])
-        return _Recalled(reader, self.places.joined(entries), origins, rounds)
-
-    def _passages(self) -> Iterator[Passage]:
-        for document in self.sources.documents:
-            self._current = document
-            yield from document.passages()
-
-    def _fraction(self) -> float | None:
-        """Share of all bytes read so far; None where a size is not known."""
-        documents = self.sources.documents
-        sizes = [document.size_bytes for document in documents]
-        if None in sizes or not sum(sizes) or self._current is None:
-            return None
-        at = next(i for i, document in enumerate(documents) if document is self._current)
-        share = self._current.fraction
-        return None if share is None else (sum(sizes[:at]) + sizes[at] * share) / sum(sizes)
-
-
-@dataclass(frozen=True)
-class _Recalled:
-    """What one question is answered from."""
-
-    reader: "Reader"
-    places: SourceMap
-    origins: dict[int, int]
-    """First position of the tokens read again, by their new one."""
-    rounds: tuple[RecallRound, ...] | None
-
-
-@dataclass
 class Memory:
     """Documents to ask about; `read` and `read_text` make one.
 
@@ -208,7 +118,7 @@ class Memory:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     _engine: _Engine | None = field(default=None, repr=False)
-    _reading: _Reading | None = field(default=None, repr=False)
+    _reading: Reading | None = field(default=None, repr=False)
 
     @classmethod
     def read(
@@ -265,7 +175,7 @@ class Memory:
         read_s = 0.0
         if self._reading is None or self._reading.reader.scorer.needs_question:
             reader = make_reader(backbone, plan, self.memory, closing)
-            self._reading = _Reading(self.sources, reader, engine.tokenizer)
+            self._reading = Reading(self.sources, reader, engine.tokenizer)
             if self.memory.recall:
                 self._reading.archive = Archive.temporary(engine.tokenizer.decode)
             yield from self._reading.run(prompt.opening)
@@ -314,20 +224,6 @@ class Memory:
         )
 
 
-def _describe(block: Block, odds: float) -> RecalledBlock:
-    first, last = block.entries[0].place, block.entries[-1].place
-    return RecalledBlock(
-        number=block.number,
-        file=first.file,
-        page=first.page,
-        page_label=first.page_label,
-        line_start=first.line,
-        line_end=last.line,
-        tokens=block.end - block.first,
-        odds=odds,
-    )
-
-
 def _continue(text: str, piece: str) -> str:
     """The next piece of an answer, which never begins with white space."""
     return piece if text else piece.lstrip()
@@ -370,7 +266,7 @@ def _coverage(sources: Sources, tokens: int) -> Coverage:
     )
 
 
-def _memory_use(backbone: "Backbone", reading: _Reading, policy: str) -> MemoryUse:
+def _memory_use(backbone: "Backbone", reading: Reading, policy: str) -> MemoryUse:
     state, plan = reading.reader.state, reading.reader.plan
     return MemoryUse(
         policy=policy,

@@ -45,6 +45,9 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"\w+")
 
 
+Decode = Callable[[Sequence[int]], str]
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Consecutive passages of one file."""
@@ -72,7 +75,9 @@ class Block:
 class Archive:
     """Blocks of text in one file, written while a text is read and searched afterwards."""
 
-    def __init__(self, connection: sqlite3.Connection, decode: Callable[[Sequence[int]], str]):
+    def __init__(self, path: Path, connection: sqlite3.Connection, decode: Decode) -> None:
+        """Take over a connection; `create`, `temporary`, `open` and `append` make archives."""
+        self._path = path
         self._db = connection
         self._decode = decode
         self._open: list[Entry] = []  # of the block that is still growing
@@ -81,7 +86,7 @@ class Archive:
         """Stream position after the last token held."""
 
     @classmethod
-    def create(cls, path: Path, decode: Callable[[Sequence[int]], str]) -> "Archive":
+    def create(cls, path: Path, decode: Decode) -> "Archive":
         """Make an empty archive to write into.
 
         Args:
@@ -92,13 +97,13 @@ class Archive:
         """
         if path.exists():
             raise MemoryFileError(f"{path}: there is an archive already")
-        archive = cls(_connect(path, "rwc"), decode)
+        archive = cls(path, _connect(path, "rwc"), decode)
         with _explained(path):
             archive._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         return archive
 
     @classmethod
-    def temporary(cls, decode: Callable[[Sequence[int]], str]) -> "Archive":
+    def temporary(cls, decode: Decode) -> "Archive":
         """Make an archive in a private folder that goes when the archive does.
 
         Raises:
@@ -114,18 +119,16 @@ class Archive:
         return archive
 
     @classmethod
-    def open(cls, path: Path, decode: Callable[[Sequence[int]], str]) -> "Archive":
+    def open(cls, path: Path, decode: Decode) -> "Archive":
         """Open an archive to search it, without changing the file.
 
         Raises:
             MemoryFileError: it is missing, damaged, or of another version.
         """
-        return cls(_checked(path, "ro"), decode)
+        return cls(path, _checked(path, "ro"), decode)
 
     @classmethod
-    def append(
-        cls, path: Path, decode: Callable[[Sequence[int]], str], end: int | None = None
-    ) -> "Archive":
+    def append(cls, path: Path, decode: Decode, end: int | None = None) -> "Archive":
         """Open an archive to go on writing where it ends.
 
         Args:
@@ -134,9 +137,8 @@ class Archive:
         Raises:
             MemoryFileError: as in `open`.
         """
-        archive = cls(_checked(path, "rw"), decode)
-        with _explained(path):
-            archive._reopen_last(sys.maxsize if end is None else end)
+        archive = cls(path, _checked(path, "rw"), decode)
+        archive._reopen_last(sys.maxsize if end is None else end)
         return archive
 
     def close(self) -> None:
@@ -165,11 +167,12 @@ class Archive:
         if last and self._open:
             self._write(self._open)
             self._open = []
-        self._db.commit()
+        with _explained(self._path):
+            self._db.commit()
 
     def __len__(self) -> int:
         """Blocks written."""
-        (last,) = self._db.execute("SELECT max(number) FROM blocks").fetchone()
+        [(last,)] = self._run("SELECT max(number) FROM blocks")
         return 0 if last is None else last + 1
 
     def __iter__(self) -> Iterator[Block]:
@@ -183,18 +186,20 @@ class Archive:
         Raises:
             MemoryFileError: there is none, or it is damaged.
         """
-        query = "SELECT first, ids, passages FROM blocks WHERE number = ?"
-        row = self._db.execute(query, (number,)).fetchone()
-        if row is None:
-            raise MemoryFileError(f"the archive holds no block {number}")
-        first, ids, passages = row[0], _unpack(row[1]), json.loads(row[2])
+        rows = self._run("SELECT first, ids, passages FROM blocks WHERE number = ?", number)
+        if not rows:
+            raise MemoryFileError(f"{self._path}: there is no block {number}")
         entries = []
-        for tokens, file, page, label, line in passages:
-            place = Place(self._file_name(file), page, label, line)
-            entries.append(Entry(first, ids[:tokens], place))
-            first, ids = first + tokens, ids[tokens:]
+        try:
+            first, ids, passages = rows[0][0], _unpack(rows[0][1]), json.loads(rows[0][2])
+            for tokens, file, page, label, line in passages:
+                place = Place(self._file_name(file), page, label, line)
+                entries.append(Entry(first, ids[:tokens], place))
+                first, ids = first + tokens, ids[tokens:]
+        except (TypeError, ValueError) as error:
+            raise MemoryFileError(f"{self._path}: block {number} is damaged") from error
         if not entries or ids:
-            raise MemoryFileError(f"block {number} of the archive is damaged")
+            raise MemoryFileError(f"{self._path}: block {number} is damaged")
         return Block(number, tuple(entries))
 
     def text(self, block: Block) -> str:
@@ -213,7 +218,7 @@ class Archive:
         """
         phrase = " ".join(word.replace('"', " ").replace("\0", " ") for word in words)
         query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
-        rows = self._db.execute(query, (f'"{phrase}"', most))
+        rows = self._run(query, f'"{phrase}"', most)
         return [divmod(row, _MOST_PASSAGES) for (row,) in rows]
 
     def _write(self, entries: list[Entry]) -> None:
@@ -225,10 +230,9 @@ class Archive:
             rows.append([len(entry.ids), file, place.page, place.page_label, place.line])
         ids = [i for entry in entries for i in entry.ids]
         row = (number, entries[0].first, _pack(ids), json.dumps(rows, separators=(",", ":")))
-        self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", row)
-        self._db.executemany(
-            "INSERT INTO words (rowid, text) VALUES (?, ?)", self._rows(number, entries)
-        )
+        self._run("INSERT INTO blocks VALUES (?, ?, ?, ?)", *row)
+        for words in self._rows(number, entries):
+            self._run("INSERT INTO words (rowid, text) VALUES (?, ?)", *words)
 
     def _rows(self, number: int, entries: Sequence[Entry]) -> list[tuple[int, str]]:
         """What the index holds of a block: one row for each passage."""
@@ -239,9 +243,10 @@ class Archive:
         """Take the blocks out again that reach beyond `end`, and the last one, to go on with it."""
         while number := len(self):
             block = self.block(number - 1)
-            gone = [("delete", *row) for row in self._rows(block.number, block.entries)]
-            self._db.executemany("INSERT INTO words (words, rowid, text) VALUES (?, ?, ?)", gone)
-            self._db.execute("DELETE FROM blocks WHERE number = ?", (block.number,))
+            for gone in self._rows(block.number, block.entries):
+                insert = "INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)"
+                self._run(insert, *gone)
+            self._run("DELETE FROM blocks WHERE number = ?", block.number)
             self._open = [entry for entry in block.entries if entry.first < end]
             if self._open:
                 self.end = self._open[-1].end
@@ -249,17 +254,22 @@ class Archive:
 
     def _file_number(self, name: str) -> int:
         if name not in self._files:
-            row = self._db.execute("SELECT number FROM files WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                row = (self._db.execute("INSERT INTO files (name) VALUES (?)", (name,)).lastrowid,)
-            self._files = {name: row[0]}  # files come one after the other
+            rows = self._run("SELECT number FROM files WHERE name = ?", name)
+            if not rows:
+                rows = self._run("INSERT INTO files (name) VALUES (?) RETURNING number", name)
+            self._files = {name: rows[0][0]}  # files come one after the other
         return self._files[name]
 
     def _file_name(self, number: int) -> str:
-        row = self._db.execute("SELECT name FROM files WHERE number = ?", (number,)).fetchone()
-        if row is None:
-            raise MemoryFileError(f"the archive does not know its file {number}")
-        return row[0]
+        rows = self._run("SELECT name FROM files WHERE number = ?", number)
+        if not rows:
+            raise MemoryFileError(f"{self._path}: there is no file {number}")
+        return rows[0][0]
+
+    def _run(self, statement: str, *values: object) -> list[tuple]:
+        """Run one statement and return its rows."""
+        with _explained(self._path):
+            return self._db.execute(statement, values).fetchall()
 
 
 def searchable(text: str) -> str:

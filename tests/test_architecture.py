@@ -47,7 +47,16 @@ ALLOWED = {
     "engine": {"backbone", "memory", "plan"},
     "memory": {"archive", "ops"},
     "ops": set(),
-    "train": {"backbone", "checkpoint", "documents", "engine", "memory", "ops", "tokens"},
+    "train": {
+        "archive",
+        "backbone",
+        "checkpoint",
+        "documents",
+        "engine",
+        "memory",
+        "ops",
+        "tokens",
+    },
     "bench": {"checkpoint", "events", "ops", "session"},
 }
 LEAVES = {"config": {"config", "errors"}, "errors": {"errors"}}

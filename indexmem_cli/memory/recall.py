@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from indexmem_cli.archive import Archive, Block, terms_of
+from indexmem_cli.errors import MemoryFileError
 
 GATE_FILE = Path(__file__).with_name("gate.json")
 CANDIDATES = 20
@@ -88,17 +89,24 @@ class Gate:
 
 
 def load_gate(path: Path = GATE_FILE) -> Gate:
-    """Read a trained gate."""
-    data = json.loads(path.read_text("utf-8"))
-    classifiers = {
-        name: Classifier(
-            tuple(data[name]["weights"][feature] for feature in features),
-            data[name]["bias"],
-            data[name]["least"],
-        )
-        for name, features in FEATURES.items()
-    }
-    return Gate(**classifiers, least_more=data["least_more"])
+    """Read a trained gate.
+
+    Raises:
+        MemoryFileError: it lacks something.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        classifiers = {
+            name: Classifier(
+                tuple(data[name]["weights"][feature] for feature in features),
+                data[name]["bias"],
+                data[name]["least"],
+            )
+            for name, features in FEATURES.items()
+        }
+        return Gate(**classifiers, least_more=data["least_more"])
+    except (OSError, ValueError, LookupError) as error:
+        raise MemoryFileError(f"{path}: not a gate of this version: {error!r}") from error
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ from indexmem_cli.tokens import Entry
 BLOCK_TOKENS = 128
 """A block ends before the passage that would make it longer than this."""
 MAX_TERMS = 64
-COMMON = 50_000
-"""A word is not followed to more passages than this: one so common tells nothing."""
 FORMAT = 1
 _PLACE = [field.name for field in fields(Place)][1:]
 _DEFAULTS = {field.name: field.default for field in fields(Place)}
@@ -44,6 +42,9 @@ CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='porter unicode
 _UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"\w+")
+
+
+Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +74,12 @@ class Block:
 class Archive:
     """Blocks of text in one file, written while a text is read and searched afterwards."""
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        decode: Callable[[Sequence[int]], str],
-        path: Path | None = None,
-    ):
-        self._db = connection
-        self._decode = decode
+    def __init__(self, path: Path | None, connection: sqlite3.Connection, decode: Decode) -> None:
+        """Take over a connection; `create`, `open` and `append` make archives."""
         self.path = path
         """None: it has no file of its own."""
+        self._db = connection
+        self._decode = decode
         self._uncommitted: list[Entry] = []
         self._open: list[Entry] = []  # of the block that is still growing
         self._files: dict[str, int] = {}
@@ -90,7 +87,7 @@ class Archive:
         """Stream position after the last token held."""
 
     @classmethod
-    def create(cls, path: Path | None, decode: Callable[[Sequence[int]], str]) -> "Archive":
+    def create(cls, path: Path | None, decode: Decode) -> "Archive":
         """Make an empty archive to write into.
 
         Args:
@@ -103,24 +100,22 @@ class Archive:
         """
         if path is not None and path.exists():
             raise MemoryFileError(f"{path}: there is an archive already")
-        archive = cls(_connect(path, "rwc") if path else _configured(""), decode, path)
+        archive = cls(path, _connect(path, "rwc") if path else _configured(""), decode)
         with _explained(path):
             archive._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         return archive
 
     @classmethod
-    def open(cls, path: Path, decode: Callable[[Sequence[int]], str]) -> "Archive":
+    def open(cls, path: Path, decode: Decode) -> "Archive":
         """Open an archive to search it, without changing the file.
 
         Raises:
             MemoryFileError: it is missing, damaged, or of another version.
         """
-        return cls(_checked(path, "ro"), decode, path)
+        return cls(path, _checked(path, "ro"), decode)
 
     @classmethod
-    def append(
-        cls, path: Path, decode: Callable[[Sequence[int]], str], end: int | None = None
-    ) -> "Archive":
+    def append(cls, path: Path, decode: Decode, end: int | None = None) -> "Archive":
         """Open an archive to go on writing where it ends.
 
         Args:
@@ -129,9 +124,8 @@ class Archive:
         Raises:
             MemoryFileError: as in `open`.
         """
-        archive = cls(_checked(path, "rw"), decode, path)
-        with _explained(path):
-            archive._reopen_last(sys.maxsize if end is None else end)
+        archive = cls(path, _checked(path, "rw"), decode)
+        archive._reopen_last(sys.maxsize if end is None else end)
         return archive
 
     def close(self) -> None:
@@ -161,14 +155,15 @@ class Archive:
         if last and self._open:
             self._write(self._open)
             self._open = []
-        self._db.commit()
+        with _explained(self.path):
+            self._db.commit()
         self._uncommitted = list(self._open)
 
     def in_memory(self) -> "Archive":
         """Return a copy of all that was added, also of what could not be written any more."""
         with contextlib.suppress(sqlite3.Error):  # there may be nothing to take back
             self._db.rollback()
-        copy = Archive(_configured(":memory:"), self._decode)
+        copy = Archive(None, _configured(":memory:"), self._decode)
         copy._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         for block in self:
             copy.add(block.entries)
@@ -191,7 +186,7 @@ class Archive:
 
     def __len__(self) -> int:
         """Blocks written."""
-        (last,) = self._db.execute("SELECT max(number) FROM blocks").fetchone()
+        [(last,)] = self._run("SELECT max(number) FROM blocks")
         return 0 if last is None else last + 1
 
     def __iter__(self) -> Iterator[Block]:
@@ -205,33 +200,39 @@ class Archive:
         Raises:
             MemoryFileError: there is none, or it is damaged.
         """
-        query = "SELECT first, ids, passages FROM blocks WHERE number = ?"
-        row = self._db.execute(query, (number,)).fetchone()
-        if row is None:
-            raise MemoryFileError(f"the archive holds no block {number}")
-        first, ids, passages = row[0], _unpack(row[1]), json.loads(row[2])
+        rows = self._run("SELECT first, ids, passages FROM blocks WHERE number = ?", number)
+        if not rows:
+            raise MemoryFileError(f"{self.path}: there is no block {number}")
         entries = []
-        for tokens, file, *rest in passages:
-            place = Place(self._file_name(file), *rest)
-            entries.append(Entry(first, ids[:tokens], place))
-            first, ids = first + tokens, ids[tokens:]
+        try:
+            first, ids, passages = rows[0][0], _unpack(rows[0][1]), json.loads(rows[0][2])
+            for tokens, file, *rest in passages:
+                place = Place(self._file_name(file), *rest)
+                entries.append(Entry(first, ids[:tokens], place))
+                first, ids = first + tokens, ids[tokens:]
+        except (TypeError, ValueError) as error:
+            raise MemoryFileError(f"{self.path}: block {number} is damaged") from error
         if not entries or ids:
-            raise MemoryFileError(f"block {number} of the archive is damaged")
+            raise MemoryFileError(f"{self.path}: block {number} is damaged")
         return Block(number, tuple(entries))
 
     def text(self, block: Block) -> str:
         """Return the text of a block."""
         return self._decode(block.ids)
 
-    def places_of(self, words: Sequence[str]) -> list[tuple[int, int]]:
+    def text_of(self, entry: Entry) -> str:
+        """Return the text of a passage."""
+        return self._decode(entry.ids)
+
+    def places_of(self, words: Sequence[str], most: int) -> list[tuple[int, int]]:
         """Find the passages that hold these words one after the other, in any form of them.
 
         Returns:
-            (block number, index of the passage in it), ascending; at most `COMMON` of them.
+            (block number, index of the passage in it), ascending; at most `most` of them.
         """
         phrase = " ".join(word.replace('"', " ").replace("\0", " ") for word in words)
         query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
-        rows = self._db.execute(query, (f'"{phrase}"', COMMON))
+        rows = self._run(query, f'"{phrase}"', most)
         return [divmod(row, _MOST_PASSAGES) for (row,) in rows]
 
     def _write(self, entries: list[Entry]) -> None:
@@ -241,15 +242,14 @@ class Archive:
             place = entry.place
             file = self._file_number(place.file)
             row = [getattr(place, name) for name in _PLACE]
-            while row[3:] and row[-1] == _DEFAULTS.get(_PLACE[len(row) - 1]):
+            while row[3:] and row[-1] == _DEFAULTS[_PLACE[len(row) - 1]]:
                 row.pop()  # most places have nothing there
             rows.append([len(entry.ids), file, *row])
         ids = [i for entry in entries for i in entry.ids]
         row = (number, entries[0].first, _pack(ids), json.dumps(rows, separators=(",", ":")))
-        self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", row)
-        self._db.executemany(
-            "INSERT INTO words (rowid, text) VALUES (?, ?)", self._rows(number, entries)
-        )
+        self._run("INSERT INTO blocks VALUES (?, ?, ?, ?)", *row)
+        for words in self._rows(number, entries):
+            self._run("INSERT INTO words (rowid, text) VALUES (?, ?)", *words)
 
     def _rows(self, number: int, entries: Sequence[Entry]) -> list[tuple[int, str]]:
         """What the index holds of a block: one row for each passage."""
@@ -260,9 +260,10 @@ class Archive:
         """Take the blocks out again that reach beyond `end`, and the last one, to go on with it."""
         while number := len(self):
             block = self.block(number - 1)
-            gone = [("delete", *row) for row in self._rows(block.number, block.entries)]
-            self._db.executemany("INSERT INTO words (words, rowid, text) VALUES (?, ?, ?)", gone)
-            self._db.execute("DELETE FROM blocks WHERE number = ?", (block.number,))
+            for gone in self._rows(block.number, block.entries):
+                insert = "INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)"
+                self._run(insert, *gone)
+            self._run("DELETE FROM blocks WHERE number = ?", block.number)
             self._open = [entry for entry in block.entries if entry.first < end]
             if self._open:
                 self.end = self._open[-1].end
@@ -270,17 +271,22 @@ class Archive:
 
     def _file_number(self, name: str) -> int:
         if name not in self._files:
-            row = self._db.execute("SELECT number FROM files WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                row = (self._db.execute("INSERT INTO files (name) VALUES (?)", (name,)).lastrowid,)
-            self._files = {name: row[0]}  # files come one after the other
+            rows = self._run("SELECT number FROM files WHERE name = ?", name)
+            if not rows:
+                rows = self._run("INSERT INTO files (name) VALUES (?) RETURNING number", name)
+            self._files = {name: rows[0][0]}  # files come one after the other
         return self._files[name]
 
     def _file_name(self, number: int) -> str:
-        row = self._db.execute("SELECT name FROM files WHERE number = ?", (number,)).fetchone()
-        if row is None:
-            raise MemoryFileError(f"the archive does not know its file {number}")
-        return row[0]
+        rows = self._run("SELECT name FROM files WHERE number = ?", number)
+        if not rows:
+            raise MemoryFileError(f"{self.path}: there is no file {number}")
+        return rows[0][0]
+
+    def _run(self, statement: str, *values: object) -> list[tuple]:
+        """Run one statement and return its rows."""
+        with _explained(self.path):
+            return self._db.execute(statement, values).fetchall()
 
 
 def searchable(text: str) -> str:
@@ -332,14 +338,14 @@ class _explained:
     """Turns SQLite's errors into one that names the file."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path or "archive"
+        self._name = path or "the archive"
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind, error, trace) -> None:
         if isinstance(error, sqlite3.Error):
-            raise MemoryFileError(f"{self._path}: {error}") from error
+            raise MemoryFileError(f"{self._name}: {error}") from error
 
 
 def _pack(ids: Sequence[int]) -> bytes:

@@ -26,11 +26,11 @@ class Archives:
         """Blocks of all."""
         return sum(map(len, self.parts))
 
-    def places_of(self, words: Sequence[str]) -> list[tuple[int, int]]:
+    def places_of(self, words: Sequence[str], most: int) -> list[tuple[int, int]]:
         """Return the (block, passage) pairs that hold the words, as each archive does."""
         found, first = [], 0
         for part in self.parts:
-            found += [(first + number, passage) for number, passage in part.places_of(words)]
+            found += [(first + number, passage) for number, passage in part.places_of(words, most)]
             first += len(part)
         return found
 
@@ -47,6 +47,10 @@ class Archives:
     def text(self, block: Block) -> str:
         """Return the text of a block."""
         return self.parts[0].text(block)
+
+    def text_of(self, entry: Entry) -> str:
+        """Return the text of a passage."""
+        return self.parts[0].text_of(entry)
 
     def find(self, position: int) -> Entry | None:
         """Return the passage that a position over all lies in."""

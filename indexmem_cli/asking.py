@@ -43,7 +43,7 @@ class Grounds:
 
 
 def find_grounds(
-    readings: Sequence[Reading], question: str, closing: list[int], recall: bool
+    readings: Sequence[Reading], question: str, closing: list[int], look_up: bool
 ) -> Grounds:
     """Bring a memory into the state to answer one question from, without changing it.
 
@@ -52,29 +52,30 @@ def find_grounds(
     opening of the prompt.
 
     Args:
-        recall: whether passages are looked up; with several memories they always are.
+        look_up: whether passages are looked up; with several memories they always are.
     """
     places = Archives([r.archive for r in readings], [r.names for r in readings])
     first, several = readings[0], len(readings) > 1
-    if not recall and not several:
+    if not look_up and not several:
         return Grounds(first.reader.fork(), places)
-    from indexmem_cli.memory.recall import choose, load_gate
+    from indexmem_cli.memory.recall import Recall, load_gate
 
     reader = _new_reader(first, closing) if several else first.reader.fork_for(closing)
     state, plan = reader.state, reader.plan
     if not several and state.held == state.seen <= plan.answer_from_tokens:
         return Grounds(reader, places, rounds=())  # the whole text is in memory
-    room = max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS)
-    room = min(room, plan.budget_tokens - plan.sink_tokens)
-    found = choose(places, question, load_gate(), room)
-    found = sorted(found, key=lambda one: one.block.number)
-    rounds = (RecallRound(question, tuple(_describe(one.block, one.odds) for one in found)),)
-    if not found:
-        return Grounds(reader, places, rounds=rounds)
-    entries = [entry for one in found for entry in one.block.entries]
+    budget = plan.budget_tokens - plan.sink_tokens
+    recall = Recall(places, question, load_gate())
+    recall.run(min(max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS), budget), budget)
+    entries = [entry for block in recall.blocks for entry in block.entries]
     again = [entry.first + i for entry in entries for i in range(len(entry.ids))]
     origins = dict(zip(range(state.seen, state.seen + len(again)), again, strict=True))
-    reader.recall([i for entry in entries for i in entry.ids])
+    if entries:
+        reader.recall([i for entry in entries for i in entry.ids])
+    rounds = tuple(
+        RecallRound(query, tuple(_describe(one.block, one.odds) for one in found))
+        for query, found in recall.rounds
+    )
     return Grounds(reader, places, origins, rounds)
 
 

@@ -84,6 +84,7 @@ ALLOWED = {
     "memory": {"archive", "ops"},
     "ops": set(),
     "train": {
+        "archive",
         "backbone",
         "checkpoint",
         "documents",
@@ -92,6 +93,17 @@ ALLOWED = {
         "memory",
         "ops",
         "tokens",
+    },
+    "bench": {
+        "checkpoint",
+        "documents",
+        "engine",
+        "events",
+        "loading",
+        "ops",
+        "session",
+        "tokens",
+        "train",
     },
 }
 LEAVES = {"config": {"config", "errors"}, "errors": {"errors"}}

@@ -185,7 +185,7 @@ def test_passages_are_looked_up_and_read_again_inside_the_budget(long_book, tiny
     assert any(block.line_start <= 8 <= block.line_end for block in blocks)
     [reading] = memory._readings
     question = "What is the lighthouse keeper called?"
-    recalled = find_grounds([reading], question, [1, 2, 3], recall=True)
+    recalled = find_grounds([reading], question, [1, 2, 3], look_up=True)
     assert recalled.origins and recalled.reader.state.held <= 160
     assert list(recalled.origins.values()) == sorted(recalled.origins.values())
     assert reading.reader.state.held == 160, "the question changed the memory"
@@ -194,7 +194,7 @@ def test_passages_are_looked_up_and_read_again_inside_the_budget(long_book, tiny
 def test_recalled_tokens_lead_back_to_where_they_stood(long_book, tiny_model_dir):
     memory, _ = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
     question = "Where is the lighthouse keeper?"
-    recalled = find_grounds(memory._readings, question, [1, 2, 3], recall=True)
+    recalled = find_grounds(memory._readings, question, [1, 2, 3], look_up=True)
     decode = memory._engine.tokenizer.decode
     entries = [recalled.places.find(position) for position in recalled.origins.values()]
     assert {entry.place.line for entry in entries if "lighthouse" in decode(entry.ids)} == {8}

@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'installed'
 
 ask: install  ## ask the example book a question (QUESTION, SOURCE, BUDGET)
-	@.venv/bin/indexmem ask $(SOURCE) "$$QUESTION" --budget $(BUDGET)
+	@INDEXMEM_HOME=$${INDEXMEM_HOME:-.indexmem} .venv/bin/indexmem ask $(SOURCE) "$$QUESTION" --budget $(BUDGET)
 
 test: install  ## run the tests (PYTEST="-m slow" passes options on)
 	@.venv/bin/python -m pytest $(PYTEST)

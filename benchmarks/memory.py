@@ -73,11 +73,11 @@ def measure(settings: Row, model: ModelConfig, warmup: str, text: str) -> Row:
 def _read_bounded(settings: Row, model: ModelConfig, warmup: Sources, text: Sources) -> Row:
     """Read and answer as `indexmem ask` does."""
     kept = MemoryConfig(
-        settings["budget_tokens"], settings["chunk_tokens"], policy=settings["mode"]
+        settings["budget_tokens"], settings["chunk_tokens"], policy=settings["mode"], recall=False
     )
     first = Memory(warmup, kept, model)
     device = first.ask(QUESTION, max_tokens=ANSWER_TOKENS).model.device
-    memory = replace(first, sources=text, _reading=None)
+    memory = replace(first, sources=text, _readings=[])
     del first
     before = _reset_peak(device)
     answer = memory.ask(QUESTION, max_tokens=ANSWER_TOKENS)

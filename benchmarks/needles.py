@@ -127,7 +127,7 @@ def measure(policy: str, asked: list[tuple[Needle, Path]], options: Namespace) -
     row |= {"span_tokens": options.span, "dtype": options.dtype, "device": options.device}
     shares = [asked[i :: options.workers] for i in range(options.workers)]
     memory = {name: value for name, value in row.items() if name != "mode"}
-    memory |= {"policy": policy, "model": options.model, "offline": True}
+    memory |= {"policy": policy, "recall": False, "model": options.model, "offline": True}
     run = partial(ask_all, threads=options.threads, options=memory)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         results = [result for share in pool.map(run, shares) for result in share]

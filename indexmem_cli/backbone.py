@@ -123,6 +123,12 @@ class Backbone:
         return self.load_adapter()
 
     @property
+    def kv_shapes(self) -> list[tuple[int, int]]:
+        """Key/value heads and head size of each layer."""
+        heads = self.model.config.get_text_config().num_key_value_heads
+        return [(heads, layer.self_attn.head_dim) for layer in self.decoder.layers]
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one token takes in a full cache, over all layers."""
         heads = self.model.config.get_text_config().num_key_value_heads

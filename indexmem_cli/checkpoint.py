@@ -90,6 +90,13 @@ class Checkpoint:
         path = self.path / ADAPTER_FILE
         return path if path.is_file() else None
 
+    def tokenizer_hash(self) -> str:
+        """Hash of all files that decide how a text and what surrounds it become tokens."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in sorted(self.path.glob("*token*")) + sorted(self.path.glob("*.jinja")):
+            digest.update(f"{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
+        return digest.hexdigest()
+
     def likely_dtype(self, dtype: str, device: str) -> str:
         """What `auto` will come to, as far as it can be told without torch."""
         if dtype != "auto":

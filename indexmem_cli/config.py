@@ -10,6 +10,10 @@ from indexmem_cli.errors import ConfigError
 DEFAULT_MODEL = "indexmem-mini"
 ADAPTER_FILE = "adapter.safetensors"  # beside the weights of the model it was trained for
 DEFAULT_BUDGET_TOKENS = 4096
+FOCUS = "question"
+"""The policy that has to know the question before reading."""
+UNFOCUSED = "keydiff"
+"""The policy for a reading that is asked later, with recall."""
 QUANTS = ("auto", "none", "int8", "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POSITIONS = ("auto", "original", "compact")
@@ -159,8 +163,11 @@ class MemoryConfig:
     """Tokens kept per layer and head, at least 1. None: 4096, or what the model's window allows."""
     chunk_tokens: int | None = None
     """Tokens read at a time, at least 1. None: a quarter of the window, at most 2048."""
-    policy: str = "question"
-    """The scorer that decides what stays: a key of POLICIES."""
+    policy: str | None = None
+    """The scorer that decides what stays: a key of POLICIES. None: `UNFOCUSED` with recall, so that
+    one reading serves every question, and `FOCUS` without."""
+    recall: bool = True
+    """Whether passages are looked up in the archive and read again when a question comes."""
     sink_tokens: int = 4
     """First tokens of the stream that always stay, besides the prompt's own opening."""
     recent_tokens: int | None = None
@@ -176,6 +183,8 @@ class MemoryConfig:
     """Seed of the random policy."""
 
     def __post_init__(self) -> None:
+        if self.policy is None:
+            object.__setattr__(self, "policy", UNFOCUSED if self.recall else FOCUS)
         _check_choice("policy", self.policy, tuple(POLICIES))
         _check_choice("position mode", self.positions, POSITIONS)
         _check_at_least("budget", self.budget_tokens, 1)
@@ -185,6 +194,22 @@ class MemoryConfig:
         _check_at_least("number of sinks", self.sink_tokens, 0)
         if self.span_tokens < 1 or self.span_tokens % 2 == 0:
             raise ConfigError(f"span must be an odd number of tokens, not {self.span_tokens}")
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """What becomes of a memory on the disk."""
+
+    save: bool = True
+    """Look for a saved memory first, and save what was read."""
+    fresh: bool = False
+    """Read again although there is a saved memory, and replace it."""
+    name: str | None = None
+    """A name for the memory, to be used in place of its id."""
+
+    def __post_init__(self) -> None:
+        if not self.save and (self.fresh or self.name):
+            raise ConfigError("what is not saved can have no name and replaces nothing")
 
 
 @dataclass(frozen=True)

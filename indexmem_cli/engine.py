@@ -1,7 +1,7 @@
 """Two loops: read a stream of tokens into a bounded memory, and answer from it. Never prints."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,26 @@ class Reader:
         copy = Reader(self.backbone, self.plan, self.scorer, self.closing_ids)
         copy.state = self.state.clone()
         return copy
+
+    def fork_for(self, closing_ids: list[int]) -> "Reader":
+        """Like `fork`, with a question that decides from now on what stays."""
+        copy = Reader(self.backbone, self.plan, make_scorer("question"), closing_ids)
+        copy.state = self.state.clone()
+        return copy
+
+    def recall(self, ids: Sequence[int]) -> None:
+        """Read passages again on top of what the question attends to most of the memory.
+
+        Both together take no more than an answer is written from, or what the passages and the
+        sinks need: the caller sees to it that this is within the budget.
+        """
+        self._keep_best(max(self.plan.sink_tokens, self.plan.answer_from_tokens - len(ids)))
+        self.plan = replace(self.plan, answer_from_tokens=self.plan.budget_tokens)
+        step = self.plan.chunk_tokens
+        for first in range(0, len(ids), step):
+            part = ids[first : first + step]
+            self._number_slots(len(part) + len(self.closing_ids))
+            self.backbone.read(part, self.state)
 
     def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[int]:
         """Read token ids chunk by chunk; yield the number of tokens after each.
@@ -99,9 +119,13 @@ class Reader:
         Small models find more in less; measured in benchmarks/LOG.md.
         """
         if self.scorer.needs_question and self.plan.answer_from_tokens < self.plan.budget_tokens:
-            recent, self.state.recent_tokens = self.state.recent_tokens, 0
-            self._fit(0, [], self.plan.answer_from_tokens)
-            self.state.recent_tokens = recent
+            self._keep_best(self.plan.answer_from_tokens)
+
+    def _keep_best(self, tokens: int) -> None:
+        """Bring the memory to `tokens` slots by the question alone, however recent they are."""
+        recent, self.state.recent_tokens = self.state.recent_tokens, 0
+        self._fit(0, [], tokens)
+        self.state.recent_tokens = recent
 
     def _number_slots(self, more_tokens: int) -> None:
         """Leave the text's own positions behind before they pass the trained window."""

@@ -3,11 +3,13 @@
 IndexMemError            1  a fault while running
 ├── ConfigError          2  an option or a combination of options is wrong
 ├── DocumentError        3  a source cannot be read (missing, encrypted, no text, unknown format)
+├── MemoryFileError      4  a saved memory is damaged, or does not fit what is asked of it
 ├── BackboneError        5  a model is missing, unsupported, or cannot be had offline
 ├── OutOfMemory          6  the model and its budget do not fit the device
+├── LockTimeout          7  another process kept a saved memory for too long
 └── NotFullyRead         8  --strict was given and something was not read
 
-Codes 4 (memory file) and 7 (lock) belong to saved memories. 130 is Ctrl-C, 141 a closed pipe.
+130 is Ctrl-C, 141 a closed pipe.
 """
 
 
@@ -34,6 +36,12 @@ class DocumentError(IndexMemError):
     exit_code = 3
 
 
+class MemoryFileError(IndexMemError):
+    """A saved memory is damaged, or does not fit what is asked of it."""
+
+    exit_code = 4
+
+
 class BackboneError(IndexMemError):
     """A model is missing, not supported, or cannot be had offline."""
 
@@ -44,6 +52,12 @@ class OutOfMemory(IndexMemError):
     """The model and its budget do not fit the device."""
 
     exit_code = 6
+
+
+class LockTimeout(IndexMemError):
+    """Another process kept a saved memory for too long."""
+
+    exit_code = 7
 
 
 class NotFullyRead(IndexMemError):

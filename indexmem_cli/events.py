@@ -85,6 +85,37 @@ class Source:
 
 
 @dataclass(frozen=True)
+class RecalledBlock:
+    """A block of the text that was read again for the question. Pages and lines count from 1."""
+
+    number: int
+    """Of the block in the archive, from 0."""
+    file: str
+    page: int | None
+    page_label: str | None
+    line_start: int
+    line_end: int
+    tokens: int
+    odds: float
+    """How likely the gate thought it to hold the answer, in (0, 1)."""
+    unit: str = "line"
+    """This and what follows as in `Source`."""
+    member: str | None = None
+    author: str | None = None
+    time: str | None = None
+    symbol: str | None = None
+
+
+@dataclass(frozen=True)
+class RecallRound:
+    """One look into the archive."""
+
+    query: str
+    blocks: tuple[RecalledBlock, ...]
+    """What it brought, in the order of the text; nothing if the gate let nothing through."""
+
+
+@dataclass(frozen=True)
 class Coverage:
     """What was read of what was asked for."""
 
@@ -127,6 +158,21 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """The memory of one source, as an answer used it."""
+
+    source: str
+    id: str | None
+    """None: it is not saved."""
+    tokens: int
+    """Tokens of text in it."""
+    tokens_reused: int
+    """Of these, the tokens that were not read again."""
+    saved_bytes: int
+    """Bytes on the disk; 0: it is not saved."""
+
+
+@dataclass(frozen=True)
 class Timing:
     """Seconds and rates of each stage."""
 
@@ -151,6 +197,10 @@ class Answer:
     stop: str
     """Why the answer ended: `end` or `length`."""
     notices: tuple[str, ...] = field(default=())
+    recall: tuple[RecallRound, ...] | None = None
+    """What was looked up and read again, round by round; None without an archive."""
+    memories: tuple[Remembered, ...] = ()
+    """The memory of each source."""
 
     def __str__(self) -> str:
         return self.text
@@ -160,10 +210,55 @@ class Answer:
         data = asdict(self)
         data["coverage"]["complete"] = self.coverage.complete
         text = data.pop("text")
+        if self.memories:
+            data["memory"]["id"] = self.memories[0].id
+            data["memory"]["reused"] = all(m.tokens_reused == m.tokens for m in self.memories)
         return {"schema": 1, "answer": text, **data}
 
 
-Event = Notice | Loaded | Progress | TokenText | Answer
+@dataclass(frozen=True)
+class Ingested:
+    """All sources are read."""
+
+    memories: tuple[Remembered, ...]
+    coverage: Coverage
+    read_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values; `schema` 1 is stable."""
+        return {"schema": 1, **asdict(self)}
+
+
+Event = Notice | Loaded | Progress | TokenText | Answer | Ingested
+
+
+@dataclass(frozen=True)
+class SavedMemory:
+    """A saved memory as the list of them shows it."""
+
+    id: str
+    name: str | None
+    status: str
+    """ok | stale (its source changed) | gone (its source is no longer there) | unfinished (reading
+    was cut short) | damaged."""
+    detail: str
+    """What is meant by the status, in words; empty for ok."""
+    source: str
+    """As the user named it; `-` for a pipe."""
+    path: str | None
+    files: int
+    model: str
+    budget_tokens: int
+    policy: str
+    question: str | None
+    """The question that decided what was kept, where one did."""
+    tokens: int
+    """Tokens of text read."""
+    num_bytes: int
+    """Bytes on the disk."""
+    created_s: float
+    used_s: float
+    """When it was saved and last used, in seconds since 1970."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Which places of the text an answer rests on, from where attention went while it was written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from indexmem_cli.events import Source
@@ -15,10 +16,13 @@ class Evidence:
     """Attention to positions of the text, summed over the tokens of an answer."""
 
     weights: dict[int, float] = field(default_factory=dict)
+    origins: Mapping[int, int] = field(default_factory=dict)
+    """Where tokens that were read again stood first, by their new position."""
 
     def add(self, attended: list[tuple[int, float]]) -> None:
         """Count the positions that one more token attended to, with the weight of each."""
         for position, weight in attended:
+            position = self.origins.get(position, position)
             self.weights[position] = self.weights.get(position, 0.0) + weight
 
     def sources(self, places: SourceMap, tokenizer: Tokenizer) -> tuple[Source, ...]:

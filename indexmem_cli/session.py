@@ -3,45 +3,45 @@
 Yields events and never prints. Parts that need torch are imported when they are used.
 """
 
-import sys
-import time
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
+from indexmem_cli.asking import answer as answer_question
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import (
+    FOCUS,
     AnswerConfig,
     MemoryConfig,
     ModelConfig,
     ReadConfig,
+    StoreConfig,
     parse_pages,
     parse_size,
 )
-from indexmem_cli.documents import Document, Passage, Sources, open_sources, open_text
-from indexmem_cli.errors import ConfigError
+from indexmem_cli.coverage import coverage_of, join_coverage
+from indexmem_cli.documents import Sources, join_sources, open_each, open_sources, open_text
+from indexmem_cli.errors import ConfigError, MemoryFileError
 from indexmem_cli.events import (
     Answer,
-    Coverage,
     Event,
     FileReport,
+    Ingested,
     Inspection,
     Loaded,
-    MemoryUse,
     Notice,
-    Progress,
-    Timing,
-    TokenText,
 )
-from indexmem_cli.evidence import Evidence
-from indexmem_cli.plan import make_plan
-from indexmem_cli.tokens import SourceMap, Tokenizer, count_tokens, load_tokenizer, read_chunks
+from indexmem_cli.language_model import LanguageModel, check_fits, load_language_model
+from indexmem_cli.library import Library
+from indexmem_cli.library.manifest import Key, Manifest
+from indexmem_cli.plan import Plan, make_plan
+from indexmem_cli.reading import Reading
+from indexmem_cli.tokens import count_tokens, load_tokenizer
 
-if TYPE_CHECKING:
-    from indexmem_cli.backbone import Backbone
-    from indexmem_cli.engine import Reader
-    from indexmem_cli.loading import Prompt
+QUESTION_TOKENS = 256
+"""Room that a reading leaves for questions, so that one memory serves most of them."""
 
 
 def ask(
@@ -52,15 +52,40 @@ def ask(
     memory: MemoryConfig,
     model: ModelConfig,
     answer: AnswerConfig,
+    store: StoreConfig,
     stdin: BinaryIO | None = None,
 ) -> Iterator[Event]:
-    """Read the sources and answer one question of them, yielding what happens on the way.
+    """Read the sources, or find what was read of them, and answer one question.
 
     Raises:
         IndexMemError: see `errors.py`; sources are checked before a model is loaded.
     """
-    opened = open_sources(sources, read, stdin)
-    yield from Memory(opened, memory, model).events(question, answer)
+    parts = _open(sources, read, memory, store, stdin)
+    yield from Memory(parts, memory, model, read, store).events(question, answer)
+
+
+def ingest(
+    sources: Sequence[str],
+    *,
+    read: ReadConfig,
+    memory: MemoryConfig,
+    model: ModelConfig,
+    store: StoreConfig,
+    stdin: BinaryIO | None = None,
+) -> Iterator[Event]:
+    """Read the sources and save what was read, for questions to come; ends with `Ingested`.
+
+    Raises:
+        IndexMemError: see `errors.py`; sources are checked before a model is loaded.
+    """
+    if memory.policy == FOCUS:
+        raise ConfigError("a memory for later questions cannot be read with one in mind")
+    if store.name is not None and len(sources) > 1:
+        raise ConfigError("a name is for one memory", "ingest the sources one by one")
+    if store.name is not None:
+        Library().check_name(store.name, str(Path(sources[0]).absolute()))
+    parts = _open(sources, read, memory, store, stdin)
+    yield from Memory(parts, memory, model, read, store).ingest()
 
 
 def inspect(
@@ -86,7 +111,7 @@ def inspect(
     per_token = checkpoint.kv_bytes_per_token(checkpoint.likely_dtype(model.dtype, model.device))
     return Inspection(
         files=tuple(files),
-        coverage=_coverage(opened, total),
+        coverage=coverage_of(opened, total),
         model=model.model,
         budget_tokens=plan.budget_tokens,
         kv_bytes=min(total, plan.budget_tokens) * per_token,
@@ -96,73 +121,28 @@ def inspect(
 
 
 @dataclass
-class _Engine:
-    """A loaded model with all that goes with it."""
-
-    backbone: "Backbone"
-    prompt: "Prompt"
-    tokenizer: Tokenizer
-    load_s: float
-    answer_from_tokens: int | None
-
-
-@dataclass
-class _Reading:
-    """Documents on their way into a reader, and what is known of them when they are in."""
-
-    sources: Sources
-    reader: "Reader"
-    tokenizer: Tokenizer
-    places: SourceMap = field(default_factory=SourceMap)
-    tokens: int = 0
-    seconds: float = 0.0
-    _current: Document | None = None
-
-    def run(self, opening_ids: list[int]) -> Iterator[Progress]:
-        """Read everything, chunk by chunk."""
-        started = time.perf_counter()
-        state, plan = self.reader.state, self.reader.plan
-        for _ in self.reader.read([opening_ids] if opening_ids else []):
-            pass  # the prompt's opening is not counted as text
-        chunks = read_chunks(self._passages(), self.tokenizer, plan.chunk_tokens, state.seen)
-        for chunk in chunks:
-            self.places.add(chunk)
-            for tokens in self.reader.read([chunk.ids]):
-                self.tokens += tokens
-            self.places.keep(state.kept_positions())
-            self.seconds = time.perf_counter() - started
-            name = self._current.name if self._current else ""
-            yield Progress(name, self.tokens, self._fraction(), self.seconds)
-
-    def _passages(self) -> Iterator[Passage]:
-        for document in self.sources.documents:
-            self._current = document
-            yield from document.passages()
-
-    def _fraction(self) -> float | None:
-        """Share of all bytes read so far; None where a size is not known."""
-        documents = self.sources.documents
-        sizes = [document.size_bytes for document in documents]
-        if None in sizes or not sum(sizes) or self._current is None:
-            return None
-        at = next(i for i, document in enumerate(documents) if document is self._current)
-        share = self._current.fraction
-        return None if share is None else (sum(sizes[:at]) + sizes[at] * share) / sum(sizes)
-
-
-@dataclass
 class Memory:
-    """Documents to ask about; `read` and `read_text` make one.
+    """Documents to ask about; `read`, `read_text` and `open` make one.
 
-    With the default policy, `question`, what is kept depends on the question, so the documents are
-    read anew for each. With any other policy they are read once, when the first question comes.
+    They are read once, when the first question comes, and passages are looked up for each question
+    and read again. With the policy `question` (the default without recall) what is kept depends on
+    the question, so the documents are read anew for each.
     """
 
-    sources: Sources
+    sources: Sequence[Sources | Manifest] | Sources
+    """What to ask about, each with a memory of its own: opened documents, or what was saved."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    _engine: _Engine | None = field(default=None, repr=False)
-    _reading: _Reading | None = field(default=None, repr=False)
+    read_config: ReadConfig = field(default_factory=ReadConfig)
+    store: StoreConfig = field(default_factory=lambda: StoreConfig(save=False))
+    library: Library = field(default_factory=Library)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sources, Sources):
+            self.sources = [self.sources]
+
+    _engine: LanguageModel | None = field(default=None, repr=False)
+    _readings: list[Reading] = field(default_factory=list, repr=False)
 
     @classmethod
     def read(
@@ -171,6 +151,7 @@ class Memory:
         budget: int | str | None = None,
         pages: str | None = None,
         password: str | None = None,
+        save: bool = False,
         **options: Any,
     ) -> "Memory":
         """Open files or folders to ask about.
@@ -178,6 +159,7 @@ class Memory:
         Args:
             budget: tokens kept per layer and head, as 4096 or "4k".
             pages: a selection of PDF pages, as "10-40".
+            save: look for a saved memory first, and save what is read.
             options: fields of `ModelConfig` (model, quant, dtype, device, offline) and of
                 `MemoryConfig` (policy, chunk_tokens, span_tokens, …).
 
@@ -186,12 +168,44 @@ class Memory:
         """
         memory, model = _configs(budget, options)
         read = ReadConfig(pages=parse_pages(pages) if pages else (), password=password)
-        return cls(open_sources([str(path) for path in paths], read), memory, model)
+        store = StoreConfig(save=save)
+        parts = _open([str(path) for path in paths], read, memory, store)
+        return cls(parts, memory, model, read, store)
 
     @classmethod
     def read_text(cls, text: str, *, budget: int | str | None = None, **options: Any) -> "Memory":
         """Take a text to ask about; arguments as in `read`."""
-        return cls(Sources([open_text(text)]), *_configs(budget, options))
+        return cls([Sources([open_text(text)], name="text")], *_configs(budget, options))
+
+    @classmethod
+    def open(cls, memory: str, *, library: Library | None = None, **options: Any) -> "Memory":
+        """Open a saved memory to ask about; its source is not needed any more.
+
+        Args:
+            memory: its name, its id, or the first letters of that.
+            options: fields of `ModelConfig`; the model is the one that read, unless it is named.
+
+        Raises:
+            MemoryFileError: there is no such memory, or it is damaged.
+        """
+        library = library or Library()
+        manifest = library.load(library.resolve(memory))
+        model = ModelConfig(**{"model": manifest.model, **options})
+        return cls([manifest], MemoryConfig(), model, library=library)
+
+    def save(self, name: str | None = None) -> str:
+        """Save the memory of the one source; return its id.
+
+        Best before the first question: what was read without saving is read again.
+        """
+        if len(self.sources) != 1:
+            raise ConfigError("more than one source", "each of them has a memory of its own")
+        self.store = replace(self.store, save=True, name=name)
+        *_, done = self.ingest()
+        saved = done.memories[0].id
+        if saved is None:
+            raise MemoryFileError("the memory could not be saved", "look at the free disk space")
+        return saved
 
     def ask(
         self, question: str, *, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0
@@ -200,82 +214,131 @@ class Memory:
         *_, answer = self.events(question, AnswerConfig(max_tokens, temperature, seed))
         return answer
 
-    def events(self, question: str, config: AnswerConfig) -> Iterator[Event]:
-        """Answer one question, yielding what happens on the way; the answer comes last."""
-        from indexmem_cli.engine import make_reader
-
-        if not question.strip():
-            raise ConfigError("the question is empty", "say what you want to know")
-        self._engine = engine = self._engine or _load(self.model)
-        backbone, prompt = engine.backbone, engine.prompt
-        yield Loaded(backbone.info, engine.load_s)
-        closing = prompt.closing(engine.tokenizer.encode(question))
-        window = backbone.info.window_tokens
-        around = (len(prompt.opening), len(closing))
-        plan, notices = make_plan(self.memory, window, *around, engine.answer_from_tokens)
-        if None not in backbone.layer_windows:
-            notices.append("all layers of this model have a sliding window: the budget is not used")
+    def ingest(self) -> Iterator[Event]:
+        """Read everything that is not read yet, yielding what happens; `Ingested` comes last."""
+        self._readings = []
+        yield from self._load_engine()
+        plan, notices = self._plan(0)
         yield from map(Notice, notices)
-        read_s = 0.0
-        if self._reading is None or self._reading.reader.scorer.needs_question:
-            reader = make_reader(backbone, plan, self.memory, closing)
-            self._reading = _Reading(self.sources, reader, engine.tokenizer)
-            yield from self._reading.run(prompt.opening)
-            read_s = self._reading.seconds
-        yield from self._answer(engine, closing, config, read_s, tuple(notices))
-
-    def _answer(
-        self,
-        engine: _Engine,
-        closing: list[int],
-        config: AnswerConfig,
-        read_s: float,
-        notices: tuple[str, ...],
-    ) -> Iterator[Event]:
-        reading, backbone = self._reading, engine.backbone
-        evidence, stream, text, times = Evidence(), engine.tokenizer.text_stream(), "", []
-        started = time.perf_counter()
-        for step in reading.reader.fork().answer(closing, config, backbone.eos_ids):
-            times.append(time.perf_counter())
-            evidence.add(step.attended)
-            text += (piece := _continue(text, stream.push(step.token_id)))
-            yield TokenText(piece)
-        text += (piece := _continue(text, stream.flush()))
-        yield TokenText(piece)
-        first = times[0] if times else time.perf_counter()
-        decode_s = times[-1] - first if len(times) > 1 else 0.0
-        yield Answer(
-            text=text.rstrip(),
-            sources=evidence.sources(reading.places, engine.tokenizer),
-            coverage=_coverage(self.sources, reading.tokens),
-            memory=_memory_use(backbone, reading, self.memory.policy),
-            timing=Timing(
-                load_s=engine.load_s,
-                read_s=read_s,
-                read_tokens_per_s=reading.tokens / read_s if read_s else 0.0,
-                first_token_s=first - started,
-                decode_tokens_per_s=(len(times) - 1) / decode_s if decode_s else 0.0,
-            ),
-            model=backbone.info,
-            stop="length" if len(times) == config.max_tokens else "end",
-            notices=notices,
+        yield from self._remember(plan, "", [])
+        yield Ingested(
+            memories=tuple(reading.remembered for reading in self._readings),
+            coverage=join_coverage([reading.coverage for reading in self._readings]),
+            read_s=sum(reading.seconds for reading in self._readings),
         )
 
+    def events(self, question: str, config: AnswerConfig) -> Iterator[Event]:
+        """Answer one question, yielding what happens on the way; the answer comes last."""
+        if not question.strip():
+            raise ConfigError("the question is empty", "say what you want to know")
+        yield from self._load_engine()
+        engine = self._engine
+        closing = engine.prompt.closing(engine.tokenizer.encode(question))
+        plan, notices = self._plan(len(closing))
+        yield from map(Notice, notices)
+        if not self._readings or self.memory.policy == FOCUS:
+            yield from self._remember(plan, question, closing)
+        yield from answer_question(
+            engine, self._readings, question, closing, self.memory, config, tuple(notices)
+        )
+        for reading in self._readings:
+            reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
-def _continue(text: str, piece: str) -> str:
-    """The next piece of an answer, which never begins with white space."""
-    return piece if text else piece.lstrip()
+    def _load_engine(self) -> Iterator[Event]:
+        self._engine = self._engine or load_language_model(self.model)
+        yield Loaded(self._engine.backbone.info, self._engine.load_s)
+
+    def _plan(self, closing_tokens: int) -> tuple[Plan, list[str]]:
+        """Work out the settings; but for one question, they leave room for most questions."""
+        engine = self._engine
+        window = engine.backbone.info.window_tokens
+        if self.memory.policy != FOCUS:
+            room = max(1, min(QUESTION_TOKENS, window // 8))
+            closing_tokens = max(1, -(-closing_tokens // room)) * room
+        around = (len(engine.prompt.opening), closing_tokens)
+        plan, notices = make_plan(self.memory, window, *around, engine.answer_from_tokens)
+        if None not in engine.backbone.layer_windows:
+            notices.append("all layers of this model have a sliding window: the budget is not used")
+        return plan, notices
+
+    def _remember(self, plan: Plan, question: str, closing: list[int]) -> Iterator[Event]:
+        """Read or load every source."""
+        from indexmem_cli.engine import make_reader
+
+        engine, readings = self._engine, []
+        several = len(self.sources) > 1
+        for part in self.sources:
+            if isinstance(part, Manifest):
+                check_fits(part, engine)
+                plan = _plan_of(part, plan)
+            documents = Sources(name=part.source) if isinstance(part, Manifest) else part
+            reader = make_reader(engine.backbone, plan, self.memory, closing)
+            reading = Reading(documents, reader, engine.tokenizer, engine.prompt.opening)
+            if isinstance(part, Manifest):
+                reading.load(self.library, part, with_state=not several)
+            else:
+                key = self._key(plan, question)
+                yield from reading.remember(
+                    key, engine.name, self.store, self.library, with_state=not several
+                )
+            if several:
+                reading.forget_state()
+            readings.append(reading)
+        self._readings = readings
+
+    def _key(self, plan: Plan, question: str) -> Key:
+        """All that a memory depends on, but for the content."""
+        info, read = self._engine.backbone.info, self.read_config
+        settings = asdict(plan)
+        del settings["answer_from_tokens"]  # of interest only when a question comes
+        settings |= {
+            "policy": self.memory.policy,
+            "seed": self.memory.seed,
+            "dtype": info.dtype,
+            "quant": info.quant,
+            # Which files of a folder are read shows in the content; the rest of it is said here.
+            "read": str(replace(read, password=None, include=(), exclude=())),
+        }
+        focused = question if self.memory.policy == FOCUS else None
+        return Key("", info.revision, self._engine.tokenizer_hash, settings, question=focused)
 
 
-def _load(config: ModelConfig) -> _Engine:
-    started = time.perf_counter()
-    checkpoint = find_checkpoint(config.model, config.offline)
-    tokenizer = load_tokenizer(checkpoint.path)
-    from indexmem_cli.loading import load_backbone, load_prompt
+def _plan_of(manifest: Manifest, plan: Plan) -> Plan:
+    """The plan that a saved memory was read by, to answer by what this one says of answers."""
+    settings = {f.name: manifest.key.settings.get(f.name) for f in fields(Plan)}
+    del settings["answer_from_tokens"]
+    if not all(type(value) is int for value in settings.values()):
+        raise MemoryFileError(f"memory {manifest.id} does not say how it was read")
+    budget = settings["budget_tokens"]
+    return Plan(**settings, answer_from_tokens=min(plan.answer_from_tokens, budget))
 
-    backbone, prompt = load_backbone(checkpoint, config), load_prompt(checkpoint)
-    load_s = time.perf_counter() - started
-    return _Engine(backbone, prompt, tokenizer, load_s, checkpoint.answer_from_tokens)
+
+def _open(
+    sources: Sequence[str],
+    read: ReadConfig,
+    memory: MemoryConfig,
+    store: StoreConfig,
+    stdin: BinaryIO | None = None,
+) -> list[Sources | Manifest]:
+    """Open what is named: files, folders, a pipe, and memories where there is no such file.
+
+    Where nothing is looked up later, all of it is one text.
+    """
+    library, saved = Library(), {}
+    for name in sources:
+        if name != "-" and not Path(name).exists():
+            with contextlib.suppress(MemoryFileError):
+                saved[name] = library.load(library.resolve(name))
+    if saved and len(sources) == 1:
+        return [saved[sources[0]]]
+    can_join = memory.recall and memory.policy != FOCUS
+    if saved and not can_join:
+        raise ConfigError("several memories can be asked together only with recall")
+    opened = open_each([s for s in sources if s not in saved], read, stdin, store.save)
+    if not can_join and len(opened) > 1:
+        return [join_sources(opened)]
+    rest = iter(opened)
+    return [saved.get(name) or next(rest) for name in sources] if saved else list(opened)
 
 
 def _configs(budget: int | str | None, options: dict[str, Any]) -> tuple[MemoryConfig, ModelConfig]:
@@ -288,43 +351,3 @@ def _configs(budget: int | str | None, options: dict[str, Any]) -> tuple[MemoryC
         raise ConfigError(f"unknown option: {', '.join(sorted(unknown))}")
     tokens = parse_size(budget) if isinstance(budget, str) else budget
     return MemoryConfig(budget_tokens=tokens, **memory), ModelConfig(**model)
-
-
-def _coverage(sources: Sources, tokens: int) -> Coverage:
-    documents = sources.documents
-    return Coverage(
-        tokens_total=tokens,
-        tokens_read=tokens,
-        files_read=sum(document.skipped_as is None for document in documents),
-        files_skipped=dict(sources.skipped),
-        pages_total=sum(document.pages_total for document in documents),
-        pages_read=sum(document.pages_read for document in documents),
-        pages_without_text=tuple(p for d in documents for p in d.pages_without_text),
-        pages_not_selected=sum(document.pages_not_selected for document in documents),
-        messages_read=sum(document.messages_read for document in documents),
-        messages_not_selected=sum(document.messages_not_selected for document in documents),
-    )
-
-
-def _memory_use(backbone: "Backbone", reading: _Reading, policy: str) -> MemoryUse:
-    state, plan = reading.reader.state, reading.reader.plan
-    return MemoryUse(
-        policy=policy,
-        budget_tokens=plan.budget_tokens,
-        kv_tokens=state.held,
-        kv_bytes=state.nbytes,
-        full_kv_tokens=state.seen,
-        full_kv_bytes=state.seen * backbone.kv_bytes_per_token,
-        process_peak_bytes=_process_peak_bytes(),
-        gpu_peak_bytes=backbone.gpu_peak_bytes(),
-    )
-
-
-def _process_peak_bytes() -> int:
-    """Largest resident size of this process so far; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

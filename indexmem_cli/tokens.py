@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _BATCH_CHARS = 8192
 _BATCH_PASSAGES = 128
+_SENTENCE_CHARS = 80  # shorter sentences stay with the next
+_SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*(?= \S)""")
 _MAX_UNFINISHED_TOKENS = 8
 """A character has at most 4 bytes, so at most 4 tokens; after 8 the bytes are no character."""
 
@@ -212,7 +214,7 @@ class _WindowStream:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A passage as tokens."""
+    """A passage, or some sentences of a long one, as tokens."""
 
     first: int
     """Position of its first token in the stream of all tokens read."""
@@ -306,6 +308,14 @@ class SourceMap:
         self._entries = entries
         self._firsts = [entry.first for entry in entries]
 
+    def joined(self, entries: Iterable[Entry]) -> "SourceMap":
+        """Return a map that knows these passages too."""
+        known = {entry.first: entry for entry in (*self._entries, *entries)}
+        joined = SourceMap()
+        joined._firsts = sorted(known)
+        joined._entries = [known[first] for first in joined._firsts]
+        return joined
+
     def find(self, position: int) -> Entry | None:
         """Return the passage that a stream position lies in, if it is remembered."""
         at = bisect.bisect_right(self._firsts, position) - 1
@@ -314,10 +324,20 @@ class SourceMap:
         return self._entries[at]
 
 
+def _sentences(passage: Passage) -> Iterator[Passage]:
+    """Cut a long passage after sentences, where tokens begin anew; all pieces keep its place."""
+    start = 0
+    for match in _SENTENCE_END.finditer(passage.text):
+        if match.end() - start >= _SENTENCE_CHARS:
+            yield Passage(passage.text[start : match.end()], passage.place)
+            start = match.end()
+    yield Passage(passage.text[start:], passage.place) if start else passage
+
+
 def _batches(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
     """Group passages: large enough to spread the cost of a call, small enough to read on."""
     batch, num_chars = [], 0
-    for passage in passages:
+    for passage in (piece for whole in passages for piece in _sentences(whole)):
         batch.append(passage)
         num_chars += len(passage.text)
         if num_chars >= _BATCH_CHARS or len(batch) >= _BATCH_PASSAGES:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from indexmem_cli import errors
 from indexmem_cli.cli.app import app
-from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,7 @@ class TestAsk:
             "memory": MemoryConfig(),
             "model": ModelConfig(),
             "answer": AnswerConfig(),
+            "store": StoreConfig(),
             "stdin": None,
         }
 
@@ -58,7 +59,7 @@ class TestAsk:
         options = (
             "-b 1.5k --chunk 512 --policy keydiff --span 5 --answer-from 1k"
             " -m org/model --quant nf4"
-            " --dtype bfloat16 --device cuda:1 --offline --pages 1,10-40 --encoding cp1252"
+            " --dtype bfloat16 --device cuda:1 --offline --fresh --pages 1,10-40 --encoding cp1252"
             f" --password-file {password} --include *.py --include *.md --exclude tests/"
             " --author Ann --from Bob --since 2024-03-05 --until 2024-03-06 --date-order dmy"
             " --max-tokens 9 --temperature 0.7 --seed 3"
@@ -90,6 +91,7 @@ class TestAsk:
                 model="org/model", quant="nf4", dtype="bfloat16", device="cuda:1", offline=True
             ),
             "answer": AnswerConfig(max_tokens=9, temperature=0.7, seed=3),
+            "store": StoreConfig(fresh=True),
             "stdin": None,
         }
         assert os.environ["HF_HUB_OFFLINE"] == "1"

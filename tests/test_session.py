@@ -6,7 +6,8 @@ import json
 import pytest
 
 from indexmem_cli import Memory, session
-from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.asking import find_grounds
+from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
 from indexmem_cli.errors import ConfigError, DocumentError
 from indexmem_cli.events import Answer, Loaded, Notice, Progress, TokenText
 
@@ -21,7 +22,7 @@ def book(tmp_path):
     return path
 
 
-def events_of(sources, model, stdin=None, **memory):
+def events_of(sources, model, stdin=None, save=False, **memory):
     memory = {"budget_tokens": 96, "chunk_tokens": 32, **memory}
     return list(
         session.ask(
@@ -31,6 +32,7 @@ def events_of(sources, model, stdin=None, **memory):
             memory=MemoryConfig(**memory),
             model=ModelConfig(model=str(model), device="cpu", offline=True),
             answer=AnswerConfig(max_tokens=8),
+            store=StoreConfig(save=save),
             stdin=stdin,
         )
     )
@@ -81,8 +83,8 @@ def test_a_pipe_is_read_like_a_file(book, tiny_model_dir):
     assert from_pipe.coverage.tokens_read == from_file.coverage.tokens_read
 
 
-def test_a_question_alone_decides_what_the_default_policy_keeps(book, tiny_model_dir):
-    memory = Memory.read(book, model=str(tiny_model_dir), **OPTIONS)
+def test_without_recall_a_question_alone_decides_what_is_kept(book, tiny_model_dir):
+    memory = Memory.read(book, model=str(tiny_model_dir), recall=False, **OPTIONS)
     first = memory.ask("Which fox?", max_tokens=4)
     second = memory.ask("Which fox?", max_tokens=4)
     assert first.text == second.text
@@ -125,8 +127,8 @@ def test_text_of_a_document_never_becomes_a_special_token(tiny_model_dir):
     answer = Memory.read_text(hostile, model=str(tiny_model_dir), **OPTIONS)
     list(answer.events("Which?", AnswerConfig(max_tokens=2)))
     specials = set(answer._engine.tokenizer.special_tokens.values())
-    kept = answer._reading.places
-    assert len(kept) and not any(specials & set(entry.ids) for entry in kept._entries)
+    [reading] = answer._readings
+    assert len(reading.archive) and not any(specials & set(block.ids) for block in reading.archive)
 
 
 def test_a_lowered_budget_is_announced(book, tiny_model_dir):
@@ -157,3 +159,74 @@ def test_inspect_counts_what_ask_reads(book, tiny_model_dir):
     assert seen.coverage == answer.coverage
     assert seen.kv_bytes == answer.memory.kv_bytes
     assert seen.full_kv_bytes == answer.coverage.tokens_read * seen.kv_bytes_per_token
+
+
+FACTS = {7: "The lighthouse keeper is called Ruth", 150: "A mill stands by the old bridge"}
+
+
+@pytest.fixture
+def long_book(tmp_path):
+    """200 numbered lines, two of which state something."""
+    lines = [f"Line {n}: {FACTS.get(n, 'the quick brown fox jumps')}.\n" for n in range(200)]
+    path = tmp_path / "long.txt"
+    path.write_text("".join(lines))
+    return path
+
+
+def ask_long(long_book, model, question, **options):
+    options = {"budget": 160, "chunk_tokens": 32, "offline": True, **options}
+    memory = Memory.read(long_book, model=str(model), **options)
+    return memory, memory.ask(question, max_tokens=4)
+
+
+def test_passages_are_looked_up_and_read_again_inside_the_budget(long_book, tiny_model_dir):
+    memory, answer = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
+    blocks = [block for each in answer.recall for block in each.blocks]
+    assert any(block.line_start <= 8 <= block.line_end for block in blocks)
+    [reading] = memory._readings
+    question = "What is the lighthouse keeper called?"
+    recalled = find_grounds([reading], question, [1, 2, 3], look_up=True)
+    assert recalled.origins and recalled.reader.state.held <= 160
+    assert list(recalled.origins.values()) == sorted(recalled.origins.values())
+    assert reading.reader.state.held == 160, "the question changed the memory"
+
+
+def test_recalled_tokens_lead_back_to_where_they_stood(long_book, tiny_model_dir):
+    memory, _ = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
+    question = "Where is the lighthouse keeper?"
+    recalled = find_grounds(memory._readings, question, [1, 2, 3], look_up=True)
+    decode = memory._engine.tokenizer.decode
+    entries = [recalled.places.find(position) for position in recalled.origins.values()]
+    assert {entry.place.line for entry in entries if "lighthouse" in decode(entry.ids)} == {8}
+
+
+def test_one_reading_serves_every_question(long_book, tiny_model_dir):
+    memory, first = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
+    other = memory.ask("What stands by the old bridge?", max_tokens=4)
+    assert first.timing.read_s > 0 and other.timing.read_s == 0
+    (block,) = other.recall[0].blocks
+    assert block.line_start <= 151 <= block.line_end
+
+
+def test_what_fits_the_memory_whole_is_not_read_twice(book, tiny_model_dir):
+    short = "".join(TEXT.splitlines(keepends=True)[:4])
+    memory = Memory.read_text(short, model=str(tiny_model_dir), budget=200, chunk_tokens=16)
+    plain = Memory.read_text(
+        short, model=str(tiny_model_dir), budget=200, chunk_tokens=16, recall=False
+    )
+    answer = memory.ask("Which fox?", max_tokens=4)
+    assert answer.recall == () and answer.text == plain.ask("Which fox?", max_tokens=4).text
+
+
+def test_what_is_not_saved_leaves_no_file(long_book, tiny_model_dir, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path / "temporary"))
+    before = set(tmp_path.rglob("*"))
+    memory, _ = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
+    assert set(tmp_path.rglob("*")) == before and len(memory._readings[0].archive)
+
+
+def test_without_recall_nothing_is_looked_up(long_book, tiny_model_dir):
+    _, answer = ask_long(long_book, tiny_model_dir, "Which fox?", recall=False)
+    assert answer.recall is None
+    assert answer.memory.policy == "question"

@@ -14,8 +14,10 @@ from indexmem_cli.cli.ask import ask
 from indexmem_cli.cli.bench import bench
 from indexmem_cli.cli.config import config, defaults_from_file
 from indexmem_cli.cli.doctor import doctor
+from indexmem_cli.cli.ingest import ingest
 from indexmem_cli.cli.inspect import inspect
 from indexmem_cli.cli.manual import man
+from indexmem_cli.cli.memories import memories
 from indexmem_cli.cli.models import models
 from indexmem_cli.cli.serve import serve
 from indexmem_cli.cli.train import train
@@ -111,7 +113,9 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 app.command()(ask)
+app.command()(ingest)
 app.command()(inspect)
+app.add_typer(memories, name="memories")
 app.command()(doctor)
 app.add_typer(config, name="config")
 app.command()(man)

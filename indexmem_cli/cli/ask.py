@@ -8,7 +8,7 @@ import typer
 
 from indexmem_cli.cli import options
 from indexmem_cli.cli.noise import hush_libraries
-from indexmem_cli.config import DEFAULT_MODEL, AnswerConfig, MemoryConfig
+from indexmem_cli.config import DEFAULT_MODEL, AnswerConfig, MemoryConfig, StoreConfig
 from indexmem_cli.errors import ConfigError, NotFullyRead
 
 
@@ -18,13 +18,16 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Files and folders. - is standard input, which is also read if none is given.",
+            help="Files, folders and saved memories. - is standard input, which is also read if "
+            "none is given.",
         ),
     ] = None,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
     budget: options.Budget = None,
     chunk: options.Chunk = None,
-    policy: options.Policy = MemoryConfig.policy,
+    recall: options.Recall = MemoryConfig.recall,
+    focus: options.Focus = False,
+    policy: options.Policy = None,
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
     model: options.Model = DEFAULT_MODEL,
@@ -37,6 +40,8 @@ def ask(
     password_file: options.PasswordFile = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    save: options.Save = True,
+    fresh: options.Fresh = False,
     authors: options.Authors = None,
     since: options.Since = None,
     until: options.Until = None,
@@ -69,6 +74,8 @@ def ask(
 ) -> None:
     """Ask one question of documents of any length.
 
+    What was read is saved: the next question reads nothing again, unless the document changed.
+
     The answer goes to standard output; progress, sources and statistics go to standard error.
 
     \b
@@ -79,8 +86,9 @@ def ask(
     sources = _check_sources(sources or (), question)
     chosen = (authors, since, until, date_order, allow_network and not offline)
     read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
-    memory = options.memory_config(budget, chunk, policy, span, seed, answer_from)
+    memory = options.memory_config(budget, chunk, policy, span, seed, answer_from, recall, focus)
     backbone = options.model_config(model, quant, dtype, device, offline)
+    store = StoreConfig(save=save, fresh=fresh)
     answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     hush_libraries(verbose)
@@ -97,7 +105,14 @@ def ask(
     )
     stdin = options.stdin_of(sources)
     events = session.ask(
-        sources, question, read=read, memory=memory, model=backbone, answer=answering, stdin=stdin
+        sources,
+        question,
+        read=read,
+        memory=memory,
+        model=backbone,
+        answer=answering,
+        store=store,
+        stdin=stdin,
     )
     answer = (JsonRenderer if as_json else Renderer)(view).consume(events)
     if strict and not answer.coverage.complete:

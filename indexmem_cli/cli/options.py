@@ -12,6 +12,7 @@ from indexmem_cli.config import (
     DATE_ORDERS,
     DEFAULT_MODEL,
     DTYPES,
+    FOCUS,
     POLICIES,
     QUANTS,
     MemoryConfig,
@@ -56,7 +57,7 @@ Chunk = Annotated[
     ),
 ]
 Policy = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="RULE",
         envvar="INDEXMEM_POLICY",
@@ -71,6 +72,16 @@ Span = Annotated[
         envvar="INDEXMEM_SPAN",
         help="Neighbours kept together; an odd number.",
     ),
+]
+Recall = Annotated[
+    bool,
+    typer.Option(
+        "--recall/--no-recall",
+        help="Look passages up on disk and read them again for the question.",
+    ),
+]
+Focus = Annotated[
+    bool, typer.Option("--focus", help="Read with the question in mind: --policy question.")
 ]
 AnswerFrom = Annotated[
     str | None,
@@ -143,6 +154,16 @@ Include = Annotated[
 Exclude = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="No files of a folder that match; may be repeated."),
+]
+Save = Annotated[
+    bool,
+    typer.Option(
+        "--save/--no-save",
+        help="Keep what was read for the next question. It holds the text: not for secrets.",
+    ),
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Read again, and replace what was saved before.")
 ]
 MaxTokens = Annotated[
     int, typer.Option(metavar="TOKENS", envvar="INDEXMEM_MAX_TOKENS", help="Longest answer.")
@@ -225,20 +246,25 @@ def read_config(
 def memory_config(
     budget: str | None,
     chunk: str | None = None,
-    policy: str = MemoryConfig.policy,
+    policy: str | None = None,
     span: int = MemoryConfig.span_tokens,
     seed: int = MemoryConfig.seed,
     answer_from: str | None = None,
+    recall: bool = MemoryConfig.recall,
+    focus: bool = False,
 ) -> MemoryConfig:
     """Check the options that say what to keep.
 
     Raises:
         ConfigError: a size or a choice is wrong.
     """
+    if focus and policy not in (None, FOCUS):
+        raise ConfigError(f"--focus and --policy {policy} contradict each other", "leave one out")
     return MemoryConfig(
         budget_tokens=parse_size(budget) if budget is not None else None,
         chunk_tokens=parse_size(chunk) if chunk is not None else None,
-        policy=policy,
+        policy=FOCUS if focus else policy,
+        recall=recall,
         span_tokens=span,
         seed=seed,
         answer_from_tokens=parse_size(answer_from) if answer_from is not None else None,

@@ -212,3 +212,23 @@ def adapter(
         model, data, out, recipe, seed=seed, resume=resume, threads=threads, report=report
     )
     typer.echo(path)
+
+
+@train.command()
+def gate(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the training questions.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the finished gate.")],
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of all drawing.")] = 0,
+) -> None:
+    """Train the gate that says which passages are read again for a question.
+
+    \b
+    Examples:
+      indexmem train gate --data corpus/ --out gate.json
+      indexmem train gate --data corpus/ --out gate.json --seed 1
+    """
+    if not data.is_dir():
+        raise ConfigError(f"the data folder does not exist: {data}")
+    from indexmem_cli.train.gate import train_gate
+
+    train_gate(data, out, seed)

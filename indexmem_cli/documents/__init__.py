@@ -26,7 +26,17 @@ from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
 from indexmem_cli.documents.text import SNIFF_BYTES, TextDocument
 from indexmem_cli.errors import ConfigError, DocumentError
 
-__all__ = ["Blob", "Document", "Passage", "Place", "Sources", "open_sources", "open_text"]
+__all__ = [
+    "Blob",
+    "Document",
+    "Passage",
+    "Place",
+    "Sources",
+    "join_sources",
+    "open_each",
+    "open_sources",
+    "open_text",
+]
 
 
 @dataclass
@@ -38,15 +48,43 @@ class Sources:
     """Number of files of folders that are not read, by reason: ignored, binary, generated, too
     large, encrypted, malformed, no text, unreadable, not a file, link out of the folder. An
     ignored folder counts once. Grows while documents are read."""
+    name: str = ""
+    """As the user named it."""
 
 
 def open_sources(
     sources: Sequence[str], config: ReadConfig, stdin: BinaryIO | None = None
 ) -> Sources:
-    """Open files, folders, addresses and `-` (stdin, also where no source is named).
+    """Open files, folders, addresses and `-` as one text; see `open_each`."""
+    return join_sources(open_each(sources, config, stdin))
+
+
+def join_sources(parts: Sequence[Sources]) -> Sources:
+    """Make one text of several sources."""
+    joined = Sources(name=" ".join(part.name for part in parts))
+    for part in parts:
+        joined.documents += part.documents
+        joined.skipped.update(part.skipped)
+    for document in joined.documents:
+        if document.folder_skips is not None:
+            document.folder_skips = joined.skipped
+    return joined
+
+
+def open_each(
+    sources: Sequence[str],
+    config: ReadConfig,
+    stdin: BinaryIO | None = None,
+    keep_pipes: bool = False,
+) -> list[Sources]:
+    """Open files, folders, addresses and `-` (stdin, also where none is named), each for itself.
 
     What can be known without reading on is checked here, so that a bad source is refused before
     a model is loaded.
+
+    Args:
+        keep_pipes: put what comes through a pipe on the disk first, in a file without a name, so
+            that it can be read more than once.
 
     Raises:
         ConfigError: nothing to read, an empty pipe, an unknown encoding, pages that do not exist.
@@ -58,36 +96,40 @@ def open_sources(
     if list(sources).count("-") > 1:
         raise ConfigError("stdin (-) is named twice")
     _check_encoding(config.encoding)
-    opened = Sources()
+    parts: list[Sources] = []
     unselected = None
     for source in sources or ["-"]:
+        parts.append(opened := Sources(name=_printable(source)))
         try:
-            _open_source(source, stdin, config, opened)
+            _open_source(source, stdin, config, opened, keep_pipes)
         except Unreadable as error:
             if error.reason != NOT_SELECTED:
                 raise
             opened.skipped[NOT_SELECTED] += 1
             unselected = unselected or error
-    if unselected and not opened.documents:
+    documents = [document for part in parts for document in part.documents]
+    if unselected and not documents:
         raise unselected
-    kinds = {type(document) for document in opened.documents}
-    if config.pages and all(document.kind != "pdf" for document in opened.documents):
+    if config.pages and all(document.kind != "pdf" for document in documents):
         raise ConfigError("pages are selected, but no source has pages")
-    if (config.authors or config.since or config.until) and MessageDocument not in kinds:
+    has_messages = any(isinstance(document, MessageDocument) for document in documents)
+    if (config.authors or config.since or config.until) and not has_messages:
         raise ConfigError("authors or times are selected, but no source has messages")
-    return opened
+    return parts
 
 
-def _open_source(source: str, stdin: BinaryIO | None, config: ReadConfig, opened: Sources) -> None:
+def _open_source(
+    source: str, stdin: BinaryIO | None, config: ReadConfig, opened: Sources, keep_pipes: bool
+) -> None:
     if source == "-":
-        opened.documents.append(_open_pipe("-", stdin, config))
+        opened.documents.append(_open_pipe("-", stdin, config, keep=keep_pipes))
     elif is_address(source):
         page = open_address(source, config)
-        opened.documents.append(_open_pipe(source, page, config, is_ours=True))
+        opened.documents.append(_open_pipe(source, page, config, is_ours=True, keep=keep_pipes))
     elif Path(source).is_dir():
         _open_folder(source, config, opened)
     else:
-        opened.documents.append(_open_file(source, config))
+        opened.documents.append(_open_file(source, config, keep_pipes))
 
 
 def open_text(text: str, name: str = "text") -> Document:
@@ -97,12 +139,12 @@ def open_text(text: str, name: str = "text") -> Document:
     return TextDocument(name, "text", len(data), lambda: io.BytesIO(data), "utf-8")
 
 
-def _open_file(source: str, config: ReadConfig) -> Document:
+def _open_file(source: str, config: ReadConfig, keep_pipes: bool) -> Document:
     """Open one named file, and look whether it holds text."""
     path, name = Path(source), _printable(source)
     try:
         if stat.S_ISFIFO(path.stat().st_mode):  # as in `indexmem ask <(command) "…"`
-            return _open_pipe(name, path.open("rb"), config, is_ours=True)
+            return _open_pipe(name, path.open("rb"), config, True, keep_pipes)
         document = _open_content(path, name, config, in_folder=False)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DocumentError(f"no such file or folder: {name}", _suggest(path)) from error
@@ -154,6 +196,8 @@ def _open_slack(name: str, root: Path, size_bytes: int, config: ReadConfig) -> D
         lambda meter, _: read_slack(Folder(root, meter)),
         config,
     )
+    document.path = root
+    document.parts = [root / inner for inner in sorted(Folder(root).names)]
     document.has_text()
     return document
 
@@ -172,18 +216,24 @@ def _open_content(path: Path, name: str, config: ReadConfig, in_folder: bool) ->
     with reopen() as stream:
         size_bytes = os.fstat(stream.fileno()).st_size
         head = stream.read(SNIFF_BYTES)
-    return open_blob(Blob(name, path.name, size_bytes, reopen, head), config, in_folder)
+    document = open_blob(Blob(name, path.name, size_bytes, reopen, head), config, in_folder)
+    document.path = path
+    return document
 
 
 def _open_pipe(
-    name: str, stream: BinaryIO | None, config: ReadConfig, is_ours: bool = False
+    name: str,
+    stream: BinaryIO | None,
+    config: ReadConfig,
+    is_ours: bool = False,
+    keep: bool = False,
 ) -> Document:
     """Open a stream that can be read once; what must be sought in goes to disk first."""
     head = stream.read(SNIFF_BYTES) if stream is not None else b""
     if stream is None or not head:
         raise ConfigError("stdin is empty" if name == "-" else f"{name}: the pipe is empty")
     rest = _Pipe(head, stream, is_ours)
-    if is_plain_text(head, config):
+    if is_plain_text(head, config) and not keep:
         return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
 
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
@@ -197,6 +247,8 @@ def _open_pipe(
         return copy
 
     weakref.finalize(reopen, spool.close)  # with the document, which holds `reopen`
+    if is_plain_text(head, config):
+        return TextDocument(name, "stdin", spool.tell(), reopen, config.encoding)
     document = open_blob(Blob(name, name, spool.tell(), reopen, head), config)
     document.has_text()
     return document

@@ -1,9 +1,11 @@
 """What every kind of document yields: passages of text, each with its place in the source."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from indexmem_cli.errors import DocumentError
@@ -70,6 +72,8 @@ class Damaged(Exception):
 class Document:
     """One source, opened but not yet read. The counts grow while `passages` runs."""
 
+    _open_bytes: Callable[[], BinaryIO]
+
     def __init__(self, name: str, kind: str, size_bytes: int | None) -> None:
         self.name = name
         self.kind = kind
@@ -81,6 +85,10 @@ class Document:
         """Path that is told to the model before the text; set for the files of a folder."""
         self.folder_skips: Counter[str] | None = None
         """Where a file of a folder counts itself when it cannot be read, instead of raising."""
+        self.path: Path | None = None
+        """Where the file lies; None for a pipe and for a text in memory."""
+        self.parts: list[Path] = []
+        """The files that are read as one document; empty where it is one file."""
         self._reset()
 
     def _reset(self) -> None:
@@ -101,6 +109,25 @@ class Document:
     def _read(self) -> Iterator[Passage]:
         raise NotImplementedError
 
+    def sha256(self) -> str:
+        """Return the hash of the document's bytes; not for a pipe that can be read only once.
+
+        Raises:
+            DocumentError: it cannot be read.
+        """
+        digest = hashlib.sha256()
+        try:
+            for part in self.parts or [None]:
+                if part is not None:  # so that no two sets of files look alike
+                    about = f"{part.relative_to(self.path)} {part.stat().st_size} "
+                    digest.update(about.encode("utf-8", "replace"))
+                with part.open("rb") if part else self._open_bytes() as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+        except OSError as error:
+            raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
+        return digest.hexdigest()
+
     def _read_named(self) -> Iterator[Passage]:
         """Read, with every failure in terms of this source."""
         try:
@@ -118,6 +145,7 @@ class Document:
             DocumentError: it cannot be read, or holds no text. A file of a folder counts itself
                 in `Sources.skipped` instead; an empty one still names itself to the model.
         """
+        was_counted = self.skipped_as is not None  # when it was read before
         self._reset()
         body = self._read_named()
         try:
@@ -133,7 +161,8 @@ class Document:
             if self.folder_skips is None:
                 raise
             self.skipped_as = error.reason
-            self.folder_skips[error.reason] += 1
+            if not was_counted:
+                self.folder_skips[error.reason] += 1
 
     def has_text(self) -> bool:
         """Look for a first passage: one page of most PDFs, every page of a scanned one.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from indexmem_cli.errors import ConfigError
-from indexmem_cli.memory.policies import Block
+from indexmem_cli.memory.policies import Block, GathersNothing
 
 FORMS = ("shared", "grouped", "shared-heads", "retention", "query")
 
@@ -172,7 +172,7 @@ def make_indexer(config: IndexerConfig) -> TokenIndexer | QueryIndexer:
     return QueryIndexer(config) if config.form == "query" else TokenIndexer(config)
 
 
-class TokenScorer:
+class TokenScorer(GathersNothing):
     """A `TokenIndexer` reading one stream: a token's score is made once and kept beside it."""
 
     needs_queries = False
@@ -196,7 +196,7 @@ class TokenScorer:
         return scores
 
 
-class QueryScorer:
+class QueryScorer(GathersNothing):
     """A `QueryIndexer` reading one stream. Index keys lie beside the slots and leave with them."""
 
     needs_queries = True

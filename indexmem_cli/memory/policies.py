@@ -75,8 +75,33 @@ class Scorer(Protocol):
         """
         ...
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was gathered so far, to be saved with the memory."""
+        ...
 
-class _Plain:
+    def set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what another scorer of this kind had gathered.
+
+        Raises:
+            ValueError: it is not what `tensors` of this kind returns.
+        """
+        ...
+
+
+class GathersNothing:
+    """A scorer that depends on nothing but the memory in front of it."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was gathered so far: nothing."""
+        return {}
+
+    def set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over nothing."""
+        if tensors:
+            raise ValueError(f"nothing is gathered by {type(self).__name__}")
+
+
+class _Plain(GathersNothing):
     """A scorer that looks at keys, values and positions alone."""
 
     needs_queries = False
@@ -205,6 +230,24 @@ class ExpectedAttention(_Plain):
             expected = block.by_kv_head(logits.softmax(-1), i).mean(dim=2)
             scores.append(expected * block.values(i).float().norm(dim=-1))
         return scores
+
+    def tensors(self) -> dict[str, Tensor]:
+        sums = {
+            f"{i}.{name}": x
+            for i, two in enumerate(self.sums)
+            for name, x in zip("qo", two, strict=True)
+        }
+        return {"count": torch.tensor(self.count), **sums}
+
+    def set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        layers = range((len(tensors) - 1) // 2)
+        if tensors.keys() != {"count", *(f"{i}.{name}" for i in layers for name in "qo")}:
+            raise ValueError("not the sums of queries")
+        sums = [(tensors[f"{i}.q"], tensors[f"{i}.o"]) for i in layers]
+        for total, outer in sums:
+            if total.dim() != 3 or outer.shape != (*total.shape, total.shape[-1]):
+                raise ValueError("not the sums of queries")
+        self.count, self.sums = int(tensors["count"]), sums
 
     def _observe(self, block: Block) -> None:
         self.count += block.new_tokens

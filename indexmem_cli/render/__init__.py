@@ -14,7 +14,7 @@ from indexmem_cli.render.health import show_finding
 from indexmem_cli.render.inspection import show_inspection
 from indexmem_cli.render.models import describe_download, show_model, show_models
 from indexmem_cli.render.safe import safe_line, safe_text
-from indexmem_cli.render.screen import show_error, show_json, show_line
+from indexmem_cli.render.screen import show_error, show_json, show_line, show_lines
 from indexmem_cli.render.settings import show_settings
 from indexmem_cli.render.wording import (
     describe_coverage,
@@ -46,6 +46,7 @@ __all__ = [
     "show_inspection",
     "show_json",
     "show_line",
+    "show_lines",
     "show_model",
     "show_models",
     "show_settings",

@@ -15,8 +15,11 @@ from indexmem_cli.render.safe import safe_line, safe_text
 from indexmem_cli.render.screen import open_console, show_json
 from indexmem_cli.render.wording import (
     describe_coverage,
+    describe_memory,
     describe_place,
     describe_progress,
+    describe_recall,
+    describe_round,
     format_bytes,
     format_rate,
     format_seconds,
@@ -198,12 +201,18 @@ def statistics(answer: Answer, verbose: bool) -> list[str]:
     lines = [
         f"{describe_coverage(answer.coverage)}"
         f" · KV {memory.kv_tokens:,} of {memory.full_kv_tokens:,} tokens"
-        f" · {format_bytes(memory.kv_bytes)} vs {format_bytes(memory.full_kv_bytes)} full",
-        f"prefill {format_seconds(timing.read_s)} at {format_rate(timing.read_tokens_per_s)}"
-        f" · first token {format_seconds(timing.first_token_s)}"
+        f" · {format_bytes(memory.kv_bytes)} vs {format_bytes(memory.full_kv_bytes)} full"
+        + ("" if answer.recall is None else f" · {describe_recall(answer.recall)}"),
+        (
+            f"prefill {format_seconds(timing.read_s)} at {format_rate(timing.read_tokens_per_s)} · "
+            if timing.read_s
+            else ""
+        )
+        + f"first token {format_seconds(timing.first_token_s)}"
         f" · {format_rate(timing.decode_tokens_per_s)}"
         f" · {peak}"
-        f" · {model.id}, {quant}{model.dtype} on {model.device}",
+        f" · {model.id}, {quant}{model.dtype} on {model.device}"
+        + "".join(f" · {describe_memory(memory)}" for memory in answer.memories[:1]),
     ]
     if verbose:
         lines.append(
@@ -211,5 +220,8 @@ def statistics(answer: Answer, verbose: bool) -> list[str]:
             f" · window {model.window_tokens:,} tokens · revision {model.revision}"
             f" · loaded in {format_seconds(timing.load_s)} · stopped by {answer.stop}"
         )
+        lines += [f"{m.source}: {describe_memory(m)}" for m in answer.memories[1:]]
+        for number, recalled in enumerate(answer.recall or (), start=1):
+            lines.append(describe_round(number, recalled))
         lines += [f"no text: {page}" for page in answer.coverage.pages_without_text]
     return lines

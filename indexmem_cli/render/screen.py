@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,13 @@ def show_json(document: dict[str, Any]) -> None:
     """Print one JSON document on one line. It needs no filter: all but ASCII is escaped."""
     sys.stdout.write(json.dumps(document, ensure_ascii=True, allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print plain lines, each made safe and kept on one line."""
+    console = open_console(stderr=False)
+    for line in lines:
+        console.print(Text(safe_line(line)), soft_wrap=True)
 
 
 def show_error(message: str, hint: str | None, details: str | None = None) -> None:

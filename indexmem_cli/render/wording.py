@@ -1,6 +1,6 @@
 """How counts, places and progress are put into words."""
 
-from indexmem_cli.events import Coverage, Progress, Source
+from indexmem_cli.events import Coverage, Progress, RecalledBlock, RecallRound, Remembered, Source
 from indexmem_cli.render.safe import safe_line
 
 
@@ -34,7 +34,43 @@ def describe_skipped(coverage: Coverage) -> str:
     return ", ".join(f"{num:,} {reason}" for reason, num in coverage.files_skipped.items())
 
 
-def describe_place(source: Source) -> str:
+def describe_recall(rounds: tuple[RecallRound, ...]) -> str:
+    """Say how much was read again, and in how many looks into the archive."""
+    blocks = [block for each in rounds for block in each.blocks]
+    if not blocks:
+        return "nothing recalled"
+    tokens = sum(block.tokens for block in blocks)
+    return f"recalled {tokens:,} tokens in {count(len(rounds), 'round')}"
+
+
+def describe_memory(memory: Remembered) -> str:
+    """Say what became of a memory: `memory a1f3c9 reused: 412,380 tokens not re-read`."""
+    if memory.id is None:
+        return "memory not saved"
+    saved = f"saved ({format_bytes(memory.saved_bytes)})"
+    if memory.tokens_reused == memory.tokens:
+        return f"memory {memory.id} reused: {memory.tokens:,} tokens not re-read"
+    if memory.tokens_reused:
+        return (
+            f"memory {memory.id} {saved}: {memory.tokens_reused:,} tokens not re-read, "
+            f"{memory.tokens - memory.tokens_reused:,} read"
+        )
+    return f"memory {memory.id} {saved}"
+
+
+def describe_round(number: int, recalled: RecallRound) -> str:
+    """Say what one look into the archive brought."""
+    places = [f"{describe_place(block)} ({block.odds:.0%})" for block in recalled.blocks]
+    query = safe_line(recalled.query)
+    return f"recall {number}: “{query}” → {', '.join(places) or 'nothing'}"
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun: `1 round`, `2 rounds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def describe_place(source: Source | RecalledBlock) -> str:
     """Return where to look.
 
     `book.pdf p. 311`, `app.log lines 3–9`, `chat.txt · 2024-03-05 14:02 · Ann`,

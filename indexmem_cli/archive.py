@@ -1,0 +1,385 @@
+"""The archive: every block of the text that was read, on disk, to be found again by its words.
+
+One SQLite file. Text is data only: what a question or a document holds never becomes a query.
+"""
+
+import contextlib
+import json
+import re
+import sqlite3
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from indexmem_cli.documents import Place
+from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.tokens import Entry
+
+BLOCK_TOKENS = 128
+"""A block ends before the passage that would make it longer than this."""
+MAX_TERMS = 64
+FORMAT = 1
+_PLACE = [field.name for field in fields(Place)][1:]
+_DEFAULTS = {field.name: field.default for field in fields(Place)}
+_APPLICATION = 0x494D454D  # "IMEM", in the header of the file
+_CACHE_KIB = 2048
+_MOST_PASSAGES = 256  # in a block: none is without a token
+_SCHEMA = f"""
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {FORMAT};
+CREATE TABLE files (number INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE blocks (
+    number INTEGER PRIMARY KEY,
+    first INTEGER NOT NULL,  -- stream position of the first token
+    ids BLOB NOT NULL,       -- token ids, 4 bytes each, little-endian
+    passages TEXT NOT NULL   -- JSON: [tokens, file, page, page label, line, …] of each passage
+);
+CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='porter unicode61');
+"""
+# Scripts without spaces between words are searched character by character.
+_UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_WORD = re.compile(r"\w+")
+
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive passages of one file."""
+
+    number: int
+    """Counted from 0 in the order of the text."""
+    entries: tuple[Entry, ...]
+
+    @property
+    def first(self) -> int:
+        """Stream position of its first token."""
+        return self.entries[0].first
+
+    @property
+    def end(self) -> int:
+        """Stream position after its last token."""
+        return self.entries[-1].end
+
+    @property
+    def ids(self) -> list[int]:
+        """All of its tokens."""
+        return [i for entry in self.entries for i in entry.ids]
+
+
+class Archive:
+    """Blocks of text in one file, written while a text is read and searched afterwards."""
+
+    def __init__(self, path: Path | None, connection: sqlite3.Connection, decode: Decode) -> None:
+        """Take over a connection; `create`, `open` and `append` make archives."""
+        self.path = path
+        """None: it has no file of its own."""
+        self._db = connection
+        self._decode = decode
+        self._uncommitted: list[Entry] = []
+        self._open: list[Entry] = []  # of the block that is still growing
+        self._files: dict[str, int] = {}
+        self.end = 0
+        """Stream position after the last token held."""
+
+    @classmethod
+    def create(cls, path: Path | None, decode: Decode) -> "Archive":
+        """Make an empty archive to write into.
+
+        Args:
+            path: a file that is not there yet. None: SQLite's own temporary file, which has no
+                name and goes with the connection.
+            decode: function of token ids that returns their text.
+
+        Raises:
+            MemoryFileError: the file exists, or cannot be written.
+        """
+        if path is not None and path.exists():
+            raise MemoryFileError(f"{path}: there is an archive already")
+        archive = cls(path, _connect(path, "rwc") if path else _configured(""), decode)
+        with _explained(path):
+            archive._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        return archive
+
+    @classmethod
+    def open(cls, path: Path, decode: Decode) -> "Archive":
+        """Open an archive to search it, without changing the file.
+
+        Raises:
+            MemoryFileError: it is missing, damaged, or of another version.
+        """
+        return cls(path, _checked(path, "ro"), decode)
+
+    @classmethod
+    def append(cls, path: Path, decode: Decode, end: int | None = None) -> "Archive":
+        """Open an archive to go on writing where it ends.
+
+        Args:
+            end: stream position to go on from; passages that begin there or later are forgotten.
+
+        Raises:
+            MemoryFileError: as in `open`.
+        """
+        archive = cls(path, _checked(path, "rw"), decode)
+        archive._reopen_last(sys.maxsize if end is None else end)
+        return archive
+
+    def close(self) -> None:
+        """Close the file; what was not committed is lost."""
+        self._db.close()
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Take in passages in the order of the text; one that is known already is passed over."""
+        for entry in entries:
+            if entry.first < self.end:
+                continue
+            self._uncommitted.append(entry)
+            tokens = sum(len(known.ids) for known in self._open)
+            other_file = self._open and self._open[0].place.file != entry.place.file
+            if self._open and (other_file or tokens + len(entry.ids) > BLOCK_TOKENS):
+                self._write(self._open)
+                self._open = []
+            self._open.append(entry)
+            self.end = entry.end
+
+    def commit(self, *, last: bool = False) -> None:
+        """Make what was written survive a crash.
+
+        Args:
+            last: write the block that is still growing too; `append` can go on with it.
+        """
+        if last and self._open:
+            self._write(self._open)
+            self._open = []
+        with _explained(self.path):
+            self._db.commit()
+        self._uncommitted = list(self._open)
+
+    def in_memory(self) -> "Archive":
+        """Return a copy of all that was added, also of what could not be written any more."""
+        with contextlib.suppress(sqlite3.Error):  # there may be nothing to take back
+            self._db.rollback()
+        copy = Archive(None, _configured(":memory:"), self._decode)
+        copy._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        for block in self:
+            copy.add(block.entries)
+        copy.add(self._uncommitted)
+        return copy
+
+    def find(self, position: int) -> Entry | None:
+        """Return the passage that a stream position lies in, if it is in a block by now."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            block = self.block(middle)
+            if block.end <= position:
+                low = middle + 1
+            elif block.first > position:
+                high = middle
+            else:
+                return next(entry for entry in block.entries if position < entry.end)
+        return None
+
+    def __len__(self) -> int:
+        """Blocks written."""
+        [(last,)] = self._run("SELECT max(number) FROM blocks")
+        return 0 if last is None else last + 1
+
+    def __iter__(self) -> Iterator[Block]:
+        """All blocks in the order of the text, one at a time."""
+        for number in range(len(self)):
+            yield self.block(number)
+
+    def block(self, number: int) -> Block:
+        """Return a block by its number.
+
+        Raises:
+            MemoryFileError: there is none, or it is damaged.
+        """
+        rows = self._run("SELECT first, ids, passages FROM blocks WHERE number = ?", number)
+        if not rows:
+            raise MemoryFileError(f"{self.path}: there is no block {number}")
+        entries = []
+        try:
+            first, ids, passages = rows[0][0], _unpack(rows[0][1]), json.loads(rows[0][2])
+            for tokens, file, *rest in passages:
+                place = Place(self._file_name(file), *rest)
+                entries.append(Entry(first, ids[:tokens], place))
+                first, ids = first + tokens, ids[tokens:]
+        except (TypeError, ValueError) as error:
+            raise MemoryFileError(f"{self.path}: block {number} is damaged") from error
+        if not entries or ids:
+            raise MemoryFileError(f"{self.path}: block {number} is damaged")
+        return Block(number, tuple(entries))
+
+    def text(self, block: Block) -> str:
+        """Return the text of a block."""
+        return self._decode(block.ids)
+
+    def text_of(self, entry: Entry) -> str:
+        """Return the text of a passage."""
+        return self._decode(entry.ids)
+
+    def places_of(self, words: Sequence[str], most: int) -> list[tuple[int, int]]:
+        """Find the passages that hold these words one after the other, in any form of them.
+
+        Returns:
+            (block number, index of the passage in it), ascending; at most `most` of them.
+        """
+        phrase = " ".join(word.replace('"', " ").replace("\0", " ") for word in words)
+        query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
+        rows = self._run(query, f'"{phrase}"', most)
+        return [divmod(row, _MOST_PASSAGES) for (row,) in rows]
+
+    def _write(self, entries: list[Entry]) -> None:
+        number = len(self)
+        rows = []
+        for entry in entries:
+            place = entry.place
+            file = self._file_number(place.file)
+            row = [getattr(place, name) for name in _PLACE]
+            while row[3:] and row[-1] == _DEFAULTS[_PLACE[len(row) - 1]]:
+                row.pop()  # most places have nothing there
+            rows.append([len(entry.ids), file, *row])
+        ids = [i for entry in entries for i in entry.ids]
+        row = (number, entries[0].first, _pack(ids), json.dumps(rows, separators=(",", ":")))
+        self._run("INSERT INTO blocks VALUES (?, ?, ?, ?)", *row)
+        for words in self._rows(number, entries):
+            self._run("INSERT INTO words (rowid, text) VALUES (?, ?)", *words)
+
+    def _rows(self, number: int, entries: Sequence[Entry]) -> list[tuple[int, str]]:
+        """What the index holds of a block: one row for each passage."""
+        first = number * _MOST_PASSAGES
+        return [(first + i, searchable(self._decode(entry.ids))) for i, entry in enumerate(entries)]
+
+    def _reopen_last(self, end: int) -> None:
+        """Take the blocks out again that reach beyond `end`, and the last one, to go on with it."""
+        while number := len(self):
+            block = self.block(number - 1)
+            for gone in self._rows(block.number, block.entries):
+                insert = "INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)"
+                self._run(insert, *gone)
+            self._run("DELETE FROM blocks WHERE number = ?", block.number)
+            self._open = [entry for entry in block.entries if entry.first < end]
+            if self._open:
+                self.end = self._open[-1].end
+                return
+
+    def _file_number(self, name: str) -> int:
+        if name not in self._files:
+            rows = self._run("SELECT number FROM files WHERE name = ?", name)
+            if not rows:
+                rows = self._run("INSERT INTO files (name) VALUES (?) RETURNING number", name)
+            self._files = {name: rows[0][0]}  # files come one after the other
+        return self._files[name]
+
+    def _file_name(self, number: int) -> str:
+        rows = self._run("SELECT name FROM files WHERE number = ?", number)
+        if not rows:
+            raise MemoryFileError(f"{self.path}: there is no file {number}")
+        return rows[0][0]
+
+    def _run(self, statement: str, *values: object) -> list[tuple]:
+        """Run one statement and return its rows."""
+        with _explained(self.path):
+            return self._db.execute(statement, values).fetchall()
+
+
+def searchable(text: str) -> str:
+    """Return a text as the index sees it: camelCase and scripts without spaces are taken apart."""
+    text = text.replace("\0", " ")
+    return _UNSPACED.sub(r" \1 ", _CAMEL.sub(" ", text))
+
+
+def terms_of(text: str) -> list[str]:
+    """The different words of a text in lower case, in order, at most `MAX_TERMS`."""
+    words = _WORD.findall(searchable(text).replace("_", " "))
+    return list(dict.fromkeys(word.lower() for word in words))[:MAX_TERMS]
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    with _explained(path):
+        return _configured(f"{path.absolute().as_uri()}?mode={mode}")
+
+
+def _configured(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=uri.startswith("file:"), check_same_thread=False)
+    for pragma in (
+        "trusted_schema = OFF",
+        "cell_size_check = ON",
+        "mmap_size = 0",
+        f"cache_size = -{_CACHE_KIB}",
+        # An archive that was not finished is never opened again, and a finished one is synced.
+        "synchronous = OFF",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _checked(path: Path, mode: str) -> sqlite3.Connection:
+    """Connect to an archive that is there, and see that it is one."""
+    if not path.is_file():
+        raise MemoryFileError(f"{path}: no such archive")
+    connection = _connect(path, mode)
+    with _explained(path):
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if (application, version) != (_APPLICATION, FORMAT):
+        connection.close()
+        raise MemoryFileError(f"{path}: not an archive of version {FORMAT}")
+    return connection
+
+
+class _explained:
+    """Turns SQLite's errors into one that names the file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._name = path or "the archive"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise MemoryFileError(f"{self._name}: {error}") from error
+
+
+def _pack(ids: Sequence[int]) -> bytes:
+    packed = array("I", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _unpack(data: bytes) -> list[int]:
+    ids = array("I", data)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids.tolist()
+
+
+def check_archive(path: Path) -> None:
+    """See that a file is an archive and nothing else, and have SQLite look at every page of it.
+
+    Raises:
+        MemoryFileError: it is damaged, or holds tables that no archive has.
+    """
+    expected = sqlite3.connect(":memory:")
+    expected.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+    found = _checked(path, "ro")
+    try:
+        with _explained(path):
+            # What is defined in the file is looked at before anything of it is run.
+            if found.execute(query).fetchall() != expected.execute(query).fetchall():
+                raise MemoryFileError(f"{path}: it defines what no archive has")
+            (result,) = found.execute("PRAGMA quick_check(1)").fetchone()
+            if result != "ok":
+                raise MemoryFileError(f"{path}: {result}")
+    finally:
+        found.close()
+        expected.close()

@@ -1,0 +1,195 @@
+"""One question of memories: the passages it needs are read again, then the answer is written."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from indexmem_cli.archive import Block
+from indexmem_cli.archives import Archives
+from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig
+from indexmem_cli.coverage import join_coverage
+from indexmem_cli.events import (
+    Answer,
+    Event,
+    MemoryUse,
+    RecalledBlock,
+    RecallRound,
+    Timing,
+    TokenText,
+)
+from indexmem_cli.evidence import Evidence
+from indexmem_cli.language_model import LanguageModel
+from indexmem_cli.reading import Reading
+
+if TYPE_CHECKING:
+    from indexmem_cli.engine import Reader
+
+LEAST_RECALL_TOKENS = 160
+"""Room for passages even where a model answers from fewer tokens: for one block."""
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What one question is answered from."""
+
+    reader: "Reader"
+    places: Archives
+    origins: dict[int, int] = field(default_factory=dict)
+    """First position of the tokens read again, by their new one."""
+    rounds: tuple[RecallRound, ...] | None = None
+    """None: nothing was looked up."""
+
+
+def find_grounds(
+    readings: Sequence[Reading], question: str, closing: list[int], look_up: bool
+) -> Grounds:
+    """Bring a memory into the state to answer one question from, without changing it.
+
+    Several memories are looked through as one archive. Their states cannot be joined, because each
+    was computed after its own text alone: such an answer is written from the passages and the
+    opening of the prompt.
+
+    Args:
+        look_up: whether passages are looked up; with several memories they always are.
+    """
+    places = Archives([r.archive for r in readings], [r.names for r in readings])
+    first, several = readings[0], len(readings) > 1
+    if not look_up and not several:
+        return Grounds(first.reader.fork(), places)
+    from indexmem_cli.memory.recall import Recall, load_gate
+
+    reader = _new_reader(first, closing) if several else first.reader.fork_for(closing)
+    state, plan = reader.state, reader.plan
+    if not several and state.held == state.seen <= plan.answer_from_tokens:
+        return Grounds(reader, places, rounds=())  # the whole text is in memory
+    budget = plan.budget_tokens - plan.sink_tokens
+    recall = Recall(places, question, load_gate())
+    recall.run(min(max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS), budget), budget)
+    entries = [entry for block in recall.blocks for entry in block.entries]
+    again = [entry.first + i for entry in entries for i in range(len(entry.ids))]
+    origins = dict(zip(range(state.seen, state.seen + len(again)), again, strict=True))
+    if entries:
+        reader.recall([i for entry in entries for i in entry.ids])
+    rounds = tuple(
+        RecallRound(query, tuple(_describe(one.block, one.odds) for one in found))
+        for query, found in recall.rounds
+    )
+    return Grounds(reader, places, origins, rounds)
+
+
+def answer(
+    model: LanguageModel,
+    readings: Sequence[Reading],
+    question: str,
+    closing: list[int],
+    memory: MemoryConfig,
+    config: AnswerConfig,
+    notices: tuple[str, ...],
+) -> Iterator[Event]:
+    """Answer one question, yielding the text as it is written; the answer comes last.
+
+    Args:
+        closing: the question's tokens with what surrounds it.
+        notices: what the user was told already.
+    """
+    started, text, times = time.perf_counter(), "", []
+    grounds = find_grounds(readings, question, closing, memory.recall)
+    use = _memory_use(model, readings, grounds, memory.policy or "")
+    evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
+    for step in grounds.reader.answer(closing, config, model.backbone.eos_ids):
+        times.append(time.perf_counter())
+        evidence.add(step.attended)
+        text += (piece := _continue(text, stream.push(step.token_id)))
+        yield TokenText(piece)
+    text += (piece := _continue(text, stream.flush()))
+    yield TokenText(piece)
+    first = times[0] if times else time.perf_counter()
+    decode_s = times[-1] - first if len(times) > 1 else 0.0
+    read_s = sum(reading.seconds for reading in readings)
+    tokens = sum(reading.tokens - reading.tokens_reused for reading in readings)
+    yield Answer(
+        text=text.rstrip(),
+        sources=evidence.sources(grounds.places, model.tokenizer),
+        coverage=join_coverage([reading.coverage for reading in readings]),
+        memory=MemoryUse(
+            **use,
+            process_peak_bytes=_process_peak_bytes(),
+            gpu_peak_bytes=model.backbone.gpu_peak_bytes(),
+        ),
+        timing=Timing(
+            load_s=model.load_s,
+            read_s=read_s,
+            read_tokens_per_s=tokens / read_s if read_s else 0.0,
+            first_token_s=first - started,
+            decode_tokens_per_s=(len(times) - 1) / decode_s if decode_s else 0.0,
+        ),
+        model=model.backbone.info,
+        stop="length" if len(times) == config.max_tokens else "end",
+        notices=notices,
+        recall=grounds.rounds,
+        memories=tuple(reading.remembered for reading in readings),
+    )
+
+
+def _memory_use(
+    model: LanguageModel, readings: Sequence[Reading], grounds: Grounds, policy: str
+) -> dict[str, str | int]:
+    """What is kept of what was read; of several sources, what the answer is written from."""
+    reader = readings[0].reader if len(readings) == 1 else grounds.reader
+    full = sum(len(model.prompt.opening) + reading.tokens for reading in readings)
+    return {
+        "policy": policy,
+        "budget_tokens": readings[0].reader.plan.budget_tokens,
+        "kv_tokens": reader.state.held,
+        "kv_bytes": reader.state.nbytes,
+        "full_kv_tokens": full,
+        "full_kv_bytes": full * model.backbone.kv_bytes_per_token,
+    }
+
+
+def _new_reader(reading: Reading, closing: list[int]) -> "Reader":
+    """A reader that knows the prompt's opening and the question, and no text yet."""
+    from indexmem_cli.engine import Reader
+    from indexmem_cli.memory.policies import make_scorer
+
+    old = reading.reader
+    reader = Reader(old.backbone, old.plan, make_scorer(FOCUS), closing)
+    for _ in reader.read([reading.opening] if reading.opening else []):
+        pass
+    return reader
+
+
+def _describe(block: Block, odds: float) -> RecalledBlock:
+    first, last = block.entries[0].place, block.entries[-1].place
+    return RecalledBlock(
+        number=block.number,
+        file=first.file,
+        page=first.page,
+        page_label=first.page_label,
+        line_start=first.line,
+        line_end=last.line,
+        tokens=block.end - block.first,
+        odds=odds,
+        unit=first.unit,
+        member=first.member,
+        author=first.author,
+        time=first.time,
+        symbol=first.symbol,
+    )
+
+
+def _continue(text: str, piece: str) -> str:
+    """The next piece of an answer, which never begins with white space."""
+    return piece if text else piece.lstrip()
+
+
+def _process_peak_bytes() -> int:
+    """Largest resident size of this process so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

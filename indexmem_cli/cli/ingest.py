@@ -1,0 +1,89 @@
+"""`indexmem ingest`: read the sources now, ask later."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from indexmem_cli.cli import options
+from indexmem_cli.cli.noise import hush_libraries
+from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, StoreConfig
+from indexmem_cli.errors import ConfigError, NotFullyRead
+
+
+def ingest(
+    *,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Files and folders, each for itself. - is standard input, which is also read if "
+            "none is given.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A name to ask it by, for one source.")
+    ] = None,
+    budget: options.Budget = None,
+    chunk: options.Chunk = None,
+    policy: options.Policy = None,
+    span: options.Span = MemoryConfig.span_tokens,
+    model: options.Model = DEFAULT_MODEL,
+    quant: options.Quant = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    offline: options.Offline = False,
+    pages: options.Pages = None,
+    encoding: options.Encoding = None,
+    password_file: options.PasswordFile = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    fresh: options.Fresh = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be read, and read nothing.")
+    ] = False,
+    as_json: options.Json = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="The ids of the memories and nothing else.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 8 if anything could not be read.")
+    ] = False,
+) -> None:
+    """Read documents into saved memories, for questions to come.
+
+    A reading that is cut short goes on from its last checkpoint when the command is given again.
+
+    \b
+    Examples:
+      indexmem ingest book.pdf --name mill
+      indexmem ingest ./service notes.md --dry-run
+    """
+    if not sources:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ConfigError("nothing to read: no source is given", "indexmem ingest book.pdf")
+        sources = ["-"]
+    read = options.read_config(pages, encoding, password_file, include, exclude)
+    memory = options.memory_config(budget, chunk, policy, span)
+    backbone = options.model_config(model, quant, dtype, device, offline)
+    store = StoreConfig(fresh=fresh, name=name)
+
+    hush_libraries(verbose=False)
+    from indexmem_cli import session
+    from indexmem_cli.render import show_inspection, show_json
+    from indexmem_cli.render.ingestion import show_ingestion
+
+    stdin = options.stdin_of(sources)
+    if dry_run:
+        found = session.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
+        show_json(found.as_json()) if as_json else show_inspection(found, verbose=False)
+        return
+    events = session.ingest(
+        sources, read=read, memory=memory, model=backbone, store=store, stdin=stdin
+    )
+    done = show_ingestion(events, quiet, as_json)
+    if strict and not done.coverage.complete:
+        raise NotFullyRead(
+            "not everything was read, and --strict asks for that",
+            "`indexmem inspect` says what is missing",
+        )

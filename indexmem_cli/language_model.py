@@ -1,0 +1,73 @@
+"""The model that reads and answers, with its tokenizer and prompt; loaded when it is needed."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.config import ModelConfig
+from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.library.disk import blake2b
+from indexmem_cli.library.manifest import Manifest
+from indexmem_cli.tokens import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from indexmem_cli.backbone import Backbone
+    from indexmem_cli.loading import Prompt
+
+
+@dataclass
+class LanguageModel:
+    """A loaded model with all that goes with it."""
+
+    backbone: "Backbone"
+    prompt: "Prompt"
+    tokenizer: Tokenizer
+    load_s: float
+    answer_from_tokens: int | None
+    name: str
+    """Of the model, as the user named it."""
+    tokenizer_hash: str
+    """Of the tokenizer and the prompt before the document."""
+
+
+def load_language_model(config: ModelConfig) -> LanguageModel:
+    """Load a model with all that goes with it."""
+    started = time.perf_counter()
+    checkpoint = find_checkpoint(config.model, config.offline)
+    tokenizer = load_tokenizer(checkpoint.path)
+    from indexmem_cli.loading import load_backbone, load_prompt
+
+    backbone, prompt = load_backbone(checkpoint, config), load_prompt(checkpoint)
+    load_s = time.perf_counter() - started
+    tokens = f"{checkpoint.tokenizer_hash()} {prompt.opening}"
+    return LanguageModel(
+        backbone,
+        prompt,
+        tokenizer,
+        load_s,
+        checkpoint.answer_from_tokens,
+        config.model,
+        blake2b(tokens.encode()),
+    )
+
+
+def check_fits(manifest: Manifest, model: LanguageModel) -> None:
+    """See that a saved memory is one of this model.
+
+    Raises:
+        MemoryFileError: another model or tokenizer read it.
+    """
+    info, key = model.backbone.info, manifest.key
+    made = {"dtype": key.settings.get("dtype"), "quantisation": key.settings.get("quant")}
+    here = {"dtype": info.dtype, "quantisation": info.quant}
+    wrong = [name for name in made if made[name] != here[name]]
+    if key.model != info.revision:
+        wrong = ["weights"]
+    elif key.tokenizer != model.tokenizer_hash:
+        wrong = ["tokenizer or prompt"]
+    if wrong:
+        raise MemoryFileError(
+            f"memory {manifest.id} was made by {manifest.model} with another {' and '.join(wrong)}",
+            f"choose --model {manifest.model} as it was then, or ingest {manifest.source} again",
+        )

@@ -1,0 +1,126 @@
+"""The saved memories as a list, and the choice of those that can go."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from indexmem_cli.errors import ConfigError, MemoryFileError
+from indexmem_cli.events import SavedMemory
+from indexmem_cli.library import CHECKPOINT, Library
+from indexmem_cli.library.disk import folder_bytes
+from indexmem_cli.library.manifest import Manifest
+from indexmem_cli.library.sources import changed_files
+
+_FILTER = re.compile(r"\s*(used|created|size)\s*([<>])\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_BYTES = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def list_memories(library: Library) -> Iterator[SavedMemory]:
+    """Describe every memory, whatever its state."""
+    for memory_id in library.ids():
+        yield describe(library, memory_id)
+
+
+def describe(library: Library, memory_id: str) -> SavedMemory:
+    """Describe one memory: whole, unfinished or damaged."""
+    num_bytes = folder_bytes(library.folder(memory_id))
+    try:
+        manifest = library.load(memory_id)
+    except MemoryFileError as error:
+        try:
+            begun = library.load(memory_id, CHECKPOINT)
+        except MemoryFileError:
+            return _damaged(memory_id, num_bytes, error)
+        return _describe(begun, "unfinished", "reading was cut short", num_bytes, begun.created_s)
+    status, detail = _freshness(manifest)
+    return _describe(manifest, status, detail, num_bytes, library.used_s(memory_id))
+
+
+def parse_filters(texts: Sequence[str]) -> Callable[[SavedMemory], bool]:
+    """Read filters such as `used>30d`, `created<2h` and `size>1GB`; a memory must meet them all.
+
+    Raises:
+        ConfigError: a text is no filter.
+    """
+    tests = [_parse(text, time.time()) for text in texts]
+    return lambda memory: all(test(memory) for test in tests)
+
+
+def _parse(text: str, now_s: float) -> Callable[[SavedMemory], bool]:
+    match = _FILTER.fullmatch(text)
+    what, unit = (match[1], match[4].lower()) if match else ("", "")
+    scale = _SECONDS.get(unit)
+    if what == "size":
+        scale = _BYTES.get(re.sub(r"(?<=.)i?b$", "", unit))
+    if not match or scale is None:
+        raise ConfigError(
+            f"not a filter: {text!r}", "write it as 'used>30d', 'created>2w' or 'size>1GB'"
+        )
+    limit, more = float(match[3]) * scale, match[2] == ">"
+
+    def test(memory: SavedMemory) -> bool:
+        since = {"used": memory.used_s, "created": memory.created_s}
+        value = memory.num_bytes if what == "size" else now_s - since[what]
+        return value > limit if more else value < limit
+
+    return test
+
+
+def _freshness(manifest: Manifest) -> tuple[str, str]:
+    """Compare a memory with its source as it is now."""
+    if manifest.path is None:
+        return "ok", ""
+    if not os.path.lexists(manifest.path):
+        return "gone", f"{manifest.source} is no longer there"
+    changed = changed_files(manifest.files)
+    if not changed:
+        return "ok", ""
+    if len(manifest.files) == 1:
+        return "stale", f"{manifest.source} has changed"
+    named = ", ".join(changed[:3]) + (" …" if len(changed) > 3 else "")
+    return "stale", f"{len(changed):,} of {len(manifest.files):,} files have changed: {named}"
+
+
+def _describe(
+    manifest: Manifest, status: str, detail: str, num_bytes: int, used_s: float
+) -> SavedMemory:
+    settings = manifest.key.settings
+    return SavedMemory(
+        id=manifest.id,
+        name=manifest.name,
+        status=status,
+        detail=detail,
+        source=manifest.source,
+        path=manifest.path,
+        files=len(manifest.files),
+        model=manifest.model,
+        budget_tokens=int(settings.get("budget_tokens") or 0),
+        policy=str(settings.get("policy")),
+        question=manifest.key.question,
+        tokens=manifest.tokens,
+        num_bytes=num_bytes,
+        created_s=manifest.created_s,
+        used_s=used_s,
+    )
+
+
+def _damaged(memory_id: str, num_bytes: int, error: MemoryFileError) -> SavedMemory:
+    return SavedMemory(
+        id=memory_id,
+        name=None,
+        status="damaged",
+        detail=error.message,
+        source="?",
+        path=None,
+        files=0,
+        model="?",
+        budget_tokens=0,
+        policy="?",
+        question=None,
+        tokens=0,
+        num_bytes=num_bytes,
+        created_s=0.0,
+        used_s=0.0,
+    )

@@ -1,0 +1,333 @@
+"""The gate: which blocks of the archive to read again for a question, and how many. No torch.
+
+Blocks are found by the words they share with the question; a small trained classifier says for each
+of the best how likely it holds the answer. Further rounds follow the names that were found.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from indexmem_cli.archive import Archive, Block, terms_of
+from indexmem_cli.errors import MemoryFileError
+
+GATE_FILE = Path(__file__).with_name("gate.json")
+CANDIDATES = 20
+MAX_ROUNDS = 3
+FURTHER_TOKENS = 160
+"""Room for what a further round finds: one block."""
+MOST_LINKS = 6
+FEATURES = {
+    "first": (
+        "score",  # of the block, as a share of the best block's
+        "lead",  # what the best block has over the second, as a share; 0 for all others
+        "rank",  # 1, 1/2, 1/3 …
+        "coverage",  # share of the question's words in the block, each by its rarity
+        "passage",  # the same in two passages that follow each other
+        "around",  # the same in the block and its neighbours
+        "rarest",  # the same for the three rarest words alone
+        "pairs",  # the same for pairs of words that follow each other in the question
+        "kind",  # 1 with a new name or number where the question asks for one, -1 without, else 0
+    ),
+    "further": (
+        "rank",
+        "links",  # share of the words found before that are in the block, each by its rarity
+        "missing",  # share of the question's words not found before that are in the block
+        "passage",  # share of both in two passages that follow each other
+        "open",  # share of the question's words that no block found before holds
+        "kind",
+    ),
+}
+_SATURATION = 1.2  # k1 of BM25; blocks are of one length, so b = 0
+_PAIR_WEIGHT = 0.3
+_NEIGHBOUR_WEIGHT = 0.3
+_MOST_PLACES = 20_000
+_NUMBER = re.compile(r"\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|hundred|thousand)\b")
+_NAME = re.compile(r"(?<=[^.!?\s]\s)[A-Z]\w+")
+_ASKS_NUMBER = re.compile(r"\b(?:when|how (?:many|much|long|old|far)|what year|which year|date)\b")
+_ASKS_NAME = re.compile(r"\b(?:who|whom|whose|where)\b")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A block that may hold the answer."""
+
+    number: int
+    features: tuple[float, ...]
+    """In the order of `FEATURES` for its kind of round."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Logistic regression on the features of a candidate."""
+
+    weights: tuple[float, ...]
+    bias: float
+    least: float
+    """Of the odds that let a block through."""
+
+    def odds(self, candidate: Candidate) -> float:
+        """Return how likely a block holds what is looked for, in (0, 1)."""
+        pairs = zip(self.weights, candidate.features, strict=True)
+        total = self.bias + sum(weight * value for weight, value in pairs)
+        return 1 / (1 + math.exp(-max(-30.0, min(30.0, total))))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What decides which blocks are read again."""
+
+    first: Classifier
+    further: Classifier
+    least_more: float
+    """What every block of the first round but the best must reach."""
+
+
+def load_gate(path: Path = GATE_FILE) -> Gate:
+    """Read a trained gate.
+
+    Raises:
+        MemoryFileError: it lacks something.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        classifiers = {
+            name: Classifier(
+                tuple(data[name]["weights"][feature] for feature in features),
+                data[name]["bias"],
+                data[name]["least"],
+            )
+            for name, features in FEATURES.items()
+        }
+        return Gate(**classifiers, least_more=data["least_more"])
+    except (OSError, ValueError, LookupError) as error:
+        raise MemoryFileError(f"{path}: not a gate of this version: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Found:
+    """A block to read again."""
+
+    block: Block
+    odds: float
+
+
+@dataclass
+class Recall:
+    """One question put to an archive, in rounds."""
+
+    archive: Archive
+    question: str
+    gate: Gate
+    rounds: list[tuple[str, list[Found]]] = field(default_factory=list)
+    """What was looked for, and what was let through: the likeliest first, perhaps nothing."""
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks to read again, in the order of the text."""
+        found = (one.block for _, blocks in self.rounds for one in blocks)
+        return sorted(found, key=lambda block: block.number)
+
+    def run(self, room_tokens: int, budget_tokens: int) -> None:
+        """Look until nothing new is found, at most `MAX_ROUNDS` times.
+
+        Args:
+            room_tokens: what the blocks of the first round may take together.
+            budget_tokens: what all blocks may take.
+        """
+        rated = rate(self.gate.first, find_candidates(self.archive, self.question))
+        least_more = max(self.gate.least_more, self.gate.first.least)
+        found = self._take(rated, self.gate.first.least, least_more, room_tokens)
+        self.rounds.append((self.question, found))
+        while found and len(self.rounds) < MAX_ROUNDS:
+            budget = budget_tokens - sum(block.end - block.first for block in self.blocks)
+            links = find_links(self.archive, self.question, self.blocks)
+            if not links or budget <= 0:
+                return
+            rated = rate(self.gate.further, follow(self.archive, self.question, links, self.blocks))
+            least = self.gate.further.least
+            found = self._take(rated, least, least, min(FURTHER_TOKENS, budget))
+            self.rounds.append((f"{self.question} {' '.join(links)}", found))
+
+    def _take(
+        self, rated: list[tuple[float, int]], least: float, least_more: float, room_tokens: int
+    ) -> list[Found]:
+        taken: list[Found] = []
+        for odds, number in rated:
+            if odds < (least_more if taken else least):
+                break
+            block = self.archive.block(number)
+            tokens = block.end - block.first
+            if tokens <= room_tokens:
+                taken.append(Found(block, odds))
+                room_tokens -= tokens
+        return taken
+
+
+def rate(classifier: Classifier, candidates: Iterable[Candidate]) -> list[tuple[float, int]]:
+    """Return (odds, number) of the candidates, the likeliest first."""
+    rated = [(classifier.odds(candidate), candidate.number) for candidate in candidates]
+    return sorted(rated, key=lambda pair: (-pair[0], pair[1]))
+
+
+def find_candidates(archive: Archive, question: str) -> list[Candidate]:
+    """Return the best blocks by the words they share with the question, best first."""
+    words = _Words(archive, terms_of(question))
+    ranked = words.rank()
+    if not ranked:
+        return []
+    best = ranked[0][1]
+    second = ranked[1][1] if len(ranked) > 1 else 0.0
+    candidates = []
+    for i, (number, score) in enumerate(ranked[:CANDIDATES]):
+        features = (
+            score / best,
+            (best - second) / best if i == 0 else 0.0,
+            1 / (i + 1),
+            words.share(words.single, number),
+            words.share_close(words.single, number),
+            words.share(words.single, number - 1, number, number + 1),
+            words.share(words.rarest, number),
+            words.share(words.pairs, number),
+            _fits(question, archive.text(archive.block(number))),
+        )
+        candidates.append(Candidate(number, features))
+    return candidates
+
+
+def find_links(archive: Archive, question: str, blocks: Sequence[Block]) -> list[str]:
+    """Return rare words beside the question's in the blocks that other blocks hold too.
+
+    They stand in the two passages that hold most of the question.
+    """
+    words = _Words(archive, terms_of(question))
+    links: list[str] = []
+    for block in blocks:
+        at = words.closest(words.single, block.number)
+        text = "".join(archive.text_of(entry) for entry in block.entries[at : at + 2])
+        links += (term for term in terms_of(text) if term not in words.terms)
+    rarity = _Words(archive, links, with_pairs=False)
+    known = {block.number for block in blocks}
+    shared = [w for w in rarity.single if rarity.blocks[w].keys() - known]
+    shared.sort(key=lambda w: -rarity.rarity[w])
+    return [term for (term,) in shared[:MOST_LINKS]]
+
+
+def follow(
+    archive: Archive, question: str, links: Sequence[str], blocks: Sequence[Block]
+) -> list[Candidate]:
+    """Return the best blocks by the links and what of the question was not found, best first."""
+    known = {block.number for block in blocks}
+    words = _Words(archive, [*terms_of(question), *links], with_pairs=False)
+    linked = [w for w in words.single if w[0] in links]
+    asked = [w for w in words.single if w[0] not in links]
+    missing = [w for w in asked if not words.blocks[w].keys() & known]
+    left = words.mass(missing) / (words.mass(asked) or 1.0)
+    numbers = {n for w in linked for n in words.blocks[w]} - known
+    mass = {n: words.mass(w for w in (*linked, *missing) if n in words.blocks[w]) for n in numbers}
+    ranked = sorted(mass, key=lambda n: (-mass[n], n))[:CANDIDATES]
+    return [
+        Candidate(
+            number,
+            (
+                1 / (i + 1),
+                words.share(linked, number),
+                words.share(missing, number),
+                words.share_close([*linked, *missing], number),
+                left,
+                _fits(question, archive.text(archive.block(number))),
+            ),
+        )
+        for i, number in enumerate(ranked)
+    ]
+
+
+Words = tuple[str, ...]
+
+
+@dataclass
+class _Words:
+    """Where words stand in an archive. Words in a third of all blocks or more tell nothing."""
+
+    archive: Archive
+    terms: Sequence[str]
+    with_pairs: bool = True
+    blocks: dict[Words, dict[int, set[int]]] = field(default_factory=dict)
+    """For each word or pair: block number to the passages that hold it."""
+    rarity: dict[Words, float] = field(default_factory=dict)
+    """Logarithm of how many blocks there are for each that holds it; at least 0."""
+
+    def __post_init__(self) -> None:
+        total = len(self.archive)
+        most = min(total // 3 + 1, _MOST_PLACES)
+        pairs = zip(self.terms, self.terms[1:], strict=False) if self.with_pairs else ()
+        for words in [*((term,) for term in self.terms), *pairs]:
+            places = self.archive.places_of(words, most + 1)
+            if not places or len(places) > most:
+                continue
+            held: dict[int, set[int]] = defaultdict(set)
+            for number, passage in places:
+                held[number].add(passage)
+            self.blocks[words] = held
+            self.rarity[words] = math.log(1 + (total - len(held) + 0.5) / (len(held) + 0.5))
+        self.single = [words for words in self.blocks if len(words) == 1]
+        self.pairs = [words for words in self.blocks if len(words) == 2]
+
+    @cached_property
+    def rarest(self) -> list[Words]:
+        """The three rarest words."""
+        return sorted(self.single, key=lambda words: -self.rarity[words])[:3]
+
+    def rank(self) -> list[tuple[int, float]]:
+        """Blocks by BM25 of words and pairs, with a share of the better neighbour's, best first."""
+        own: dict[int, float] = defaultdict(float)
+        for words, held in self.blocks.items():
+            weight = self.rarity[words] * (_PAIR_WEIGHT if len(words) == 2 else 1.0)
+            for number, passages in held.items():
+                count = len(passages)
+                own[number] += weight * (_SATURATION + 1) * count / (count + _SATURATION)
+        total = {
+            number: score
+            + _NEIGHBOUR_WEIGHT * max(own.get(number - 1, 0.0), own.get(number + 1, 0.0))
+            for number, score in own.items()
+        }
+        return sorted(total.items(), key=lambda item: (-item[1], item[0]))
+
+    def mass(self, words: Iterable[Words]) -> float:
+        """Sum of the rarities."""
+        return sum(self.rarity[w] for w in words)
+
+    def share(self, words: Sequence[Words], *numbers: int) -> float:
+        """Share of the words' mass that these blocks hold together, in [0, 1]."""
+        held = (w for w in words if any(number in self.blocks[w] for number in numbers))
+        return self.mass(held) / (self.mass(words) or 1.0)
+
+    def share_close(self, words: Sequence[Words], number: int) -> float:
+        """Share of the words' mass in the best two passages of a block that follow each other."""
+        return self._close(words, number, self.closest(words, number)) / (self.mass(words) or 1.0)
+
+    def closest(self, words: Sequence[Words], number: int) -> int:
+        """The first of those two passages."""
+        passages = {p for w in words for p in self.blocks[w].get(number, ())}
+        return max(sorted(passages), key=lambda p: self._close(words, number, p), default=0)
+
+    def _close(self, words: Sequence[Words], number: int, passage: int) -> float:
+        near = {passage, passage + 1}
+        return self.mass(w for w in words if self.blocks[w].get(number, set()) & near)
+
+
+def _fits(question: str, text: str) -> float:
+    """Whether the text holds what the question word asks for: 1, -1, or 0; English alone."""
+    lower = question.lower()
+    if _ASKS_NUMBER.search(lower):
+        kind = _NUMBER
+    elif _ASKS_NAME.search(lower):
+        kind = _NAME
+    else:
+        return 0.0
+    return 1.0 if set(kind.findall(text)) - set(kind.findall(question)) else -1.0

@@ -1,0 +1,101 @@
+"""The gate: which blocks are read again for a question, how many, and in which rounds."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from test_archive import HOSTILE, write
+
+from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.memory.recall import MAX_ROUNDS, Recall, find_candidates, load_gate
+
+FILLER = [f"Nothing of note happened on day {n} of the long voyage by sea." for n in range(90)]
+FACTS = {
+    10: "The silver lantern was left with Edmund Tarrow.",
+    40: "Captain Obed painted the harbour of Vell in the spring.",
+    70: "Edmund Tarrow now lives in Quillport by the sea.",
+}
+LINES = [FACTS.get(n, line) for n, line in enumerate(FILLER)]
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return write(tmp_path / "a.sqlite", LINES)
+
+
+def look(archive, question, room=200, budget=400):
+    recall = Recall(archive, question, load_gate())
+    recall.run(room, budget)
+    return recall
+
+
+def texts(archive, recall):
+    return "".join(map(archive.text, recall.blocks))
+
+
+def test_the_block_that_states_it_is_found(archive):
+    recall = look(archive, "Who painted the harbour of Vell?")
+    assert FACTS[40] in texts(archive, recall)
+    (query, found), *_ = recall.rounds
+    assert query == "Who painted the harbour of Vell?" and 0.5 < found[0].odds < 1
+
+
+def test_a_second_round_follows_the_name_that_the_first_found(archive):
+    recall = look(archive, "In which place does the person with the silver lantern live?")
+    assert FACTS[10] in texts(archive, recall) and FACTS[70] in texts(archive, recall)
+    second_query, second = recall.rounds[1]
+    assert "edmund" in second_query.lower() and FACTS[70] in archive.text(second[0].block)
+    assert len(recall.rounds) <= MAX_ROUNDS
+
+
+def test_blocks_come_in_the_order_of_the_text_and_once(archive):
+    recall = look(archive, "Who lives in Quillport and who has the silver lantern of Vell?")
+    numbers = [block.number for block in recall.blocks]
+    assert len(numbers) > 1 and numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("budget", [0, 50, 130, 260, 400])
+def test_blocks_stay_inside_the_budget(archive, budget):
+    for question in ("Who has the silver lantern?", "Where does Edmund Tarrow live by the sea?"):
+        blocks = look(archive, question, room=min(130, budget), budget=budget).blocks
+        assert sum(block.end - block.first for block in blocks) <= budget
+
+
+def test_words_that_stand_nowhere_recall_nothing(archive):
+    assert look(archive, "Zyx qwv?").rounds == [("Zyx qwv?", [])]
+    assert look(archive, "?!").blocks == []
+    assert find_candidates(archive, "") == []
+
+
+def test_where_nothing_is_likely_enough_the_gate_says_none(archive):
+    gate = load_gate()
+    closed = replace(gate, first=replace(gate.first, least=1.0))
+    recall = Recall(archive, "Who painted the harbour of Vell?", closed)
+    recall.run(200, 400)
+    assert recall.blocks == []
+
+
+def test_the_room_decides_how_many_blocks_a_round_brings(archive):
+    gate = load_gate()
+    eager = replace(gate, first=replace(gate.first, least=0.0), least_more=0.0)
+    counts = []
+    for room in (130, 260, 400):
+        recall = Recall(archive, "Who lives in Vell with the lantern of Obed and Edmund?", eager)
+        recall.run(room, room)
+        counts.append(len(recall.rounds[0][1]))
+    assert counts == sorted(set(counts))
+
+
+@pytest.mark.parametrize("question", HOSTILE)
+def test_no_question_is_a_query(archive, question):
+    look(archive, question)
+    assert FACTS[40] in texts(
+        archive, look(archive, f"{question} Who painted the harbour of Vell?")
+    )
+
+
+def test_a_gate_without_a_feature_is_refused(tmp_path):
+    path = tmp_path / "gate.json"
+    path.write_text(json.dumps({"first": {}, "further": {}, "least_more": 0.2}))
+    with pytest.raises(MemoryFileError, match="gate.json"):
+        load_gate(path)

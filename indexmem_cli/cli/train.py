@@ -162,10 +162,14 @@ def adapter(
     ] = "shared",
     steps: Annotated[
         int, typer.Option(metavar="NUMBER", min=1, help="Steps on what the whole model sees.")
-    ] = 400,
+    ] = 1000,
     stream_steps: Annotated[
         int, typer.Option(metavar="NUMBER", min=0, help="Steps on what is left in a stream.")
     ] = 0,
+    group_layers: Annotated[
+        int,
+        typer.Option(metavar="NUMBER", min=1, help="Layers that share a score: grouped, query."),
+    ] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the out folder.")
     ] = False,
@@ -202,7 +206,7 @@ def adapter(
             )
             typer.echo(line, err=True)
 
-    recipe = AdapterRecipe(form, distil_steps=steps, stream_steps=stream_steps)
+    recipe = AdapterRecipe(form, group_layers, steps, stream_steps)
     path = train_adapter(
         model, data, out, recipe, seed=seed, resume=resume, threads=threads, report=report
     )

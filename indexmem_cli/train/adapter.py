@@ -40,13 +40,14 @@ class AdapterRecipe:
 
     form: str = "shared"
     group_layers: int = 1
-    distil_steps: int = 400
+    distil_steps: int = 1000
     """Steps on the states of the model with all its cache."""
     stream_steps: int = 0
     """Steps on the states of a stream under eviction, through the soft gate as well. Each costs
     five times as much; not yet shown to help, so none by default."""
     rows: int = 8
     length_tokens: int = 512
+    """Length of most rows; every fourth step has half as many of twice the length."""
     lr: float = 2e-3
     warmup_steps: int = 20
     sink_tokens: int = 7
@@ -60,6 +61,12 @@ class AdapterRecipe:
     def num_steps(self) -> int:
         """Steps of all stages; the paper's form is trained on labels alone."""
         return self.distil_steps + (0 if self.form == "query" else self.stream_steps)
+
+    def shape_at(self, step: int) -> tuple[int, int]:
+        """Rows, and their length in tokens."""
+        if step % 4 == 3:
+            return max(1, self.rows // 2), 2 * self.length_tokens
+        return self.rows, self.length_tokens
 
     def lr_at(self, step: int) -> float:
         """Learning rate: warm-up, then a cosine down to a twentieth."""
@@ -177,7 +184,8 @@ class Run:
         """Do one update and return what the log shows of it."""
         recipe = self.recipe
         rng = Random(f"{self.seed}-{self.step}")
-        batch = make_batch(self.maker, rng, recipe.rows, recipe.length_tokens)
+        rows, length = recipe.shape_at(self.step)
+        batch = make_batch(self.maker, rng, rows, length)
         whole = self.dense(batch, paper=recipe.form == "query")
         counted = batch.counted(recipe.sink_tokens)
         shown = {}
@@ -380,5 +388,6 @@ def train_adapter(
         log.write(json.dumps(scores) + "\n")
         report(scores)
     path = out / ADAPTER_FILE
-    save_adapter(Adapter(run.indexer, *hash_model(folder), [recipe.length_tokens], scores), path)
+    lengths = sorted({recipe.shape_at(step)[1] for step in range(last)})
+    save_adapter(Adapter(run.indexer, *hash_model(folder), lengths, scores), path)
     return path

@@ -1,6 +1,6 @@
 """Trains the indexer of a model whose weights stay frozen.
 
-A run lives in one folder: `cache/` (tokens), `checkpoint.pt`, `log.jsonl` and the finished
+A run lives in one folder: `cache/` (tokens), `checkpoint/`, `log.jsonl` and the finished
 `adapter.safetensors`. The batch of a step depends on seed and step alone, so a resumed run repeats
 the uninterrupted one.
 """
@@ -22,10 +22,12 @@ from indexmem_cli.config import ADAPTER_FILE, ModelConfig
 from indexmem_cli.errors import BackboneError, IndexMemError
 from indexmem_cli.loading import load_backbone
 from indexmem_cli.memory.adapter import Adapter, hash_model, save_adapter
-from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, make_indexer
+from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, TokenIndexer, make_indexer
 from indexmem_cli.train.data import Corpus, prepare
 from indexmem_cli.train.episodes import EpisodeMaker, Piece, Row
 from indexmem_cli.train.loss import ATTENDED, distil_loss, reverse_kl, soft_gate, streaming_kl
+from indexmem_cli.train.memory import calibrate_model
+from indexmem_cli.train.state import gather, load_state, save_state, scatter
 from indexmem_cli.train.tasks import make_development_fact, make_fact
 from indexmem_cli.train.teachers import Whole, WholeModel, attention_labels, hide_evicted
 
@@ -158,8 +160,10 @@ class Run:
                 group_layers=recipe.group_layers,
             )
         ).to(model.device)
-        self.gate_scale = torch.nn.Parameter(torch.ones(len(model.managed)))
-        params = [*self.indexer.parameters(), self.gate_scale]
+        self.trained = torch.nn.Module()
+        self.trained.indexer = self.indexer
+        self.trained.gate_scale = torch.nn.Parameter(torch.ones(len(model.managed)))
+        params = self.trained.parameters()
         self.optimizer = torch.optim.AdamW(params, lr=recipe.lr, weight_decay=0.01)
         self.step = 0
 
@@ -245,7 +249,7 @@ class Run:
         recent, sinks = self.recipe.recent_tokens, self.recipe.sink_tokens
         gates = []
         for i, (score, mask) in enumerate(zip(scores, hidden, strict=True)):
-            gates.append(soft_gate(score, mask, recent, sinks) * self.gate_scale[i] + mask)
+            gates.append(soft_gate(score, mask, recent, sinks) * self.trained.gate_scale[i] + mask)
         student = self.model.run(batch.ids, gates=gates)
         mine = self.model.predict_from(student.output[batch.answering])
         with torch.no_grad():
@@ -308,25 +312,16 @@ class Run:
         return scores
 
     def save(self) -> None:
-        """Write the checkpoint in one move."""
-        state = {
-            "indexer": self.indexer.state_dict(),
-            "gate_scale": self.gate_scale.data,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        torch.save(state, self.out / "checkpoint.partial")
-        (self.out / "checkpoint.partial").replace(self.out / "checkpoint.pt")
+        """Write the checkpoint: the old one or the new one is whole."""
+        tensors = gather(self.trained, [self.optimizer], weights_only=False)
+        save_state(self.out / "checkpoint", tensors, {"step": self.step})
 
     def resume(self) -> None:
         """Continue from the checkpoint in the run's folder, if there is one."""
-        path = self.out / "checkpoint.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            self.indexer.load_state_dict(state["indexer"])
-            self.gate_scale.data.copy_(state["gate_scale"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
+        if (self.out / "checkpoint" / "state.json").exists():
+            tensors, numbers = load_state(self.out / "checkpoint")
+            scatter(tensors, self.trained, [self.optimizer])
+            self.step = numbers["step"]
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
@@ -389,5 +384,10 @@ def train_adapter(
         report(scores)
     path = out / ADAPTER_FILE
     lengths = sorted({recipe.shape_at(step)[1] for step in range(last)})
-    save_adapter(Adapter(run.indexer, *hash_model(folder), lengths, scores), path)
+    adapter = Adapter(run.indexer, *hash_model(folder), lengths, scores)
+    if isinstance(run.indexer, TokenIndexer):
+        prose = Random(0)
+        texts = [held_out.corpus.packed(prose, "prose", recipe.length_tokens) for _ in range(4)]
+        adapter.log_mass = calibrate_model(run.model, run.indexer, texts)
+    save_adapter(adapter, path)
     return path

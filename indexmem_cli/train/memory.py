@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from indexmem_cli.memory.indexer import TokenIndexer
 from indexmem_cli.memory.latent import CentroidMemory, FastWeightMemory, FastWeights, LatentMemory
 from indexmem_cli.ops import attend_with_lse
 from indexmem_cli.train.teachers import LayerPass, WholeModel, hide_evicted
 
+CHUNK_TOKENS = 64
 BIASES = (0.0, -0.5, -1.0, -2.0, -4.0, float("-inf"))
 """Log masses that calibration chooses from; the last one turns a head's memory off."""
 
@@ -116,6 +118,22 @@ def calibrate_centroids(by_layer: list[list[Replay]], slots: int) -> Tensor:
         best = torch.stack(errors).argmin(dim=0)
         table.append(torch.tensor(BIASES)[best.cpu()])
     return torch.stack(table)
+
+
+def calibrate_model(
+    model: WholeModel, indexer: TokenIndexer, texts: list[list[int]], keep_fraction: float = 0.125
+) -> Tensor:
+    """The table of `calibrate_centroids` for an indexer, on texts of two chunks or more each."""
+    by_text = []
+    for text in texts:
+        ids = torch.tensor([text], device=model.device)
+        with torch.no_grad():
+            hidden = model.run(ids, watched=indexer.config.watched_layers).hidden
+            scores = [score.float() for score in indexer(hidden)]
+        budget = max(48, int(len(text) * keep_fraction))
+        by_text.append([*replay(model, ids, scores, budget, CHUNK_TOKENS, 7, 16, 17)])
+    slots = max(8, budget // 8)
+    return calibrate_centroids([list(layer) for layer in zip(*by_text, strict=True)], slots)
 
 
 def fit_fast_weights(

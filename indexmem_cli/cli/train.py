@@ -187,6 +187,7 @@ def adapter(
     """
     if (data is None) == (quick is None):
         raise ConfigError("one of --data and --quick is needed", "see indexmem train adapter -h")
+    hush_libraries(False)
     if quick is not None:
         from indexmem_cli.train.quick import fit_adapter
 

@@ -19,9 +19,9 @@ from random import Random
 
 import numpy as np
 import torch
-from indexmem_cli.train.evaluate import score_f1
-from rows import Row, append_row, common_fields, option_parser, print_table
 
+from indexmem_cli.bench.rows import Row, append_row, common_fields, option_parser, print_table
+from indexmem_cli.bench.scores import score_f1
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import POLICIES, AnswerConfig, ModelConfig
 from indexmem_cli.engine import Reader
@@ -269,6 +269,9 @@ class Bench:
         reader = Reader(self.backbone, plan, self.scorer(name, text), closing)
         for layer in reader.state.managed if memory else ():
             layer.latent = {"centroids": CentroidMemory, "mixed": Mixed}[memory](slots)
+        if memory and name in self.adapters and self.adapters[name].log_mass is not None:
+            for layer, bias in zip(reader.state.managed, self.adapters[name].log_mass, strict=True):
+                layer.latent.bias = bias
         return reader
 
     def scorer(self, mode: str, text: Text):

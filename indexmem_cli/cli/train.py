@@ -167,10 +167,14 @@ def adapter(
     ] = "shared",
     steps: Annotated[
         int, typer.Option(metavar="NUMBER", min=1, help="Steps on what the whole model sees.")
-    ] = 400,
+    ] = 1000,
     stream_steps: Annotated[
         int, typer.Option(metavar="NUMBER", min=0, help="Steps on what is left in a stream.")
     ] = 0,
+    group_layers: Annotated[
+        int,
+        typer.Option(metavar="NUMBER", min=1, help="Layers that share a score: grouped, query."),
+    ] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the out folder.")
     ] = False,
@@ -188,6 +192,7 @@ def adapter(
     """
     if (data is None) == (quick is None):
         raise ConfigError("one of --data and --quick is needed", "see indexmem train adapter -h")
+    hush_libraries(False)
     if quick is not None:
         from indexmem_cli.train.quick import fit_adapter
 
@@ -207,7 +212,7 @@ def adapter(
             )
             typer.echo(line, err=True)
 
-    recipe = AdapterRecipe(form, distil_steps=steps, stream_steps=stream_steps)
+    recipe = AdapterRecipe(form, group_layers, steps, stream_steps)
     path = train_adapter(
         model, data, out, recipe, seed=seed, resume=resume, threads=threads, report=report
     )

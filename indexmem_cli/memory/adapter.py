@@ -74,6 +74,7 @@ def save_adapter(adapter: Adapter, path: Path) -> None:
     partial = path.with_suffix(".partial")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, partial, {"indexmem": json.dumps(manifest)})
+    partial.chmod(0o644)  # safetensors writes it for the owner alone
     partial.replace(path)
 
 

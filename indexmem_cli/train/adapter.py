@@ -22,16 +22,12 @@ from indexmem_cli.config import ADAPTER_FILE, ModelConfig
 from indexmem_cli.errors import BackboneError, IndexMemError
 from indexmem_cli.loading import load_backbone
 from indexmem_cli.memory.adapter import Adapter, hash_model, save_adapter
-from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, make_indexer
+from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, TokenIndexer, make_indexer
 from indexmem_cli.train.data import Corpus, prepare
 from indexmem_cli.train.episodes import EpisodeMaker, Piece, Row
 from indexmem_cli.train.loss import ATTENDED, distil_loss, reverse_kl, soft_gate, streaming_kl
-from indexmem_cli.train.state import (
-    gather_optimizers,
-    load_state,
-    save_state,
-    scatter_optimizers,
-)
+from indexmem_cli.train.memory import calibrate_model
+from indexmem_cli.train.state import gather, load_state, save_state, scatter
 from indexmem_cli.train.tasks import make_development_fact, make_fact
 from indexmem_cli.train.teachers import Whole, WholeModel, attention_labels, hide_evicted
 
@@ -46,13 +42,14 @@ class AdapterRecipe:
 
     form: str = "shared"
     group_layers: int = 1
-    distil_steps: int = 400
+    distil_steps: int = 1000
     """Steps on the states of the model with all its cache."""
     stream_steps: int = 0
     """Steps on the states of a stream under eviction, through the soft gate as well. Each costs
     five times as much; not yet shown to help, so none by default."""
     rows: int = 8
     length_tokens: int = 512
+    """Length of most rows; every fourth step has half as many of twice the length."""
     lr: float = 2e-3
     warmup_steps: int = 20
     sink_tokens: int = 7
@@ -66,6 +63,12 @@ class AdapterRecipe:
     def num_steps(self) -> int:
         """Steps of all stages; the paper's form is trained on labels alone."""
         return self.distil_steps + (0 if self.form == "query" else self.stream_steps)
+
+    def shape_at(self, step: int) -> tuple[int, int]:
+        """Rows, and their length in tokens."""
+        if step % 4 == 3:
+            return max(1, self.rows // 2), 2 * self.length_tokens
+        return self.rows, self.length_tokens
 
     def lr_at(self, step: int) -> float:
         """Learning rate: warm-up, then a cosine down to a twentieth."""
@@ -157,8 +160,10 @@ class Run:
                 group_layers=recipe.group_layers,
             )
         ).to(model.device)
-        self.gate_scale = torch.nn.Parameter(torch.ones(len(model.managed)))
-        params = [*self.indexer.parameters(), self.gate_scale]
+        self.trained = torch.nn.Module()
+        self.trained.indexer = self.indexer
+        self.trained.gate_scale = torch.nn.Parameter(torch.ones(len(model.managed)))
+        params = self.trained.parameters()
         self.optimizer = torch.optim.AdamW(params, lr=recipe.lr, weight_decay=0.01)
         self.step = 0
 
@@ -183,7 +188,8 @@ class Run:
         """Do one update and return what the log shows of it."""
         recipe = self.recipe
         rng = Random(f"{self.seed}-{self.step}")
-        batch = make_batch(self.maker, rng, recipe.rows, recipe.length_tokens)
+        rows, length = recipe.shape_at(self.step)
+        batch = make_batch(self.maker, rng, rows, length)
         whole = self.dense(batch, paper=recipe.form == "query")
         counted = batch.counted(recipe.sink_tokens)
         shown = {}
@@ -243,7 +249,7 @@ class Run:
         recent, sinks = self.recipe.recent_tokens, self.recipe.sink_tokens
         gates = []
         for i, (score, mask) in enumerate(zip(scores, hidden, strict=True)):
-            gates.append(soft_gate(score, mask, recent, sinks) * self.gate_scale[i] + mask)
+            gates.append(soft_gate(score, mask, recent, sinks) * self.trained.gate_scale[i] + mask)
         student = self.model.run(batch.ids, gates=gates)
         mine = self.model.predict_from(student.output[batch.answering])
         with torch.no_grad():
@@ -306,21 +312,16 @@ class Run:
         return scores
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        tensors = {f"indexer.{name}": part for name, part in self.indexer.state_dict().items()}
-        tensors |= {"gate_scale": self.gate_scale.data} | gather_optimizers([self.optimizer])
+        """Write the checkpoint: the old one or the new one is whole."""
+        tensors = gather(self.trained, [self.optimizer], weights_only=False)
         save_state(self.out / "checkpoint", tensors, {"step": self.step})
 
     def resume(self) -> None:
         """Continue from the checkpoint in the run's folder, if there is one."""
-        if not (self.out / "checkpoint" / "state.json").exists():
-            return
-        tensors, numbers = load_state(self.out / "checkpoint")
-        own = {name: part for name, part in tensors.items() if name.startswith("indexer.")}
-        self.indexer.load_state_dict({n.removeprefix("indexer."): t for n, t in own.items()})
-        self.gate_scale.data.copy_(tensors["gate_scale"])
-        scatter_optimizers(tensors, [self.optimizer])
-        self.step = numbers["step"]
+        if (self.out / "checkpoint" / "state.json").exists():
+            tensors, numbers = load_state(self.out / "checkpoint")
+            scatter(tensors, self.trained, [self.optimizer])
+            self.step = numbers["step"]
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
@@ -382,5 +383,11 @@ def train_adapter(
         log.write(json.dumps(scores) + "\n")
         report(scores)
     path = out / ADAPTER_FILE
-    save_adapter(Adapter(run.indexer, *hash_model(folder), [recipe.length_tokens], scores), path)
+    lengths = sorted({recipe.shape_at(step)[1] for step in range(last)})
+    adapter = Adapter(run.indexer, *hash_model(folder), lengths, scores)
+    if isinstance(run.indexer, TokenIndexer):
+        prose = Random(0)
+        texts = [held_out.corpus.packed(prose, "prose", recipe.length_tokens) for _ in range(4)]
+        adapter.log_mass = calibrate_model(run.model, run.indexer, texts)
+    save_adapter(adapter, path)
     return path

@@ -65,12 +65,6 @@ def gather(
     tensors = {f"model.{name}": weight for name, weight in model.named_parameters()}
     if weights_only:
         return {name: weight.to(torch.bfloat16) for name, weight in tensors.items()}
-    return tensors | gather_optimizers(optimizers)
-
-
-def gather_optimizers(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Name every tensor that optimizers hold."""
-    tensors = {}
     for i, optimizer in enumerate(optimizers):
         for number, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
@@ -85,11 +79,6 @@ def scatter(
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(tensors[f"model.{name}"])
-    scatter_optimizers(tensors, optimizers)
-
-
-def scatter_optimizers(tensors: dict[str, Tensor], optimizers: list[torch.optim.Optimizer]) -> None:
-    """Put back what `gather_optimizers` named, where it was saved; rates stay as they are."""
     for i, optimizer in enumerate(optimizers):
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():

@@ -17,6 +17,23 @@ ROWS_AT_ONCE = 128
 LABEL_SPAN_TOKENS = 5
 
 
+@dataclass(frozen=True)
+class LayerPass:
+    """What attention in one managed layer was given."""
+
+    query: Tensor
+    """Turned to its position, [B, H, T, D]."""
+    far_query: Tensor
+    """Turned to the fixed distance from which a latent memory is seen."""
+    key: Tensor
+    """Turned to its position, [B, G, T, D]."""
+    stored_key: Tensor
+    """As it is stored: before rotation."""
+    value: Tensor
+    scale: float
+    softcap: float | None
+
+
 @dataclass
 class Whole:
     """One pass over rows of T tokens. Lists have one entry per managed layer."""
@@ -28,6 +45,9 @@ class Whole:
     """Numbers to add to the logits: [B, 1 or G, T, T]; -inf hides."""
     want_logits: bool = False
     """Whether the largest logits are watched too."""
+    want_layers: bool = False
+    """Whether `layers` is filled."""
+    layers: list[LayerPass] = field(default_factory=list)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     """Attention inputs [B, T, d_model] of the watched layers."""
     queries: list[Tensor] = field(default_factory=list)
@@ -79,6 +99,9 @@ class WholeModel(Backbone):
             run.queries.append(query)
             if run.gates is not None:
                 gates = run.gates[self.managed.index(module.layer_idx)]
+            if run.want_layers:
+                far = self._turn_far(module, query)
+                run.layers.append(LayerPass(turned, far, keys, key, value, scaling, softcap))
             if run.rows is not None:
                 self._watch_attention(run, turned, keys, scaling, softcap)
         if gates is None:

@@ -29,7 +29,7 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("memory", "needles", "speed"):
+    for name in ("memory", "needles", "recall", "speed"):
         sys.modules.pop(name, None)
 
 
@@ -178,3 +178,21 @@ def test_needles_are_hidden_asked_and_counted(script, tiny_model_dir, tmp_path, 
         assert row["kv_bytes"] == 96 * KV_BYTES_PER_TOKEN
         low, high = row["interval_95"]
         assert 0 <= low <= row["accuracy"] <= high <= 1
+
+
+@pytest.mark.parametrize("sort", ["facts", "chains"])
+def test_recall_is_measured_beside_the_other_modes(script, tiny_model_dir, tmp_path, sort):
+    recall, out = script("recall"), tmp_path / "rows.jsonl"
+    book = "".join(f"It was day {day} of the journey, and nothing happened.\n" for day in range(90))
+    (tmp_path / "book.txt").write_text(book)
+    options = f"--tokens 1k --count 3 --sort {sort} --budget 160 --chunk 32 --max-tokens 4"
+    options += f" --modes recall,no-recall,passages --model {tiny_model_dir} --out {out}"
+    recall.main([str(tmp_path / "book.txt"), *options.split()])
+    rows = read(out)
+    assert [row["mode"] for row in rows] == ["recall", "no-recall", "passages"]
+    with_recall, without, passages = rows
+    assert with_recall["recalled"] > 0 and passages["recalled"] > 0
+    assert with_recall["found"] is not None and passages["found"] is not None
+    assert (without["recalled"], without["found"]) == (0, None)
+    assert all(row["n"] == len(row["results"]) == 3 for row in rows)
+    assert all(row["process_peak_bytes"] > 10_000_000 for row in rows)

@@ -57,7 +57,7 @@ class TestAsk:
         password = tmp_path / "password"
         password.write_text("s3 cret\nsecond line\n")
         options = (
-            "-b 1.5k --chunk 512 --policy keydiff --span 5 --answer-from 1k"
+            "-b 1.5k --chunk 512 --policy knorm --no-recall --span 5 --answer-from 1k"
             " -m org/model --quant nf4"
             " --dtype bfloat16 --device cuda:1 --offline --fresh --pages 1,10-40 --encoding cp1252"
             f" --password-file {password} --include *.py --include *.md --exclude tests/"
@@ -83,7 +83,8 @@ class TestAsk:
                 budget_tokens=1536,
                 chunk_tokens=512,
                 answer_from_tokens=1024,
-                policy="keydiff",
+                policy="knorm",
+                recall=False,
                 span_tokens=5,
                 seed=3,
             ),
@@ -95,6 +96,23 @@ class TestAsk:
             "stdin": None,
         }
         assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+    @pytest.mark.parametrize(
+        ("options", "policy", "recall"),
+        [
+            ("", "keydiff", True),
+            ("--focus", "question", True),
+            ("--no-recall", "question", False),
+            ("--no-recall --policy recency", "recency", False),
+            ("--focus --policy question", "question", True),
+        ],
+    )
+    def test_how_a_text_is_read_and_asked(
+        self, fake_session: FakeSession, options: str, policy: str, recall: bool
+    ) -> None:
+        run("ask", *options.split(), "book.pdf", "Who?")
+        memory = fake_session.calls[0][1]["memory"]
+        assert (memory.policy, memory.recall) == (policy, recall)
 
     def test_options_after_the_question(self, fake_session: FakeSession) -> None:
         run("ask", "book.pdf", "Who?", "--budget", "4k", "-q")
@@ -219,6 +237,7 @@ class TestFailures:
             (["--chunk", "0"], "error: not a number of tokens: '0'"),
             (["--span", "4"], "error: span must be an odd number"),
             (["--policy", "magic"], "error: unknown policy: 'magic'"),
+            (["--policy", "knorm", "--focus"], "error: --focus and --policy knorm contradict"),
             (["--quant", "int3"], "error: unknown quantisation"),
             (["--pages", "9-1"], "error: not a selection of pages"),
             (["--encoding", "klingon"], "error: unknown encoding: 'klingon'"),
@@ -342,15 +361,25 @@ class TestTrain:
         assert args == ("gpu", tmp_path, Path("new"), True, 3)
         assert {name: value for name, value in named.items() if value} == {"max_steps": 5}
 
-    def test_a_missing_data_folder(self) -> None:
-        result = run("train", "base", "--data", "none", "--out", "new")
+    def test_options_of_the_gate(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[tuple[Any, ...]] = []
+        trainer = type(sys)("indexmem_cli.train.gate")
+        trainer.train_gate = lambda *args: calls.append(args)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "indexmem_cli.train.gate", trainer)
+        result = run("train", "gate", *f"--data {tmp_path} --out gate.json --seed 3".split())
+        assert result.exit_code == 0, result.stderr
+        assert calls == [(tmp_path, Path("gate.json"), 3)]
+
+    @pytest.mark.parametrize("command", ["base", "gate"])
+    def test_a_missing_data_folder(self, command: str) -> None:
+        result = run("train", command, "--data", "none", "--out", "new")
         assert result.exit_code == 2
         assert "error: the data folder does not exist: none" in result.stderr
 
 
 @pytest.mark.parametrize(
     "command",
-    ["", "ask", "inspect", "bench", "bench model", "train", "train base", "train pack"],
+    ["", "ask", "inspect", "bench", "bench model", "train", "train base", "train gate", "train pack"],
 )
 def test_every_help_page_holds_two_examples(command: str) -> None:
     result = run(*command.split(), "--help")

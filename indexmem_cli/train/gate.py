@@ -35,10 +35,11 @@ from indexmem_cli.train.reading import Context, load_contexts
 from indexmem_cli.train.tasks import capitalise, fill
 
 SETS = {"train": ("squadshifts", "fairytaleqa", "covidqa"), "dev": ("squadshifts", "fairytaleqa")}
-QUESTIONS_PER_DOCUMENT = 600
+QUESTIONS_PER_DOCUMENT = 300
 DOCUMENT_CHARS = 800_000
-DOCUMENTS_PER_SET = 3
-NUM_CHAINS = 400
+DOCUMENTS_PER_SET = 2
+NUM_PROSE_BOOKS = 60
+NUM_CHAINS = 300
 LEAST_MORE = 0.2
 """A further block of a round is read if it is right one time in five."""
 LOST = 0.01
@@ -114,14 +115,16 @@ def train_gate(data: Path, out: Path, seed: int = 0) -> None:
     """Fit the gate on the training questions, write it, and print what it finds on others."""
     rng = Random(seed)
     tokenizer = load_tokenizer(find_checkpoint(DEFAULT_MODEL, offline=True).path)
-    prose = [r["text"] for r in read_records(data / "prose" / "gutenberg-00.jsonl.xz")]
+    records = read_records(data / "prose" / "gutenberg-00.jsonl.xz")
+    prose = [record["text"] for record in islice(records, NUM_PROSE_BOOKS)]
     with tempfile.TemporaryDirectory() as folder:
         first, further = [], []
         for book, asked in make_books(data, "train", prose, rng, Path(folder), tokenizer):
-            first += first_samples(book, asked)
-            further += further_samples(book, asked, is_chain=False)
+            samples = first_samples(book, asked)
+            first += samples
+            further += further_samples(book, asked, samples)
         book, asked = make_chains(CHAINS[:-HELD_OUT_CHAINS], prose, rng, Path(folder), tokenizer)
-        further += further_samples(book, asked, is_chain=True)
+        further += further_samples(book, asked, first_samples(book, asked))
         gate = {"first": fit(first, "first"), "further": fit(further, "further")}
         gate["further"]["least"] = max(0.5, gate["further"]["least"])
         gate["least_more"] = LEAST_MORE
@@ -212,19 +215,22 @@ def first_samples(book: Book, asked: Sequence[Asked]) -> list[Sample]:
     return samples
 
 
-def further_samples(book: Book, asked: Sequence[Asked], is_chain: bool) -> list[Sample]:
-    """Candidates of the second round where the first found a block; only chains have right ones."""
-    samples = []
-    for one in asked:
-        found = find_candidates(book.archive, one.question)[:1]
-        blocks = [book.archive.block(candidate.number) for candidate in found]
-        if is_chain and not {block.number for block in blocks} & book.blocks_of(one.spans[0]):
+def further_samples(book: Book, asked: Sequence[Asked], samples: Sequence[Sample]) -> list[Sample]:
+    """Candidates of the second round, from the best block of the first.
+
+    Only chains have right ones, and only where the first round found the first step.
+    """
+    further = []
+    for one, sample in zip(asked, samples, strict=True):
+        is_chain = len(one.spans) > 1
+        blocks = [book.archive.block(candidate.number) for candidate, _ in sample[:1]]
+        if is_chain and not (sample and sample[0][1]):
             continue
         right = book.blocks_of(one.spans[1]) if is_chain else set()
         links = find_links(book.archive, one.question, blocks)
         candidates = follow(book.archive, one.question, links, blocks)
-        samples.append([(candidate, candidate.number in right) for candidate in candidates])
-    return samples
+        further.append([(candidate, candidate.number in right) for candidate in candidates])
+    return further
 
 
 def fit(samples: Sequence[Sample], name: str) -> dict[str, object]:
@@ -256,7 +262,8 @@ def score(book: Book, asked: Sequence[Asked], path: Path) -> dict[str, object]:
     gate = load_gate(path)
     hits = {"words": {1: 0, 3: 0, 5: 0}, "gate": {1: 0, 3: 0, 5: 0}}
     let_in = right_in = found_in = further = 0
-    for sample in first_samples(book, asked):
+    samples = first_samples(book, asked)
+    for sample in samples:
         right = {candidate.number for candidate, is_right in sample if is_right}
         by_words = [candidate.number for candidate, _ in sample]
         rated = rate(gate.first, (candidate for candidate, _ in sample))
@@ -270,7 +277,7 @@ def score(book: Book, asked: Sequence[Asked], path: Path) -> dict[str, object]:
         ]
         let_in, right_in = let_in + len(through), right_in + len(right & set(through))
         found_in += bool(right & set(through))
-    for sample in further_samples(book, asked, is_chain=False):
+    for sample in further_samples(book, asked, samples):
         rated = rate(gate.further, (candidate for candidate, _ in sample))
         further += bool(rated and rated[0][0] >= gate.further.least)
     n = len(asked)
@@ -289,7 +296,7 @@ def score_chains(book: Book, asked: Sequence[Asked], path: Path) -> dict[str, ob
     """Share of chains whose second block the second round lets in first."""
     gate = load_gate(path)
     found = 0
-    for sample in further_samples(book, asked, is_chain=True):
+    for sample in further_samples(book, asked, first_samples(book, asked)):
         rated = rate(gate.further, (candidate for candidate, _ in sample))
         right = {candidate.number for candidate, is_right in sample if is_right}
         found += bool(rated and rated[0][0] >= gate.further.least and rated[0][1] in right)

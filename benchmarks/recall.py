@@ -12,16 +12,16 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
-import rows
 from needles import WORDINGS, Needle, hide, make_needles
-from rows import Row, wilson_interval
 
 from indexmem_cli import Memory
+from indexmem_cli.bench import rows
+from indexmem_cli.bench.rows import Row, wilson_interval
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import FOCUS, MemoryConfig, ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
@@ -98,10 +98,8 @@ def ask_all(mode: str, path: Path, questions: list[Question], options: Namespace
     memory = Memory.read(path, **_settings(mode, options))
     results = [_ask(mode, memory, question, options) for question in questions]
     right = sum(result["right"] for result in results)
-    found = [result["found"] for result in results if result["found"] is not None]
-    first = results[0].pop("answered")
-    for result in results[1:]:
-        del result["answered"]
+    answers = [result.pop("answer") for result in results]
+    first, last = answers[0], answers[-1]
     return {
         "tokens": first.coverage.tokens_read,
         "budget": options.budget,
@@ -112,21 +110,18 @@ def ask_all(mode: str, path: Path, questions: list[Question], options: Namespace
         "right": right,
         "accuracy": right / len(results),
         "interval_95": wilson_interval(right, len(results)),
-        "found": sum(found) / len(found) if found else None,
-        "recalled": sum(result["recalled"] for result in results) / len(results),
+        "found": None if first.recall is None else _mean(results, "found"),
+        "recalled": _mean(results, "recalled"),
         "read_s": round(first.timing.read_s, 1),
         "tokens_per_s": round(first.timing.read_tokens_per_s),
         "ask_s": rows.spread(result["seconds"] for result in results[1:] or results),
-        "process_peak_bytes": rows_peak(),
+        "process_peak_bytes": last.memory.process_peak_bytes,
         "results": results,
     }
 
 
-def rows_peak() -> int:
-    """Largest resident size of this process."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _mean(results: Sequence[dict], name: str) -> float:
+    return sum(result[name] for result in results) / len(results)
 
 
 def _settings(mode: str, options: Namespace) -> dict:
@@ -140,28 +135,25 @@ def _ask(mode: str, memory: Memory, question: Question, options: Namespace) -> d
     """Ask one question; whether the answer is right, and whether all it takes was recalled."""
     started = time.perf_counter()
     answer = memory.ask(question.text, max_tokens=options.max_tokens)
-    archive, numbers = memory._reading.archive, []
-    if answer.recall is not None:
-        numbers = [block.number for each in answer.recall for block in each.blocks]
+    archive = memory._readings[0].archive
+    numbers = [block.number for each in answer.recall or () for block in each.blocks]
     if mode == "passages":
-        started = time.perf_counter()
         numbers = _best_passages(archive, question.text, options.passage_tokens)
         text = "".join(archive.text(archive.block(number)) for number in numbers)
-        settings = _settings("focus", options)
-        answer = Memory.read_text(text or "-", **settings).ask(question.text, max_tokens=32)
-    seconds = time.perf_counter() - started - answer.timing.read_s * (mode != "passages")
-    text = " ".join(archive.text(archive.block(n)) for n in numbers) if archive else ""
-    held = [" ".join(sentence.split()) in " ".join(text.split()) for sentence in question.sentences]
+        alone = Memory.read_text(text or "-", **_settings("focus", options))
+        alone._engine = memory._engine
+        answer = replace(alone.ask(question.text, max_tokens=options.max_tokens), recall=())
+    text = " ".join("".join(archive.text(archive.block(n)) for n in numbers).split())
     return {
         "question": question.text,
         "expected": question.answer,
-        "answer": answer.text,
+        "text": answer.text,
         "right": question.answer.lower() in answer.text.lower(),
-        "found": all(held) if archive else None,
+        "found": all(" ".join(sentence.split()) in text for sentence in question.sentences),
         "blocks": numbers,
-        "recalled": sum(len(archive.block(n).ids) for n in numbers) if archive else 0,
-        "seconds": round(seconds, 4),
-        "answered": answer,
+        "recalled": sum(len(archive.block(n).ids) for n in numbers),
+        "seconds": round(time.perf_counter() - started - answer.timing.read_s, 4),
+        "answer": answer,
     }
 
 

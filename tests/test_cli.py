@@ -379,7 +379,17 @@ class TestTrain:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "ask", "inspect", "bench", "bench model", "train", "train base", "train gate", "train pack"],
+    [
+        "",
+        "ask",
+        "inspect",
+        "bench",
+        "bench model",
+        "train",
+        "train base",
+        "train gate",
+        "train pack",
+    ],
 )
 def test_every_help_page_holds_two_examples(command: str) -> None:
     result = run(*command.split(), "--help")

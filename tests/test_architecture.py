@@ -81,7 +81,7 @@ ALLOWED = {
     "dequantise": set(),
     "backbone": {"events", "memory", "ops"},
     "engine": {"backbone", "memory", "plan"},
-    "memory": {"archive", "ops"},
+    "memory": {"archive", "ops", "tokens"},
     "ops": set(),
     "train": {
         "archive",

@@ -77,7 +77,7 @@ def test_where_nothing_is_likely_enough_the_gate_says_none(archive):
 
 def test_the_room_decides_how_many_blocks_a_round_brings(archive):
     gate = load_gate()
-    eager = replace(gate, first=replace(gate.first, least=0.0), least_more=0.0)
+    eager = replace(gate, first=replace(gate.first, least=0.0))
     counts = []
     for room in (130, 260, 400):
         recall = Recall(archive, "Who lives in Vell with the lantern of Obed and Edmund?", eager)
@@ -96,6 +96,6 @@ def test_no_question_is_a_query(archive, question):
 
 def test_a_gate_without_a_feature_is_refused(tmp_path):
     path = tmp_path / "gate.json"
-    path.write_text(json.dumps({"first": {}, "further": {}, "least_more": 0.2}))
+    path.write_text(json.dumps({"first": {}, "further": {}}))
     with pytest.raises(MemoryFileError, match="gate.json"):
         load_gate(path)

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from indexmem_cli.archive import Archive, Block, terms_of
 from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.tokens import Entry
 
 GATE_FILE = Path(__file__).with_name("gate.json")
 CANDIDATES = 20
 MAX_ROUNDS = 3
 FURTHER_TOKENS = 160
 """Room for what a further round finds: one block."""
-MOST_LINKS = 6
+MOST_LINKS = 6  # names, and as many other words
 FEATURES = {
     "first": (
         "score",  # of the block, as a share of the best block's
@@ -36,9 +37,10 @@ FEATURES = {
     ),
     "further": (
         "rank",
-        "links",  # share of the words found before that are in the block, each by its rarity
+        "names",  # share of the names found before that are in the block, each by its rarity
+        "links",  # the same for other words found before
         "missing",  # share of the question's words not found before that are in the block
-        "passage",  # share of both in two passages that follow each other
+        "passage",  # share of all these in two passages that follow each other
         "open",  # share of the question's words that no block found before holds
         "kind",
     ),
@@ -48,9 +50,12 @@ _PAIR_WEIGHT = 0.3
 _NEIGHBOUR_WEIGHT = 0.3
 _MOST_PLACES = 20_000
 _NUMBER = re.compile(r"\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|hundred|thousand)\b")
+_NAMES = re.compile(r"[A-Z0-9]\w*(?: [A-Z0-9]\w*)*")
 _NAME = re.compile(r"(?<=[^.!?\s]\s)[A-Z]\w+")
 _ASKS_NUMBER = re.compile(r"\b(?:when|how (?:many|much|long|old|far)|what year|which year|date)\b")
 _ASKS_NAME = re.compile(r"\b(?:who|whom|whose|where)\b")
+Words = tuple[str, ...]
+"""A word, or two that follow each other, as in `terms_of`."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,6 @@ class Gate:
 
     first: Classifier
     further: Classifier
-    least_more: float
-    """What every block of the first round but the best must reach."""
 
 
 def load_gate(path: Path = GATE_FILE) -> Gate:
@@ -104,7 +107,7 @@ def load_gate(path: Path = GATE_FILE) -> Gate:
             )
             for name, features in FEATURES.items()
         }
-        return Gate(**classifiers, least_more=data["least_more"])
+        return Gate(**classifiers)
     except (OSError, ValueError, LookupError) as error:
         raise MemoryFileError(f"{path}: not a gate of this version: {error!r}") from error
 
@@ -141,25 +144,23 @@ class Recall:
             budget_tokens: what all blocks may take.
         """
         rated = rate(self.gate.first, find_candidates(self.archive, self.question))
-        least_more = max(self.gate.least_more, self.gate.first.least)
-        found = self._take(rated, self.gate.first.least, least_more, room_tokens)
+        found = self._take(rated, self.gate.first.least, room_tokens)
         self.rounds.append((self.question, found))
         while found and len(self.rounds) < MAX_ROUNDS:
             budget = budget_tokens - sum(block.end - block.first for block in self.blocks)
-            links = find_links(self.archive, self.question, self.blocks)
-            if not links or budget <= 0:
+            names, links = find_links(self.archive, self.question, self.blocks)
+            if not (names or links) or budget <= 0:
                 return
-            rated = rate(self.gate.further, follow(self.archive, self.question, links, self.blocks))
-            least = self.gate.further.least
-            found = self._take(rated, least, least, min(FURTHER_TOKENS, budget))
-            self.rounds.append((f"{self.question} {' '.join(links)}", found))
+            further = follow(self.archive, self.question, names, links, self.blocks)
+            rated = rate(self.gate.further, further)
+            found = self._take(rated, self.gate.further.least, min(FURTHER_TOKENS, budget))
+            sought = " ".join(dict.fromkeys(term for w in (*names, *links) for term in w))
+            self.rounds.append((f"{self.question} {sought}", found))
 
-    def _take(
-        self, rated: list[tuple[float, int]], least: float, least_more: float, room_tokens: int
-    ) -> list[Found]:
+    def _take(self, rated: list[tuple[float, int]], least: float, room_tokens: int) -> list[Found]:
         taken: list[Found] = []
         for odds, number in rated:
-            if odds < (least_more if taken else least):
+            if odds < least:
                 break
             block = self.archive.block(number)
             tokens = block.end - block.first
@@ -177,7 +178,7 @@ def rate(classifier: Classifier, candidates: Iterable[Candidate]) -> list[tuple[
 
 def find_candidates(archive: Archive, question: str) -> list[Candidate]:
     """Return the best blocks by the words they share with the question, best first."""
-    words = _Words(archive, terms_of(question))
+    words = _Words(archive, _words_of(question))
     ranked = words.rank()
     if not ranked:
         return []
@@ -200,45 +201,63 @@ def find_candidates(archive: Archive, question: str) -> list[Candidate]:
     return candidates
 
 
-def find_links(archive: Archive, question: str, blocks: Sequence[Block]) -> list[str]:
-    """Return rare words beside the question's in the blocks that other blocks hold too.
+def find_links(
+    archive: Archive, question: str, blocks: Sequence[Block]
+) -> tuple[list[Words], list[Words]]:
+    """Return what might lead further: names, and other rare words, that other blocks hold too.
 
-    They stand in the two passages that hold most of the question.
+    They stand in the passages of the blocks that hold most of the question.
     """
-    words = _Words(archive, terms_of(question))
-    links: list[str] = []
+    asked = _Words(archive, _words_of(question))
+    names: list[Words] = []
+    links: list[Words] = []
     for block in blocks:
-        at = words.closest(words.single, block.number)
-        text = "".join(archive.text_of(entry) for entry in block.entries[at : at + 2])
-        links += (term for term in terms_of(text) if term not in words.terms)
-    rarity = _Words(archive, links, with_pairs=False)
+        text = "".join(archive.text_of(entry) for entry in asked.closest_entries(block))
+        for match in _NAMES.finditer(text):
+            terms = [term for term in terms_of(match[0]) if (term,) not in asked.words]
+            names += _with_pairs(terms)
+        links += [(term,) for term in terms_of(text) if (term,) not in asked.words]
+    found = _Words(archive, list(dict.fromkeys([*names, *links])))
     known = {block.number for block in blocks}
-    shared = [w for w in rarity.single if rarity.blocks[w].keys() - known]
-    shared.sort(key=lambda w: -rarity.rarity[w])
-    return [term for (term,) in shared[:MOST_LINKS]]
+    shared = [w for w in found.blocks if found.blocks[w].keys() - known]
+    shared.sort(key=lambda w: -found.rarity[w])
+    return (
+        [w for w in shared if w in names][:MOST_LINKS],
+        [w for w in shared if w not in names][:MOST_LINKS],
+    )
 
 
 def follow(
-    archive: Archive, question: str, links: Sequence[str], blocks: Sequence[Block]
+    archive: Archive,
+    question: str,
+    names: Sequence[Words],
+    links: Sequence[Words],
+    blocks: Sequence[Block],
 ) -> list[Candidate]:
-    """Return the best blocks by the links and what of the question was not found, best first."""
+    """Return the best blocks by what was found and what of the question was not, best first.
+
+    Args:
+        names, links: as `find_links` returns them.
+        blocks: what was found before.
+    """
     known = {block.number for block in blocks}
-    words = _Words(archive, [*terms_of(question), *links], with_pairs=False)
-    linked = [w for w in words.single if w[0] in links]
-    asked = [w for w in words.single if w[0] not in links]
+    words = _Words(archive, [*((term,) for term in terms_of(question)), *names, *links])
+    asked = [w for w in words.blocks if w not in names and w not in links]
     missing = [w for w in asked if not words.blocks[w].keys() & known]
     left = words.mass(missing) / (words.mass(asked) or 1.0)
-    numbers = {n for w in linked for n in words.blocks[w]} - known
-    mass = {n: words.mass(w for w in (*linked, *missing) if n in words.blocks[w]) for n in numbers}
+    numbers = {n for w in (*names, *links) for n in words.blocks[w]} - known
+    sought = (*names, *links, *missing)
+    mass = {n: words.mass(w for w in sought if n in words.blocks[w]) for n in numbers}
     ranked = sorted(mass, key=lambda n: (-mass[n], n))[:CANDIDATES]
     return [
         Candidate(
             number,
             (
                 1 / (i + 1),
-                words.share(linked, number),
+                words.share(names, number),
+                words.share(links, number),
                 words.share(missing, number),
-                words.share_close([*linked, *missing], number),
+                words.share_close(sought, number),
                 left,
                 _fits(question, archive.text(archive.block(number))),
             ),
@@ -247,16 +266,21 @@ def follow(
     ]
 
 
-Words = tuple[str, ...]
+def _words_of(question: str) -> list[Words]:
+    return _with_pairs(terms_of(question))
+
+
+def _with_pairs(terms: Sequence[str]) -> list[Words]:
+    """Words for themselves, then those that follow each other."""
+    return [(term,) for term in terms] + list(zip(terms, terms[1:], strict=False))
 
 
 @dataclass
 class _Words:
-    """Where words stand in an archive. Words in a third of all blocks or more tell nothing."""
+    """Where words, or pairs of them, stand. What is in a third of all blocks tells nothing."""
 
     archive: Archive
-    terms: Sequence[str]
-    with_pairs: bool = True
+    words: Sequence[Words]
     blocks: dict[Words, dict[int, set[int]]] = field(default_factory=dict)
     """For each word or pair: block number to the passages that hold it."""
     rarity: dict[Words, float] = field(default_factory=dict)
@@ -265,8 +289,7 @@ class _Words:
     def __post_init__(self) -> None:
         total = len(self.archive)
         most = min(total // 3 + 1, _MOST_PLACES)
-        pairs = zip(self.terms, self.terms[1:], strict=False) if self.with_pairs else ()
-        for words in [*((term,) for term in self.terms), *pairs]:
+        for words in self.words:
             places = self.archive.places_of(words, most + 1)
             if not places or len(places) > most:
                 continue
@@ -309,16 +332,25 @@ class _Words:
 
     def share_close(self, words: Sequence[Words], number: int) -> float:
         """Share of the words' mass in the best two passages of a block that follow each other."""
-        return self._close(words, number, self.closest(words, number)) / (self.mass(words) or 1.0)
-
-    def closest(self, words: Sequence[Words], number: int) -> int:
-        """The first of those two passages."""
         passages = {p for w in words for p in self.blocks[w].get(number, ())}
-        return max(sorted(passages), key=lambda p: self._close(words, number, p), default=0)
+        best = max((self._held(words, number, p, p + 1) for p in passages), default=0.0)
+        return best / (self.mass(words) or 1.0)
 
-    def _close(self, words: Sequence[Words], number: int, passage: int) -> float:
-        near = {passage, passage + 1}
-        return self.mass(w for w in words if self.blocks[w].get(number, set()) & near)
+    def closest_entries(self, block: Block) -> tuple[Entry, ...]:
+        """The passage of a block that holds most of the words, or two where both hold some."""
+        at = range(len(block.entries))
+        best = max(at, key=lambda p: self._held(self.single, block.number, p))
+        near = [p for p in (best - 1, best + 1) if p in at]
+        pair = max(near, key=lambda p: self._held(self.single, block.number, p, best), default=best)
+        alone = self._held(self.single, block.number, best)
+        if self._held(self.single, block.number, pair, best) == alone:
+            return (block.entries[best],)
+        return block.entries[min(best, pair) : max(best, pair) + 1]
+
+    def _held(self, words: Iterable[Words], number: int, *passages: int) -> float:
+        """The mass of the words that these passages of a block hold."""
+        places = set(passages)
+        return self.mass(w for w in words if self.blocks[w].get(number, set()) & places)
 
 
 def _fits(question: str, text: str) -> float:

@@ -5,7 +5,6 @@ prose between them; questions of two steps are made up. A few numbers come out, 
 """
 
 import json
-import math
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -40,10 +39,8 @@ DOCUMENT_CHARS = 800_000
 DOCUMENTS_PER_SET = 2
 NUM_PROSE_BOOKS = 60
 NUM_CHAINS = 300
-LEAST_MORE = 0.2
-"""A further block of a round is read if it is right one time in five."""
-LOST = 0.01
-"""Share of the right first blocks that the least odds may shut out."""
+LEAST_ODDS = {"first": 0.05, "further": 0.2}
+"""Of a block that is read again, where there is room: right one time in twenty, in five."""
 CHAINS = (
     (
         "The {thing} was left with {person}.",
@@ -126,8 +123,6 @@ def train_gate(data: Path, out: Path, seed: int = 0) -> None:
         book, asked = make_chains(CHAINS[:-HELD_OUT_CHAINS], prose, rng, Path(folder), tokenizer)
         further += further_samples(book, asked, first_samples(book, asked))
         gate = {"first": fit(first, "first"), "further": fit(further, "further")}
-        gate["further"]["least"] = max(0.5, gate["further"]["least"])
-        gate["least_more"] = LEAST_MORE
         out.write_text(json.dumps(gate, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {out}: {len(first):,} questions, {len(further):,} of a further round")
         print(json.dumps(gate))
@@ -227,8 +222,8 @@ def further_samples(book: Book, asked: Sequence[Asked], samples: Sequence[Sample
         if is_chain and not (sample and sample[0][1]):
             continue
         right = book.blocks_of(one.spans[1]) if is_chain else set()
-        links = find_links(book.archive, one.question, blocks)
-        candidates = follow(book.archive, one.question, links, blocks)
+        names, links = find_links(book.archive, one.question, blocks)
+        candidates = follow(book.archive, one.question, names, links, blocks)
         further.append([(candidate, candidate.number in right) for candidate in candidates])
     return further
 
@@ -245,15 +240,10 @@ def fit(samples: Sequence[Sample], name: str) -> dict[str, object]:
         slope = x.T @ (odds - y) + pull * weights
         curve = (x.T * (odds * (1 - odds))) @ x + pull * np.eye(len(weights))
         weights -= np.linalg.solve(curve, slope)
-    odds, best = iter(1 / (1 + np.exp(-x @ weights))), []
-    for sample in samples:
-        rated = [(next(odds), is_right) for _, is_right in sample]
-        if rated and max(rated)[1]:
-            best.append(max(rated)[0])
     return {
         "weights": dict(zip(FEATURES[name], np.round(weights[:-1], 3).tolist(), strict=True)),
         "bias": round(float(weights[-1]), 3),
-        "least": math.floor(1000 * float(np.quantile(best, LOST))) / 1000,
+        "least": LEAST_ODDS[name],
     }
 
 
@@ -270,11 +260,7 @@ def score(book: Book, asked: Sequence[Asked], path: Path) -> dict[str, object]:
         for name, order in (("words", by_words), ("gate", [number for _, number in rated])):
             for most in hits[name]:
                 hits[name][most] += bool(right & set(order[:most]))
-        through = [
-            number
-            for i, (odds, number) in enumerate(rated)
-            if odds >= (gate.least_more if i else gate.first.least)
-        ]
+        through = [number for odds, number in rated if odds >= gate.first.least]
         let_in, right_in = let_in + len(through), right_in + len(right & set(through))
         found_in += bool(right & set(through))
     for sample in further_samples(book, asked, samples):

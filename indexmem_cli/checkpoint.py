@@ -25,6 +25,7 @@ FAMILIES = {
 """`model_type` of the decoders that can be read with, and the family each belongs to."""
 
 LARGE_MODEL_BYTES = 4 * 1024**3  # above this, quant "auto" quantises on a GPU
+PLAIN = "-weights"  # ends the name of a quantisation whose weights run as plain ones
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FILES = ["*.json", "*.safetensors", "*.tiktoken", "*.jinja"]
 
@@ -78,6 +79,13 @@ class Checkpoint:
         if method != "bitsandbytes":
             return method
         return "int8" if stored.get("load_in_8bit") else stored.get("bnb_4bit_quant_type", "fp4")
+
+    def form_of_stored(self, asked: str, large_on_gpu: bool) -> str | None:
+        """What weights that are stored quantised run as: their form, or that with PLAIN."""
+        stored = self.stored_quant
+        if stored not in ("int8", "nf4", "fp4"):
+            return stored
+        return stored if asked == stored or (asked == "auto" and large_on_gpu) else stored + PLAIN
 
     @property
     def weight_bytes(self) -> int:

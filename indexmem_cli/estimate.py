@@ -20,6 +20,9 @@ GPU_OVERHEAD_BYTES = 700 * 2**20
 # of scale per 64 weights and 4 bytes per 256 of those (double quantisation); int8 4 bytes per row.
 _QUANTISED = {"nf4": (0.5 + 1 / 64 + 4 / (64 * 256), 0), "int8": (1.0, 4)}
 _KEPT_WHOLE = ("embed", "lm_head")
+# What bitsandbytes stores beside its weights: `x.weight.absmax` and the like for 4 bits.
+_BESIDE = (".SCB", ".weight_format")
+_STATE = ".quant_state."
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,12 @@ class Need:
 def sort_weights(shapes: Iterable[tuple[str, list[int]]], file_bytes: int, tied: bool) -> Weights:
     """Sort tensors, by name and shape, into what quantisation shrinks and what it leaves."""
     matrices = rows = others = 0
+    shapes = list(shapes)
+    packed = {name.partition(_STATE)[0] for name, _ in shapes if _STATE in name}
     for name, shape in shapes:
-        count = 1
+        if ".weight." in name or name.endswith(_BESIDE):
+            continue
+        count = 2 if name in packed else 1  # two weights of 4 bits in a byte
         for size in shape:
             count *= size
         if tied and "lm_head" in name:
@@ -107,12 +114,12 @@ def read_weights(checkpoint: Checkpoint) -> Weights:
 def choose_form(checkpoint: Checkpoint, weights: Weights, model: ModelConfig, gpu: bool) -> Need:
     """Say what `auto` comes to, as a need without memory: quant, dtype and weights."""
     dtype = model.dtype if model.dtype != "auto" else "bfloat16" if gpu else "float32"
-    quant = model.quant
+    large_on_gpu = gpu and weights.file_bytes > LARGE_MODEL_BYTES
+    quant = checkpoint.form_of_stored(model.quant, large_on_gpu) or model.quant
     if quant == "auto":
-        quant = "nf4" if gpu and weights.file_bytes > LARGE_MODEL_BYTES else "none"
-    weight_bytes = weights.nbytes(quant, dtype)
-    if stored := checkpoint.config.get("quantization_config"):
-        quant, weight_bytes = stored.get("quant_method", "stored"), weights.file_bytes
+        quant = "nf4" if large_on_gpu else "none"
+    as_stored = checkpoint.stored_quant == quant
+    weight_bytes = weights.file_bytes if as_stored else weights.nbytes(quant, dtype)
     overhead = GPU_OVERHEAD_BYTES if gpu else CPU_OVERHEAD_BYTES
     return Need(quant, dtype, 0, weight_bytes, 0, 0, overhead)
 

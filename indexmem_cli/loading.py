@@ -14,14 +14,13 @@ from transformers import (
 )
 
 from indexmem_cli.backbone import Backbone
-from indexmem_cli.checkpoint import LARGE_MODEL_BYTES, Checkpoint
+from indexmem_cli.checkpoint import LARGE_MODEL_BYTES, PLAIN, Checkpoint
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.dequantise import read_dequantised
 from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
 from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import load_adapter
 
-PLAIN = "-weights"  # ends the name of a quantisation whose weights run as plain ones
 INSTRUCTION = (
     "Answer the question from the document alone, in few words. If the document does not say, "
     "answer: Not stated in the document."
@@ -176,15 +175,13 @@ def _choose_quant(name: str, checkpoint: Checkpoint, device: torch.device) -> st
     """What the weights run as: none, int8, nf4, a method of transformers, or those with PLAIN."""
     large_on_gpu = device.type == "cuda" and checkpoint.weight_bytes > LARGE_MODEL_BYTES
     stored = checkpoint.stored_quant
-    if stored in ("int8", "nf4", "fp4"):
-        if name not in ("auto", "none", stored):
-            raise ConfigError(
-                f"--quant {name} is asked for, but {checkpoint.id} is stored in {stored}",
-                "leave --quant out",
-            )
-        return stored if name == stored or (name == "auto" and large_on_gpu) else stored + PLAIN
-    if stored:
-        return stored
+    if stored in ("int8", "nf4", "fp4") and name not in ("auto", "none", stored):
+        raise ConfigError(
+            f"--quant {name} is asked for, but {checkpoint.id} is stored in {stored}",
+            "leave --quant out",
+        )
+    if form := checkpoint.form_of_stored(name, large_on_gpu):
+        return form
     if name == "auto":
         return "nf4" if large_on_gpu else "none"
     if name != "none" and device.type == "mps":

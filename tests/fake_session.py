@@ -69,6 +69,11 @@ EVENTS: tuple[events.Event, ...] = (
     *(events.TokenText(text) for text in ("The mill", " passes to", " Ruth", ".")),
     ANSWER,
 )
+INGESTED = events.Ingested(
+    memories=(events.Remembered("book.pdf", "a1f3c9d2e4b7", 412_380, 0, 9 << 20),),
+    coverage=COVERAGE,
+    read_s=45.2,
+)
 INSPECTION = events.Inspection(
     files=(
         events.FileReport("book.pdf", "pdf", 620, 412_000, 3_500_000),
@@ -102,6 +107,14 @@ class FakeSession:
             yield event
         if self.failure:
             raise self.failure
+
+    def ingest(self, *args: Any, **options: Any) -> Iterator[events.Event]:
+        """Yield the events up to the end of reading, then what was ingested."""
+        self.calls.append((args, options))
+        yield from (e for e in self.script if isinstance(e, events.Loaded | events.Progress))
+        if self.failure:
+            raise self.failure
+        yield INGESTED
 
     def inspect(self, *args: Any, **options: Any) -> events.Inspection:
         """Return the inspection."""

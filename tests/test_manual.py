@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 from local_hub import LocalHub, serve_models
+from saved import blank, save
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from indexmem_cli import settings
 from indexmem_cli.cli.app import app
 from indexmem_cli.cli.manual import walk
+from indexmem_cli.library import Library
+from indexmem_cli.library.transfer import export_memory
 
 TESTS = Path(__file__).parent
 COMMANDS = list(walk(get_command(app), "indexmem"))
@@ -28,7 +31,13 @@ EXAMPLES = [
 ]
 # Programs that examples name and that a machine may lack.
 STANDINS = {
-    "jq": "import json, sys; print(json.load(sys.stdin)[sys.argv[1].strip('.')])",
+    "jq": """import json, sys
+found = [json.load(sys.stdin)]
+for name in sys.argv[1].strip('.').split('.'):
+    found = [value[name.removesuffix('[]')] for value in found]
+    if name.endswith('[]'):
+        found = [value for values in found for value in values]
+print(*found)""",
     "man": "import sys; assert sys.stdin.read().startswith('.TH INDEXMEM')",
     "code": "import sys; open(sys.argv[2])",
 }
@@ -36,6 +45,8 @@ STANDINS = {
 LONG = ("indexmem bench", "indexmem train")
 # A server runs until it is stopped.
 ENDLESS = {"indexmem serve"}
+# Asks before it goes on.
+ASKING = "indexmem memories rm mill"
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +86,17 @@ def write_program(path: Path, command: str, before: str = "") -> None:
     path.chmod(0o755)
 
 
+def save_memories(example: str, folder: Path) -> str:
+    """Save what the examples of `memories` name; return the example with the ids they got."""
+    library = Library()
+    mill, notes = (save(library, blank(name, name=name)) for name in ("mill", "notes"))
+    if "import" in example:
+        for memory in (mill, notes):
+            export_memory(library, memory.id, folder / f"{memory.name}.tar")
+            library.delete(memory.id)
+    return example.replace("a1f3c9", mill.id[:6]).replace("77be01", notes.id[:6])
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_runs(
     example: str, shell: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -88,7 +110,6 @@ def test_every_example_runs(
         monkeypatch.chdir(tmp_path)
         assert root.make_context(root.name, words)
         return
-    command = ["bash", "-o", "pipefail", "-c", example]
     if any(example.startswith(name) for name in ENDLESS):
         with subprocess.Popen(
             ["bash", "-c", f"exec {example}"], cwd=tmp_path, env=shell, stderr=-1, text=True
@@ -98,9 +119,19 @@ def test_every_example_runs(
             process.stderr.read()
         assert process.returncode == 130
         return
+    if example.startswith("indexmem memories"):
+        example = save_memories(example, tmp_path)
+    stdin = subprocess.DEVNULL
+    if example == ASKING:
+        keyboard, stdin = os.openpty()
+        os.write(keyboard, b"y\n")
+    command = ["bash", "-o", "pipefail", "-c", example]
     result = subprocess.run(
-        command, cwd=tmp_path, env=shell, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        command, cwd=tmp_path, env=shell, capture_output=True, text=True, stdin=stdin
     )
+    if example == ASKING:
+        os.close(keyboard)
+        os.close(stdin)
     assert result.returncode == 0, result.stderr
     assert "rror" not in result.stderr
 

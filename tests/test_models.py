@@ -19,7 +19,13 @@ from indexmem_cli import catalogue, machine, settings
 from indexmem_cli.checkpoint import read_checkpoint
 from indexmem_cli.cli.app import app
 from indexmem_cli.config import MemoryConfig, ModelConfig
-from indexmem_cli.estimate import CARD_GIB, estimate_need, largest_budget, read_weights
+from indexmem_cli.estimate import (
+    CARD_GIB,
+    choose_form,
+    estimate_need,
+    largest_budget,
+    read_weights,
+)
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
 
 GIB = 2**30
@@ -75,6 +81,21 @@ class TestEstimate:
         form = ModelConfig(quant=quant, dtype="bfloat16", device="cpu")
         loaded = sum(map(stored_bytes, load_backbone(checkpoint, form).model.parameters()))
         assert read_weights(checkpoint).nbytes(quant, "bfloat16") == pytest.approx(loaded, rel=0.02)
+
+    @pytest.mark.parametrize("quant", ["int8", "nf4"])
+    def test_weights_stored_quantised_are_counted_as_the_plain_ones_they_run_as(
+        self, quant: str, saved_families: Path, tmp_path: Path
+    ) -> None:
+        from indexmem_cli.loading import load_backbone
+        from indexmem_cli.train.quantise import quantise
+
+        quantise(str(saved_families / "qwen3"), tmp_path / quant, quant)
+        checkpoint = read_checkpoint(quant, tmp_path / quant)
+        form = ModelConfig(dtype="float32", device="cpu")
+        backbone = load_backbone(checkpoint, form)
+        need = choose_form(checkpoint, read_weights(checkpoint), form, gpu=False)
+        assert need.quant == backbone.info.quant
+        assert need.weight_bytes == sum(w.nbytes for w in backbone.model.parameters())
 
     @pytest.mark.parametrize("family", ["qwen3", "mistral-sliding", "gemma3"])
     def test_memory_is_what_the_state_takes(self, family: str, saved_families: Path) -> None:
@@ -221,13 +242,14 @@ def write_index(folder: Path, *names: str) -> None:
 
 class TestShow:
     def test_the_table_of_cards(self) -> None:
+        """The shipped model is stored in int8: it runs so, or as plain weights, and not in nf4."""
         result = run("models", "show", "indexmem-mini", "-b", "1k")
         assert result.exit_code == 0, result.stderr
         lines = result.stdout.splitlines()
         assert lines[0] == "indexmem-mini (shipped, default)"
         assert "budget 1,024 tokens: about" in result.stdout
         table = [line.split() for line in lines[-7:]]
-        assert table[0] == ["CARD", "bfloat16", "int8", "nf4"]
+        assert table[0] == ["CARD", "bfloat16", "int8"]
         assert [row[0] for row in table[1:]] == [str(gib) for gib in CARD_GIB]
 
     def test_json_of_the_default(self, folder: Path) -> None:

@@ -42,6 +42,7 @@ def address(tiny_model_dir: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    playwright.expect.set_options(timeout=30_000)  # the machine may be busy
     with playwright.sync_playwright() as driver:
         options = [f"--disable-{name}" for name in QUIET]
         browser = driver.chromium.launch(
@@ -57,7 +58,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda line: line.type == "error" and complaints.append(line.text))
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(30_000)
     page.goto(address)
     yield page
     page.close()
@@ -147,7 +148,8 @@ def test_a_narrow_window_needs_no_scrolling_sideways(page: Any) -> None:
     page.locator("#documents li", has_text="a-long-name").wait_for()
     page.fill("#question", "Who" * 20)
     page.click("#send")
-    page.locator("article .gauge").first.wait_for()
+    playwright.expect(page.locator("#send")).to_be_enabled()
+    assert page.locator("article .gauge").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     playwright.expect(page.locator("#send")).to_be_in_viewport()
 

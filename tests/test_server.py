@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from indexmem_cli.cli.app import app
 from indexmem_cli.config import MemoryConfig, ModelConfig
+from indexmem_cli.library import Library
 from indexmem_cli.server.protocol import LONG_QUESTION_CHARS, ChatRequest
 from indexmem_cli.server.worker import Overloaded, Worker
 from indexmem_cli.session import Memory
@@ -82,6 +83,19 @@ class TestCompletions:
         assert 200 < cached < second.prompt_tokens == first.prompt_tokens
         assert 1 <= second.completion_tokens <= 6
         assert second.total_tokens == second.prompt_tokens + second.completion_tokens
+
+    def test_several_memories_are_read_once_and_none_is_saved(
+        self, client: OpenAI, address: str
+    ) -> None:
+        names = ("one.txt", "two.txt")
+        ids = [bring(address, name, f"{name} {TEXT}".encode()).json()["id"] for name in names]
+        first, second = (ask(client, memories=ids) for _ in range(2))
+        details = second.model_extra["indexmem"]
+        read = details["coverage"]["tokens_read"]
+        assert [memory["source"] for memory in details["memories"]] == list(names)
+        assert first.usage.prompt_tokens_details.cached_tokens == 0
+        assert second.usage.prompt_tokens_details.cached_tokens == read > 400
+        assert Library().ids() == []
 
     @pytest.mark.parametrize("with_memory", [True, False])
     def test_a_stream_says_the_same(

@@ -145,8 +145,10 @@ class TestTheFile:
         assert run(*command.split()).exit_code == 0
 
     def test_help_shows_the_programs_defaults(self) -> None:
-        write_config('policy = "keydiff"\n')
-        assert "default: question" in " ".join(run("ask", "--help").stdout.split())
+        write_config("max-tokens = 9\n")
+        assert "env var: INDEXMEM_MAX_TOKENS; default: 256" in " ".join(
+            run("ask", "--help").stdout.split()
+        )
 
     def test_path(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert run("config", "path").stdout == f"{settings.config_path()}\n"

@@ -20,6 +20,8 @@ from indexmem_cli.library import MANIFEST, Library
 from indexmem_cli.library.disk import blake2b, write_atomic
 from indexmem_cli.library.manifest import Key, Manifest, Part
 from indexmem_cli.library.saver import Saver, find_base, known_chunks, restore
+from indexmem_cli.memory.adapter import Adapter
+from indexmem_cli.memory.indexer import IndexerConfig, make_indexer
 from indexmem_cli.plan import make_plan
 from indexmem_cli.tokens import Entry
 
@@ -135,6 +137,9 @@ class TestRoundTrip:
     @pytest.mark.parametrize("policy", POLICIES)
     def test_a_reading_goes_on_as_if_it_had_never_stopped(self, backbones, library, policy):
         backbone = backbones("qwen3")
+        torch.manual_seed(0)
+        indexer = make_indexer(IndexerConfig("shared", (0, 1, 2), 64, 2, 4, 16))
+        backbone.load_adapter = lambda: Adapter(indexer, "", "")
         whole, first = new_reader(backbone, policy), new_reader(backbone, policy)
         list(whole.read(chunks(IDS)))
         list(first.read(chunks(IDS)[:5]))

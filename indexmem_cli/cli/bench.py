@@ -116,7 +116,8 @@ def card(
     training. Run it in a checkout: the questions are about its examples.
 
     \b
-    Example:
+    Examples:
+      indexmem bench card models/indexmem-mini
       indexmem bench card models/indexmem-mini --log runs/mini/log.jsonl
     """
     hush_libraries(False)

@@ -155,6 +155,7 @@ def import_(
     \b
     Examples:
       indexmem memories import mill.tar
+      indexmem memories import mill.tar notes.tar
     """
     from indexmem_cli.library import Library
     from indexmem_cli.library.transfer import import_memory

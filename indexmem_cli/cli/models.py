@@ -235,12 +235,14 @@ def _find(name: str, offline: bool) -> "FoundModel":
 
 
 def _card_forms(checkpoint: "Checkpoint", form: ModelConfig) -> dict[str, ModelConfig]:
-    """The forms a model can take on a GPU, by name: as it is stored, and quantised."""
-    if "quantization_config" in checkpoint.config:
+    """The forms a model can take on a GPU, by name: plain weights, and quantised ones."""
+    stored = checkpoint.stored_quant
+    if stored not in (None, "int8", "nf4", "fp4"):
         return {"stored": form}
     dtype = form.dtype if form.dtype != "auto" else "bfloat16"
     whole = {dtype: ModelConfig(form.model, "none", dtype)}
-    return whole | {quant: ModelConfig(form.model, quant, dtype) for quant in ("int8", "nf4")}
+    quants = [quant for quant in ("int8", "nf4") if stored in (None, quant)]
+    return whole | {quant: ModelConfig(form.model, quant, dtype) for quant in quants}
 
 
 def _as_row(

@@ -19,7 +19,6 @@ def _train() -> None:
     \b
     Examples:
       indexmem train base --recipe cpu --data corpus/ --out runs/mini
-      indexmem train base --recipe gpu --data corpus/ --out runs/mini --resume
       indexmem train adapter --model runs/mini/model --data corpus/ --out runs/adapter
     """
 
@@ -110,8 +109,9 @@ def export(
     """Write RUN/model from RUN/checkpoint, where only the checkpoint was brought back.
 
     \b
-    Example:
+    Examples:
       indexmem train export runs/mini
+      indexmem train export runs/gpu
     """
     if not (run / "checkpoint" / "state.json").exists():
         raise ConfigError(f"there is no checkpoint in {run}", "name the --out folder of a run")

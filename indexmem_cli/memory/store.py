@@ -145,7 +145,7 @@ def _checked(
     notes = parts.get("notes")
     if notes is not None and (notes.dim() != 4 or notes.shape[:3] != (1, 1, held)):
         raise ValueError(f"notes of layer {index} have the wrong shape")
-    for name in expected:
+    for name in (name for name in expected if name in parts):
         tensor = parts[name]
         if (tuple(tensor.shape), tensor.dtype) != expected[name]:
             found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

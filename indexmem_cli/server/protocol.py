@@ -170,7 +170,7 @@ def details(answer: Answer) -> dict[str, Any]:
 def count_usage(answer: Answer, question_tokens: int, answer_tokens: int) -> dict[str, Any]:
     """Tokens of a request; cached ones were read for an earlier request and not again."""
     prompt = answer.memory.full_kv_tokens + question_tokens
-    cached = 0 if answer.timing.read_s else answer.memory.full_kv_tokens
+    cached = sum(memory.tokens_reused for memory in answer.memories)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answer_tokens,

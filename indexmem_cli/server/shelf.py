@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
-from indexmem_cli.documents import Document, Sources, open_sources, open_text
+from indexmem_cli.config import (
+    FOCUS,
+    AnswerConfig,
+    MemoryConfig,
+    ModelConfig,
+    ReadConfig,
+    StoreConfig,
+)
+from indexmem_cli.documents import Document, Sources, join_sources, open_sources, open_text
 from indexmem_cli.errors import IndexMemError
 from indexmem_cli.events import Event
 from indexmem_cli.session import Memory
@@ -104,14 +111,10 @@ class Shelf:
     ) -> Iterator[Event]:
         """Answer from documents, and a text after them; only for the worker's thread."""
         memory = self._memory_of(tuple(ids), text)
-        is_whole = False
         try:
             yield from memory.events(question, answer)
-            is_whole = True
         finally:
             self._engine = memory._engine
-            if not is_whole:  # left or failed, perhaps in the middle of reading
-                self._memories.pop(tuple(ids), None)
 
     def question_tokens(self, question: str) -> int:
         """Tokens of a question with the prompt around it, once the model is loaded."""
@@ -135,10 +138,20 @@ class Shelf:
                 missing = [memory_id for memory_id in ids if memory_id not in self._brought]
                 if missing:
                     raise UnknownMemory(f"no memory {missing[0]!r}", "POST the document again")
-                documents = [self._brought[memory_id].document for memory_id in ids]
+                brought = [self._brought[memory_id] for memory_id in ids]
+            parts = [Sources([one.document], name=one.name) for one in brought]
             if text:
-                documents.append(open_text(text, "messages"))
-            memory = Memory(Sources(documents), self.memory, self.model, self._engine)
+                parts.append(Sources([open_text(text, "messages")], name="messages"))
+            can_look_up = self.memory.recall and self.memory.policy != FOCUS
+            if text or not parts or not can_look_up:  # a conversation goes on from its documents
+                parts = [join_sources(parts)]
+            memory = Memory(
+                parts,
+                self.memory,
+                self.model,
+                store=StoreConfig(save=False),
+                _engine=self._engine,
+            )
         if ids and not text:
             self._memories[ids] = memory
             self._memories.move_to_end(ids)

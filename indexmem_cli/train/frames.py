@@ -94,6 +94,20 @@ ASKING = {
     "event": ("which event", "what event", "what", "when"),
     "room": ("which place", "what", "where"),
 }
+LONGER = {
+    ("to", "place"): ("all the way to", "right up to", "on to", "down to", "back to", "over to"),
+    ("from", "place"): ("out of", "away from", "all the way from"),
+    ("near", "place"): ("close to", "not far from"),
+    ("in", "place"): ("somewhere in", "right in the middle of"),
+    ("in", "year"): ("in the year", "as early as", "as late as", "in the course of"),
+    ("on", "date"): ("as early as", "as late as"),
+    ("from", "person"): ("out of the hands of",),
+    ("with", "person"): ("together with", "in the company of"),
+    ("for", "person"): ("on behalf of", "in the service of"),
+    ("inside", "room"): ("deep inside", "within"),
+    ("at", "site"): ("right at", "close by"),
+}
+"""Ways to say a preposition that a question asks with alone."""
 OBVIOUS = {"in", "at", "on", "inside", "during"}
 """Prepositions that "where" and "when" already hold."""
 
@@ -159,6 +173,12 @@ def draw_phrases(rng: Random, moving: bool) -> list[tuple[str, str, str]]:
     return drawn
 
 
+def lengthen(rng: Random, prep: str, sort: str) -> str:
+    """Now and then say a preposition in more words."""
+    longer = LONGER.get((prep, sort))
+    return rng.choice(longer) if longer and rng.random() < 0.4 else prep
+
+
 def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
     """Make a sentence and the pairs of question and answer that it holds."""
     moving = rng.random() < 0.25
@@ -174,7 +194,7 @@ def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
     said |= {"will": f"will {verb}", "now": third}
     helps = {"past": ("did", verb), "has": ("has", participle), "had": ("had", participle)}
     helps |= {"will": ("will", verb), "now": ("does", verb)}
-    told = [f"{prep} {value}" for prep, _, value in phrases]
+    told = [f"{lengthen(rng, prep, sort)} {value}" for prep, sort, value in phrases]
     some = rng.sample(told, rng.randint(0 if thing else 1, len(told)))
     adverb = f"{rng.choice(ADVERBS)} " if rng.random() < 0.12 else ""
     front = [told.pop(rng.randrange(len(told)))] if told and rng.random() < 0.35 else []

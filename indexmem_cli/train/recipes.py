@@ -33,6 +33,7 @@ DEEPENING: Mix = {
     "code": 0.03,
     "chat": 0.03,
 }
+POLISHING: Mix = {"facts": 0.58, "qa": 0.3, "natural": 0.04, "lm": 0.08}
 READING: Mix = {
     "facts": 0.36,
     "qa": 0.32,
@@ -146,6 +147,7 @@ RECIPES = {
             Stage(190, 512, DEEPENING, "eager", compiled=True),
             Stage(130, 1536, DEEPENING),
             Stage(120, 512, DEEPENING, "eager", compiled=True),
+            Stage(250, 512, POLISHING, "eager", compiled=True),
         ),
         muon_lr=0.015,
         adam_lr=2e-3,

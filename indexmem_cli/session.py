@@ -238,11 +238,13 @@ class Memory:
         yield from map(Notice, notices)
         if not self._readings or self.memory.policy == FOCUS:
             yield from self._remember(plan, question, closing)
-        yield from answer_question(
-            engine, self._readings, question, closing, self.memory, config, tuple(notices)
-        )
-        for reading in self._readings:
-            reading.seconds, reading.tokens_reused = 0.0, reading.tokens
+        try:
+            yield from answer_question(
+                engine, self._readings, question, closing, self.memory, config, tuple(notices)
+            )
+        finally:  # also when the answer was stopped: what was read need not be read again
+            for reading in self._readings:
+                reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
     def _load_engine(self) -> Iterator[Event]:
         self._engine = self._engine or load_language_model(self.model)

@@ -30,6 +30,7 @@ FEATURES = {
         "rank",  # 1, 1/2, 1/3 …
         "coverage",  # share of the question's words in the block, each by its rarity
         "passage",  # the same in two passages that follow each other
+        "best passage",  # that, as a share of the best among the candidates
         "around",  # the same in the block and its neighbours
         "rarest",  # the same for the three rarest words alone
         "pairs",  # the same for pairs of words that follow each other in the question
@@ -184,14 +185,18 @@ def find_candidates(archive: Archive, question: str) -> list[Candidate]:
         return []
     best = ranked[0][1]
     second = ranked[1][1] if len(ranked) > 1 else 0.0
+    ranked = ranked[:CANDIDATES]
+    close = [words.share_close(words.single, number) for number, _ in ranked]
+    closest = max(close) or 1.0
     candidates = []
-    for i, (number, score) in enumerate(ranked[:CANDIDATES]):
+    for i, (number, score) in enumerate(ranked):
         features = (
             score / best,
             (best - second) / best if i == 0 else 0.0,
             1 / (i + 1),
             words.share(words.single, number),
-            words.share_close(words.single, number),
+            close[i],
+            close[i] / closest,
             words.share(words.single, number - 1, number, number + 1),
             words.share(words.rarest, number),
             words.share(words.pairs, number),

@@ -69,6 +69,7 @@ def test_blocks_hold_the_whole_text_with_its_places(tmp_path):
     assert "".join(map(archive.text, blocks)) == "".join(line + "\n" for line in LINES)
     assert all(block.end - block.first <= BLOCK_TOKENS for block in blocks) and len(blocks) > 5
     assert [block.end for block in blocks[:-1]] == [block.first for block in blocks[1:]]
+    assert Archive.append(tmp_path / "a.sqlite", TOKENIZER.decode).end == blocks[-1].end
     entry = blocks[-1].entries[-1]
     assert entry.place == Place("book.txt", 14, "v14", 40)
     assert archive.text_of(entry) == LINES[-1] + "\n"

@@ -7,7 +7,14 @@ import pytest
 from test_archive import HOSTILE, write
 
 from indexmem_cli.errors import MemoryFileError
-from indexmem_cli.memory.recall import MAX_ROUNDS, Recall, find_candidates, load_gate
+from indexmem_cli.memory.recall import (
+    MAX_ROUNDS,
+    Recall,
+    find_candidates,
+    find_links,
+    follow,
+    load_gate,
+)
 
 FILLER = [f"Nothing of note happened on day {n} of the long voyage by sea." for n in range(90)]
 FACTS = {
@@ -46,6 +53,16 @@ def test_a_second_round_follows_the_name_that_the_first_found(archive):
     second_query, second = recall.rounds[1]
     assert "edmund" in second_query.lower() and FACTS[70] in archive.text(second[0].block)
     assert len(recall.rounds) <= MAX_ROUNDS
+
+
+def test_a_further_round_proposes_nothing_that_is_known(archive):
+    question = "In which place does the person with the silver lantern live?"
+    first = look(archive, question).rounds[0][1]
+    blocks = [one.block for one in first]
+    names, links = find_links(archive, question, blocks)
+    assert ("edmund", "tarrow") in names
+    numbers = [candidate.number for candidate in follow(archive, question, names, links, blocks)]
+    assert numbers and not set(numbers) & {block.number for block in blocks}
 
 
 def test_blocks_come_in_the_order_of_the_text_and_once(archive):

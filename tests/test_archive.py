@@ -63,9 +63,10 @@ LINES = [f"line {n} tells of the fox number {n}" for n in range(40)]
 
 
 def test_blocks_hold_the_whole_text_with_its_places(tmp_path):
-    write(tmp_path / "a.sqlite", LINES).close()
+    written = write(tmp_path / "a.sqlite", LINES)
     archive = Archive.open(tmp_path / "a.sqlite", TOKENIZER.decode)
     blocks = list(archive)
+    assert written.end == blocks[-1].end
     assert "".join(map(archive.text, blocks)) == "".join(line + "\n" for line in LINES)
     assert all(block.end - block.first <= BLOCK_TOKENS for block in blocks) and len(blocks) > 5
     assert [block.end for block in blocks[:-1]] == [block.first for block in blocks[1:]]

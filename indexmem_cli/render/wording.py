@@ -35,12 +35,13 @@ def describe_skipped(coverage: Coverage) -> str:
 
 
 def describe_recall(rounds: tuple[RecallRound, ...]) -> str:
-    """Say how much was read again, and in how many looks into the archive."""
+    """Say how much was read again, and how many looks into the archive brought it."""
     blocks = [block for each in rounds for block in each.blocks]
     if not blocks:
         return "nothing recalled"
     tokens = sum(block.tokens for block in blocks)
-    return f"recalled {tokens:,} tokens in {count(len(rounds), 'round')}"
+    brought = sum(bool(each.blocks) for each in rounds)
+    return f"recalled {tokens:,} tokens in {count(brought, 'round')}"
 
 
 def describe_memory(memory: Remembered) -> str:

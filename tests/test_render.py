@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from indexmem_cli import events, render
 from indexmem_cli.render import screen
+from indexmem_cli.render.answers import statistics
 
 CHAT_SOURCE = events.Source(
     "chat.txt", None, None, 7, 7, 0.5, "hi", "line", None, "Ann", "2024-03-05 14:02"
@@ -414,3 +415,14 @@ def test_a_long_inspection_says_what_it_leaves_out(capsys: pytest.CaptureFixture
     assert "… and 60 more files (-v lists them)" in capsys.readouterr().out
     render.show_inspection(long, verbose=True)
     assert capsys.readouterr().out.count("book.pdf") == 50 + INSPECTION.coverage.pages_read % 2 + 2
+
+
+def test_what_was_recalled_is_told_round_by_round() -> None:
+    block = events.RecalledBlock(7, "book.pdf", 311, "299", 3, 9, 121, 0.84)
+    looked = (events.RecallRound("Who?", (block,)), events.RecallRound("Who? \x1b[2Jruth", ()))
+    lines = statistics(replace(ANSWER, recall=looked), verbose=True)
+    assert "recalled 121 tokens in 1 round" in lines[0]
+    assert "recall 1: “Who?” → book.pdf p. 299 (84%)" in lines
+    assert any(line.endswith("→ nothing") and "\x1b" not in line for line in lines)
+    assert "nothing recalled" in statistics(replace(ANSWER, recall=looked[1:]), verbose=False)[0]
+    assert "recall" not in "".join(statistics(replace(ANSWER, recall=None), verbose=True))

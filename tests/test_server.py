@@ -21,9 +21,11 @@ from serving import bring, serve
 from typer.testing import CliRunner
 
 from indexmem_cli.cli.app import app
-from indexmem_cli.config import MemoryConfig, ModelConfig
+from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig
+from indexmem_cli.events import Answer
 from indexmem_cli.library import Library
 from indexmem_cli.server.protocol import LONG_QUESTION_CHARS, ChatRequest
+from indexmem_cli.server.shelf import Shelf
 from indexmem_cli.server.worker import Overloaded, Worker
 from indexmem_cli.session import Memory
 
@@ -56,6 +58,15 @@ def alone(tiny_model_dir: Path) -> Memory:
     return Memory.read_text(
         TEXT, budget=96, chunk_tokens=64, policy="keydiff", model=str(tiny_model_dir), device="cpu"
     )
+
+
+def test_the_first_answer_can_be_counted_as_soon_as_it_is_told(tiny_model_dir: Path) -> None:
+    shelf = Shelf(KEPT, ModelConfig(str(tiny_model_dir), device="cpu"), most=2)
+    told = shelf.events([], TEXT, "who?", AnswerConfig(max_tokens=2))
+    next(event for event in told if isinstance(event, Answer))
+    assert shelf.question_tokens("who?") > 0
+    told.close()
+    shelf.close()
 
 
 def ask(client: OpenAI, question: str = "who?", **extra: Any) -> Any:

@@ -111,10 +111,10 @@ class Shelf:
     ) -> Iterator[Event]:
         """Answer from documents, and a text after them; only for the worker's thread."""
         memory = self._memory_of(tuple(ids), text)
-        try:
-            yield from memory.events(question, answer)
-        finally:
+        for event in memory.events(question, answer):
+            # Before the event is told: whoever gets it may count the question's tokens at once.
             self._engine = memory._engine
+            yield event
 
     def question_tokens(self, question: str) -> int:
         """Tokens of a question with the prompt around it, once the model is loaded."""

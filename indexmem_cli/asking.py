@@ -19,7 +19,7 @@ from indexmem_cli.events import (
     Timing,
     TokenText,
 )
-from indexmem_cli.evidence import Evidence
+from indexmem_cli.evidence import Evidence, locate
 from indexmem_cli.language_model import LanguageModel
 from indexmem_cli.reading import Reading
 
@@ -162,21 +162,11 @@ def _new_reader(reading: Reading, closing: list[int]) -> "Reader":
 
 
 def _describe(block: Block, odds: float) -> RecalledBlock:
-    first, last = block.entries[0].place, block.entries[-1].place
     return RecalledBlock(
         number=block.number,
-        file=first.file,
-        page=first.page,
-        page_label=first.page_label,
-        line_start=first.line,
-        line_end=last.line,
         tokens=block.end - block.first,
         odds=odds,
-        unit=first.unit,
-        member=first.member,
-        author=first.author,
-        time=first.time,
-        symbol=first.symbol,
+        **locate(block.entries[0], block.entries[-1]),
     )
 
 

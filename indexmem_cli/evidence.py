@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from indexmem_cli.events import Source
-from indexmem_cli.tokens import SourceMap, Tokenizer
+from indexmem_cli.tokens import Entry, SourceMap, Tokenizer
 
 MAX_SOURCES = 3
 LEAST_SHARE = 0.2  # of the best place's attention, for another one to be shown
@@ -56,21 +57,28 @@ def _follows(before, after) -> bool:
 
 
 def _source(group: list, total: float, tokenizer: Tokenizer) -> Source:
-    first, last = group[0][0].place, group[-1][0].place
     text = " ".join(tokenizer.decode([i for entry, _ in group for i in entry.ids]).split())
     if len(text) > QUOTE_CHARS:
         text = text[: QUOTE_CHARS - 1] + "…"
     return Source(
-        file=first.file,
-        page=first.page,
-        page_label=first.page_label,
-        line_start=first.line,
-        line_end=last.line,
         weight=sum(weight for _, weight in group) / total,
         quote=text,
-        unit=first.unit,
-        member=first.member,
-        author=first.author,
-        time=first.time,
-        symbol=first.symbol,
+        **locate(group[0][0], group[-1][0]),
     )
+
+
+def locate(first: Entry, last: Entry) -> dict[str, Any]:
+    """Say where the passages from `first` to `last` stand: what a source and a block share."""
+    place = first.place
+    return {
+        "file": place.file,
+        "page": place.page,
+        "page_label": place.page_label,
+        "line_start": place.line,
+        "line_end": last.place.line,
+        "unit": place.unit,
+        "member": place.member,
+        "author": place.author,
+        "time": place.time,
+        "symbol": place.symbol,
+    }

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.passages import Damaged, FileDocument, Meter, Passage, Place
+from indexmem_cli.documents.passages import Damaged, Meter, ParsedDocument, Passage, Place
 from indexmem_cli.documents.text import clean, cut_line
 
 
@@ -23,21 +22,8 @@ class Block:
 Reader = Callable[[Meter, ReadConfig], Iterable[Block]]
 
 
-class BlockDocument(FileDocument):
+class BlockDocument(ParsedDocument):
     """A file of blocks, each of which is a place."""
-
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        size_bytes: int | None,
-        open_bytes: Callable[[], BinaryIO],
-        reader: Reader,
-        config: ReadConfig,
-    ) -> None:
-        super().__init__(name, kind, size_bytes, open_bytes)
-        self._reader = reader
-        self._config = config
 
     def _read(self) -> Iterator[Passage]:
         number = 0

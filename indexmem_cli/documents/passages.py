@@ -2,12 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from indexmem_cli.config import ReadConfig
 from indexmem_cli.errors import DocumentError
 
 
@@ -191,6 +192,23 @@ class FileDocument(Document):
         """Open the bytes; what is read of them is the fraction that was read."""
         with self._open_bytes() as stream:
             yield Meter(stream, self)
+
+
+class ParsedDocument(FileDocument):
+    """A file that a reader of its format takes apart: into blocks, or into messages."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        size_bytes: int | None,
+        open_bytes: Callable[[], BinaryIO],
+        reader: Callable[["Meter", ReadConfig], Iterable[Any]],
+        config: ReadConfig,
+    ) -> None:
+        super().__init__(name, kind, size_bytes, open_bytes)
+        self._reader = reader
+        self._config = config
 
 
 class Meter:

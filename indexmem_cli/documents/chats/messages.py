@@ -5,13 +5,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import BinaryIO
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.passages import (
     Damaged,
-    FileDocument,
     Meter,
+    ParsedDocument,
     Passage,
     Place,
 )
@@ -54,21 +53,8 @@ class Message:
 Reader = Callable[[Meter, ReadConfig], Iterable[Message]]
 
 
-class MessageDocument(FileDocument):
+class MessageDocument(ParsedDocument):
     """A file of messages."""
-
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        size_bytes: int | None,
-        open_bytes: Callable[[], BinaryIO],
-        reader: Reader,
-        config: ReadConfig,
-    ) -> None:
-        super().__init__(name, kind, size_bytes, open_bytes)
-        self._reader = reader
-        self._config = config
 
     def _read(self) -> Iterator[Passage]:
         with self._stream() as stream:

@@ -32,6 +32,18 @@ WATCH = """() => {
   }).observe(document.body, { childList: true, subtree: true, characterData: true });
 }"""
 
+HOLD_FIRST_LIST = """() => {
+  const real = window.fetch;
+  const released = new Promise((release) => { window.release = release; });
+  window.fetch = async (path, options) => {
+    const response = await real(path, options);
+    window.fetch = real;
+    await released;
+    return response;
+  };
+  window.firstList = listDocuments();
+}"""
+
 
 @pytest.fixture(scope="module")
 def address(tiny_model_dir: Path) -> Iterator[str]:
@@ -133,6 +145,17 @@ def test_a_document_forgotten_meanwhile(page: Any, address: str) -> None:
     playwright.expect(page.get_by_role("alert")).to_contain_text("no memory")
     playwright.expect(page.locator("article .status")).to_have_text("no answer")
     playwright.expect(page.locator("#send")).to_be_enabled()
+    playwright.expect(box).to_have_count(0)
+
+
+def test_a_list_that_comes_late_changes_nothing(page: Any) -> None:
+    playwright.expect(page.locator("#model")).not_to_be_empty()
+    page.evaluate(HOLD_FIRST_LIST)
+    drop(page, "late.txt", b"the mill passes to Ruth, late")
+    box = page.locator("#documents li", has_text="late.txt").locator("input")
+    playwright.expect(box).to_be_checked()
+    page.evaluate("async () => { release(); await firstList; }")
+    playwright.expect(box).to_be_checked()
 
 
 def test_names_are_text(page: Any) -> None:

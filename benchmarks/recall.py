@@ -141,7 +141,7 @@ def _ask(mode: str, memory: Memory, question: Question, options: Namespace) -> d
         numbers = _best_passages(archive, question.text, options.passage_tokens)
         text = "".join(archive.text(archive.block(number)) for number in numbers)
         alone = Memory.read_text(text or "-", **_settings("focus", options))
-        alone._engine = memory._engine
+        alone.engine = memory.engine
         answer = replace(alone.ask(question.text, max_tokens=options.max_tokens), recall=())
     text = " ".join("".join(archive.text(archive.block(n)) for n in numbers).split())
     return {

@@ -136,12 +136,13 @@ class Memory:
     read_config: ReadConfig = field(default_factory=ReadConfig)
     store: StoreConfig = field(default_factory=lambda: StoreConfig(save=False))
     library: Library = field(default_factory=Library)
+    engine: LanguageModel | None = field(default=None, repr=False)
+    """The loaded model, which several may share; None: `model` is loaded when it is needed."""
 
     def __post_init__(self) -> None:
         if isinstance(self.sources, Sources):
             self.sources = [self.sources]
 
-    _engine: LanguageModel | None = field(default=None, repr=False)
     _readings: list[Reading] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -232,7 +233,7 @@ class Memory:
         if not question.strip():
             raise ConfigError("the question is empty", "say what you want to know")
         yield from self._load_engine()
-        engine = self._engine
+        engine = self.engine
         closing = engine.prompt.closing(engine.tokenizer.encode(question))
         plan, notices = self._plan(len(closing))
         yield from map(Notice, notices)
@@ -247,12 +248,12 @@ class Memory:
                 reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
     def _load_engine(self) -> Iterator[Event]:
-        self._engine = self._engine or load_language_model(self.model)
-        yield Loaded(self._engine.backbone.info, self._engine.load_s)
+        self.engine = self.engine or load_language_model(self.model)
+        yield Loaded(self.engine.backbone.info, self.engine.load_s)
 
     def _plan(self, closing_tokens: int) -> tuple[Plan, list[str]]:
         """Work out the settings; but for one question, they leave room for most questions."""
-        engine = self._engine
+        engine = self.engine
         window = engine.backbone.info.window_tokens
         if self.memory.policy != FOCUS:
             room = max(1, min(QUESTION_TOKENS, window // 8))
@@ -267,7 +268,7 @@ class Memory:
         """Read or load every source."""
         from indexmem_cli.engine import make_reader
 
-        engine, readings = self._engine, []
+        engine, readings = self.engine, []
         several = len(self.sources) > 1
         for part in self.sources:
             if isinstance(part, Manifest):
@@ -290,7 +291,7 @@ class Memory:
 
     def _key(self, plan: Plan, question: str) -> Key:
         """All that a memory depends on, but for the content."""
-        info, read = self._engine.backbone.info, self.read_config
+        info, read = self.engine.backbone.info, self.read_config
         settings = asdict(plan)
         del settings["answer_from_tokens"]  # of interest only when a question comes
         settings |= {
@@ -302,7 +303,7 @@ class Memory:
             "read": str(replace(read, password=None, include=(), exclude=())),
         }
         focused = question if self.memory.policy == FOCUS else None
-        return Key("", info.revision, self._engine.tokenizer_hash, settings, question=focused)
+        return Key("", info.revision, self.engine.tokenizer_hash, settings, question=focused)
 
 
 def _plan_of(manifest: Manifest, plan: Plan) -> Plan:

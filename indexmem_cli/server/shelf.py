@@ -113,7 +113,7 @@ class Shelf:
         memory = self._memory_of(tuple(ids), text)
         for event in memory.events(question, answer):
             # Before the event is told: whoever gets it may count the question's tokens at once.
-            self._engine = memory._engine
+            self._engine = memory.engine
             yield event
 
     def question_tokens(self, question: str) -> int:
@@ -150,7 +150,7 @@ class Shelf:
                 self.memory,
                 self.model,
                 store=StoreConfig(save=False),
-                _engine=self._engine,
+                engine=self._engine,
             )
         if ids and not text:
             self._memories[ids] = memory

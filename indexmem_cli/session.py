@@ -72,11 +72,32 @@ def ingest(
     model: ModelConfig,
     store: StoreConfig,
     stdin: BinaryIO | None = None,
+    engine: LanguageModel | None = None,
 ) -> Iterator[Event]:
     """Read the sources and save what was read, for questions to come; ends with `Ingested`.
 
+    Args:
+        engine: the model, where it is loaded already.
+
     Raises:
         IndexMemError: see `errors.py`; sources are checked before a model is loaded.
+    """
+    parts = open_to_ingest(sources, read=read, memory=memory, store=store, stdin=stdin)
+    yield from Memory(parts, memory, model, read, store, engine=engine).ingest()
+
+
+def open_to_ingest(
+    sources: Sequence[str],
+    *,
+    read: ReadConfig,
+    memory: MemoryConfig,
+    store: StoreConfig,
+    stdin: BinaryIO | None = None,
+) -> list[Sources | Manifest]:
+    """Open the sources, and check that memories can be made of them.
+
+    Raises:
+        IndexMemError: see `errors.py`.
     """
     if memory.policy == FOCUS:
         raise ConfigError("a memory for later questions cannot be read with one in mind")
@@ -84,8 +105,7 @@ def ingest(
         raise ConfigError("a name is for one memory", "ingest the sources one by one")
     if store.name is not None:
         Library().check_name(store.name, str(Path(sources[0]).absolute()))
-    parts = _open(sources, read, memory, store, stdin)
-    yield from Memory(parts, memory, model, read, store).ingest()
+    return _open(sources, read, memory, store, stdin)
 
 
 def inspect(

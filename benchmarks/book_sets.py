@@ -172,22 +172,23 @@ def pack(parts: Sequence[Part], limit: int, ordered: bool, chance: Random) -> li
 def make_books(name: str, length: str, options: Namespace) -> list[Part]:
     """Make books of a length with `options.count` questions in all, evenly spread over them."""
     chance = Random(f"{name}-{length}-{options.seed}")
-    tokens = {"window": WINDOW_TOKENS, "all": 110_000}.get(length) or parse_size(length)
+    tokens = {"window": WINDOW_TOKENS, "all": 120_000}.get(length) or parse_size(length)
+    each = {"window": 5, "all": options.count}.get(length, 10)
     limit = int(tokens * 3.6)  # characters; a token of the embedded model has about 3.9
     if name == "chains":
         limit = limit * 5 // 6  # the facts come on top
-        each = max(2, limit // 1600)
-        books = make_chains(options.data, limit, chance, -(-options.count // each))
+        most = min(each, max(2, limit // 1600))
+        books = make_chains(options.data, limit, chance, -(-options.count // most))
     else:
         prose = name == "prose"
         parts = ask_prose(options.data, chance) if prose else read_set(options.data, name)
         books = [book for book in pack(parts, limit, prose, chance) if book.asked]
         chance.shuffle(books)
-        most = 5 if length == "window" else 10 if limit < 50_000 else options.count
-        books = books[: -(-options.count // most)]
-    each, left, made = -(-options.count // len(books)), options.count, []
+        if length == "all":
+            books = [max(books, key=lambda book: len(book.text))]
+    left, made = options.count, []
     for book in books:
         asked = chance.sample(book.asked, min(each, left, len(book.asked)))
-        made.append(Part(book.text, tuple(asked)))
+        made += [Part(book.text, tuple(asked))] if asked else []
         left -= len(asked)
     return made

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from indexmem_cli.archives import Archives
 from indexmem_cli.events import Source
-from indexmem_cli.tokens import Entry, SourceMap, Tokenizer
+from indexmem_cli.tokens import Entry, Tokenizer
 
 MAX_SOURCES = 3
 LEAST_SHARE = 0.2  # of the best place's attention, for another one to be shown
@@ -26,7 +27,7 @@ class Evidence:
             position = self.origins.get(position, position)
             self.weights[position] = self.weights.get(position, 0.0) + weight
 
-    def sources(self, places: SourceMap, tokenizer: Tokenizer) -> tuple[Source, ...]:
+    def sources(self, places: Archives, tokenizer: Tokenizer) -> tuple[Source, ...]:
         """Return the best attended places, best first; passages that follow each other are one."""
         found = {}
         for position, weight in self.weights.items():

@@ -1,6 +1,9 @@
 """The model that reads and answers, with its tokenizer and prompt; loaded when it is needed."""
 
+import contextlib
+import gc
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,9 +39,10 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
     started = time.perf_counter()
     checkpoint = find_checkpoint(config.model, config.offline)
     tokenizer = load_tokenizer(checkpoint.path)
-    from indexmem_cli.loading import load_backbone, load_prompt
+    with _collecting_later():
+        from indexmem_cli.loading import load_backbone, load_prompt
 
-    backbone, prompt = load_backbone(checkpoint, config), load_prompt(checkpoint)
+        backbone, prompt = load_backbone(checkpoint, config), load_prompt(checkpoint)
     load_s = time.perf_counter() - started
     tokens = f"{checkpoint.tokenizer_hash()} {prompt.opening}"
     return LanguageModel(
@@ -50,6 +54,20 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
         config.model,
         blake2b(tokens.encode()),
     )
+
+
+@contextlib.contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Keep Python from looking for garbage among the many objects that stay: a second of five."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.unfreeze()  # into the oldest generation, which is rarely looked through
+        if was_on:
+            gc.enable()
 
 
 def check_fits(manifest: Manifest, model: LanguageModel) -> None:

@@ -1,7 +1,6 @@
 """Passages to chunks of tokens, and from a token back to its place. Nothing about models."""
 
 import base64
-import bisect
 import codecs
 import json
 import re
@@ -272,56 +271,6 @@ def count_tokens(passages: Iterable[Passage], tokenizer: Tokenizer) -> int:
         for batch in _batches(passages)
         for ids in tokenizer.encode_batch([passage.text for passage in batch])
     )
-
-
-class SourceMap:
-    """Stream position to place and text, holding only the passages of which something is kept."""
-
-    def __init__(self) -> None:
-        self._firsts: list[int] = []  # ascending, one for each entry
-        self._entries: list[Entry] = []
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def add(self, chunk: Chunk) -> None:
-        """Remember the passages of the next chunk."""
-        for entry in chunk.entries:
-            if not self._firsts or entry.first > self._firsts[-1]:
-                self._firsts.append(entry.first)
-                self._entries.append(entry)
-
-    def keep(self, positions: Iterable[int]) -> None:
-        """Forget every passage none of whose tokens is among the positions, in any order.
-
-        Positions that are in no passage (of a prompt, for instance) are passed over.
-        """
-        wanted = sorted(set(positions))
-        entries, at = [], 0
-        while at < len(wanted):
-            entry = self.find(wanted[at])
-            if entry is None:
-                at += 1
-            else:
-                entries.append(entry)
-                at = bisect.bisect_left(wanted, entry.end, at)
-        self._entries = entries
-        self._firsts = [entry.first for entry in entries]
-
-    def joined(self, entries: Iterable[Entry]) -> "SourceMap":
-        """Return a map that knows these passages too."""
-        known = {entry.first: entry for entry in (*self._entries, *entries)}
-        joined = SourceMap()
-        joined._firsts = sorted(known)
-        joined._entries = [known[first] for first in joined._firsts]
-        return joined
-
-    def find(self, position: int) -> Entry | None:
-        """Return the passage that a stream position lies in, if it is remembered."""
-        at = bisect.bisect_right(self._firsts, position) - 1
-        if at < 0 or position >= self._entries[at].end:
-            return None
-        return self._entries[at]
 
 
 def _sentences(passage: Passage) -> Iterator[Passage]:

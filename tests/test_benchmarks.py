@@ -29,7 +29,7 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("memory", "needles", "recall", "speed"):
+    for name in ("memory", "needles", "recall", "second", "speed"):
         sys.modules.pop(name, None)
 
 
@@ -196,3 +196,15 @@ def test_recall_is_measured_beside_the_other_modes(script, tiny_model_dir, tmp_p
     assert (without["recalled"], without["found"]) == (0, None)
     assert all(row["n"] == len(row["results"]) == 3 for row in rows)
     assert all(row["process_peak_bytes"] > 10_000_000 for row in rows)
+
+
+def test_second_question_reads_nothing_again(script, tiny_model_dir, tmp_path, monkeypatch):
+    second, out = script("second"), tmp_path / "rows.jsonl"
+    (tmp_path / "book.txt").write_text("It was a long day, and nothing happened.\n" * 60)
+    options = f"--tokens 1k --runs 1 --budget 96 --chunk 32 --model {tiny_model_dir} --out {out}"
+    with monkeypatch.context() as patch:
+        patch.setattr(second.os, "sched_setaffinity", lambda *_: None)
+        second.main([str(tmp_path / "book.txt"), *options.split()])
+    [row] = map(json.loads, out.read_text("utf-8").splitlines())
+    assert row["tokens_reused"] == row["tokens"] > 900
+    assert row["process_s"]["median"] > row["load_s"]["median"] > row["first_token_s"]["median"] > 0

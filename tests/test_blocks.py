@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents import Document, archive, open_sources
+from indexmem_cli.documents import Document, open_sources, unzip
 from indexmem_cli.errors import DocumentError
 
 READ = ReadConfig()
@@ -273,16 +273,16 @@ def test_zips_that_are_cut_off_or_changed_are_named(tmp_path):
 
 
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MIN_SUSPECT_BYTES", 100_000)
+    monkeypatch.setattr(unzip, "MIN_SUSPECT_BYTES", 100_000)
     bomb = {**WORD, "word/document.xml": BODY + " " * 10_000_000}
     tracemalloc.start()
     with pytest.raises(DocumentError, match="times its size"):
         open_one(make_zip(tmp_path / "x", bomb))
-    monkeypatch.setattr(archive, "MAX_MEMBERS", 2)
+    monkeypatch.setattr(unzip, "MAX_MEMBERS", 2)
     with pytest.raises(DocumentError, match="3 members"):
         open_one(make_zip(tmp_path / "x", WORD))
-    monkeypatch.setattr(archive, "MAX_MEMBERS", 9)
-    monkeypatch.setattr(archive, "MAX_TOTAL_BYTES", 1000)
+    monkeypatch.setattr(unzip, "MAX_MEMBERS", 9)
+    monkeypatch.setattr(unzip, "MAX_TOTAL_BYTES", 1000)
     with pytest.raises(DocumentError, match="more than"):
         open_one(make_zip(tmp_path / "x", WORD))
     tracemalloc.stop()

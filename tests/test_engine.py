@@ -3,6 +3,7 @@
 import pytest
 import torch
 from families import WINDOW, make_backbone, make_model, token_ids
+from kept import kept_positions
 
 from indexmem_cli.config import POLICIES, AnswerConfig, MemoryConfig
 from indexmem_cli.engine import DECODE_BLOCK_TOKENS, make_reader
@@ -75,7 +76,7 @@ def test_kept_set_does_not_depend_on_the_chunk_size(backbone, policy):
         )
         for _ in reader.read(chunks(IDS[:400], size)):
             pass
-        kept.append(reader.state.kept_positions())
+        kept.append(kept_positions(reader.state))
     assert kept[0] == kept[1] == kept[2] == kept[3]
 
 
@@ -83,7 +84,7 @@ def test_random_keeps_a_sample_from_everywhere(backbone):
     reader, _ = start(backbone, budget_tokens=96, chunk_tokens=64, policy="random", span_tokens=1)
     for _ in reader.read(chunks(IDS, 64)):
         pass
-    middle = [p for p in reader.state.kept_positions() if 50 <= p < 400]
+    middle = [p for p in kept_positions(reader.state) if 50 <= p < 400]
     assert 30 <= len(middle) <= 90
 
 
@@ -164,7 +165,7 @@ def test_attended_places_lie_in_the_text(backbone):
     reader, plan = start(backbone, budget_tokens=96, chunk_tokens=64, policy="question")
     for _ in reader.read(chunks(IDS, 64)):
         pass
-    kept = set(reader.state.kept_positions())
+    kept = set(kept_positions(reader.state))
     for step in reader.answer(QUESTION, AnswerConfig(max_tokens=5), set()):
         assert step.attended
         weights = [weight for _, weight in step.attended]
@@ -211,7 +212,7 @@ def test_an_answer_is_written_from_what_the_question_attends_to_most(backbone):
     )
     for _ in reader.read(chunks(IDS, 64)):
         pass
-    kept = set(reader.state.kept_positions())
+    kept = set(kept_positions(reader.state))
     block = backbone.block(reader.state, 0, [])
     block.question_attention = backbone.probe(QUESTION, reader.state)
     scores = reader.scorer.score(block)[0][0, 0]
@@ -219,7 +220,7 @@ def test_an_answer_is_written_from_what_the_question_attends_to_most(backbone):
     peak = int(positions[plan.sink_tokens + scores[plan.sink_tokens :].argmax()])
     answering = reader.fork()
     next(answering.answer(QUESTION, AnswerConfig(max_tokens=5), set()))
-    narrowed = [p for p in answering.state.kept_positions() if p < len(IDS)]
+    narrowed = [p for p in kept_positions(answering.state) if p < len(IDS)]
     assert len(narrowed) == 30 and set(narrowed) <= kept
     assert {*range(plan.sink_tokens), peak} <= set(narrowed)
     assert reader.state.held == 96, "the memory itself is not narrowed"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from families import WINDOW, make_backbone, token_ids
+from kept import kept_positions
 
 from indexmem_cli.config import MemoryConfig
 from indexmem_cli.engine import Reader
@@ -30,7 +31,7 @@ def test_what_is_held_is_what_is_shown():
     reader = read("recency")
     shown = explain(reader, QUESTION)
     assert shown.layers == ((0, 1, 2),) and shown.held.shape == (1, 200)
-    assert shown.held[0].nonzero()[:, 0].tolist() == reader.state.kept_positions()
+    assert shown.held[0].nonzero()[:, 0].tolist() == kept_positions(reader.state)
     (line,) = shown.lines(width=50)
     assert line == "layers 0–2 │" + SHADES[-1] + SHADES[0] * 34 + SHADES[-1] * 15 + "│"
     assert reader.state.held == 64 and reader.state.seen == 200

@@ -5,6 +5,7 @@ import torch
 from families import make_backbone, make_model, token_ids
 from hypothesis import given
 from hypothesis import strategies as st
+from kept import kept_positions
 
 from indexmem_cli import config
 from indexmem_cli.memory.policies import SCORERS, make_scorer
@@ -55,14 +56,14 @@ def test_eviction_moves_keys_values_positions_and_scores_together():
             assert torch.equal(layer.values[0, head, :3], -old[0, head, positions[head]])
         assert layer.scores[0, :, :3].tolist() == [[5, 4, 3], [5, 4, 3]]
     assert not state.uniform
-    assert state.kept_positions() == [0, 1, 2, 3, 4, 5]
+    assert kept_positions(state) == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_shared_score_keeps_the_same_positions_everywhere():
     state = filled(slots=6)
     evict(state, [torch.tensor([[[0, 5, 1, 4, 2, 3.0]]])] * 2, budget=3)
     assert state.uniform
-    assert state.kept_positions() == [1, 3, 5]
+    assert kept_positions(state) == [1, 3, 5]
     for layer in state.managed:
         assert layer.positions[0, :, :3].tolist() == [[1, 3, 5]] * 2
 
@@ -72,7 +73,7 @@ def test_spans_stay_whole():
     peak = torch.zeros(1, 1, 40)
     peak[..., 20] = 1
     evict(state, [peak] * 2, budget=5, span_tokens=5)
-    assert state.kept_positions() == [18, 19, 20, 21, 22]
+    assert kept_positions(state) == [18, 19, 20, 21, 22]
 
 
 def test_what_is_dropped_never_comes_back():

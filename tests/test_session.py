@@ -1,5 +1,6 @@
 """Documents, model and memory together, with a tiny model of random weights."""
 
+import gc
 import io
 import json
 
@@ -10,6 +11,7 @@ from indexmem_cli.asking import find_grounds
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
 from indexmem_cli.errors import ConfigError, DocumentError
 from indexmem_cli.events import Answer, Loaded, Notice, Progress, TokenText
+from indexmem_cli.language_model import load_language_model
 
 TEXT = "".join(f"Line {number}: the quick brown fox number {number}.\n" for number in range(60))
 OPTIONS = {"budget": 96, "chunk_tokens": 32, "offline": True}
@@ -230,3 +232,13 @@ def test_without_recall_nothing_is_looked_up(long_book, tiny_model_dir):
     _, answer = ask_long(long_book, tiny_model_dir, "Which fox?", recall=False)
     assert answer.recall is None
     assert answer.memory.policy == "question"
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_loading_a_model_leaves_the_garbage_collector_as_it_was(tiny_model_dir, collecting):
+    try:
+        gc.enable() if collecting else gc.disable()
+        load_language_model(ModelConfig(model=str(tiny_model_dir), device="cpu", offline=True))
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable()

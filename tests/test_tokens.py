@@ -20,7 +20,7 @@ from tokenizers import (
 
 from indexmem_cli.documents import Passage, Place, open_text
 from indexmem_cli.errors import BackboneError
-from indexmem_cli.tokens import Entry, SourceMap, count_tokens, load_tokenizer, read_chunks
+from indexmem_cli.tokens import count_tokens, load_tokenizer, read_chunks
 
 # As tiktoken's and most byte-level tokenizers: a word with the space before it, runs of line ends.
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -209,33 +209,18 @@ def test_long_lines_have_the_tokens_of_the_whole(tokenizer):
     assert ids == tokenizer.encode(text)
 
 
-@given(text=TEXTS, chunk_tokens=st.sampled_from([1, 7, 64]), data=st.data())
+@given(text=TEXTS, chunk_tokens=st.sampled_from([1, 7, 64]))
 @settings(max_examples=50)
-def test_every_kept_token_leads_back_to_its_line(folders, text, chunk_tokens, data):
+def test_every_token_leads_back_to_its_line(folders, text, chunk_tokens):
     tokenizer = load_tokenizer(folders["tiktoken"])
     passages = list(open_text("start\n" + text).passages())
-    sources, kept, seen = SourceMap(), set(), []
+    seen: list[int] = []
     for chunk in read_chunks(passages, tokenizer, chunk_tokens, first=3):
-        sources.add(chunk)
         seen += chunk.ids
-        kept |= set(range(chunk.first, chunk.first + len(chunk.ids)))
-        kept = set(data.draw(st.lists(st.sampled_from(sorted(kept)), min_size=1)))
-        sources.keep([*sorted(kept, reverse=True), 0, 10**9])
-        assert len(sources) <= len(kept)
-        for position in kept:
-            entry = sources.find(position)
-            assert entry.ids[position - entry.first] == seen[position - 3]
+        for entry in chunk.entries:
+            held = seen[entry.first - 3 : entry.end - 3]
+            assert held == entry.ids[: len(held)] and held
             assert Passage(tokenizer.decode(entry.ids), entry.place) in passages
-    sources.keep([])
-    assert len(sources) == 0 and sources.find(3) is None
-
-
-def test_positions_outside_every_passage_have_no_entry():
-    sources = SourceMap()
-    assert sources.find(0) is None
-    place = Place("a", None, None, 1)
-    sources._firsts, sources._entries = [5], [Entry(5, [1, 2], place)]
-    assert [sources.find(at) is not None for at in (4, 5, 6, 7)] == [False, True, True, False]
 
 
 def test_reading_is_lazy_and_memory_is_flat(folders):
@@ -251,13 +236,11 @@ def test_reading_is_lazy_and_memory_is_flat(folders):
 
     chunks = read_chunks(passages(), tokenizer, 512)
     tracemalloc.start()
-    sources, num_tokens = SourceMap(), 0
+    num_tokens = 0
     for chunk in chunks:
         if num_tokens == 0:
             assert num_pulled < 500
         num_tokens += len(chunk.ids)
-        sources.add(chunk)
-        sources.keep(range(max(0, num_tokens - 1024), num_tokens))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert num_tokens > 200_000

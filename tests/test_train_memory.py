@@ -3,6 +3,7 @@
 import pytest
 import torch
 from families import WINDOW, make_backbone, token_ids
+from kept import kept_positions
 
 from indexmem_cli.config import MemoryConfig
 from indexmem_cli.engine import Reader
@@ -51,7 +52,7 @@ def test_a_replay_evicts_what_a_stream_evicts():
     layers = replay_text(whole, torch.tensor([ids]), [table] * 3, BUDGET, CHUNK, 4, 6, 3)
     first = next(layers)
     kept = (first.kept[0, 0, :160] == 0).nonzero()[:, 0].tolist()
-    assert kept == reader.state.kept_positions()
+    assert kept == kept_positions(reader.state)
     assert sum(gone.shape[1] for gone in first.writes) == 160 - BUDGET and len(first.writes) > 2
     memory = CentroidMemory(8)
     first.write_to(memory)

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.archive import Archive
 from indexmem_cli.documents.blocks import Block
 from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.unzip import Zip
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _PARAGRAPH, _TABLE, _ROW, _CELL = (f"{_W}{name}" for name in ("p", "tbl", "tr", "tc"))
@@ -24,7 +24,7 @@ def read_docx(stream: Meter, config: ReadConfig) -> Iterator[Block]:
 
     Headers, footers, comments, deleted text and pictures are left out.
     """
-    archive = Archive(stream)
+    archive = Zip(stream)
     if _BODY not in archive.names:
         raise Damaged("it is no Word file: word/document.xml is missing")
     headings = _heading_styles(archive)
@@ -34,7 +34,7 @@ def read_docx(stream: Meter, config: ReadConfig) -> Iterator[Block]:
             yield from (Block(b.text, "Notes", b.end) for b in _blocks(archive, name, headings))
 
 
-def _blocks(archive: Archive, name: str, headings: set[str]) -> Iterator[Block]:
+def _blocks(archive: Zip, name: str, headings: set[str]) -> Iterator[Block]:
     """Yield the blocks of one part. Elements are dropped as soon as they are read."""
     heading: str | None = None
     cells: list[str] = []  # of the row that is open
@@ -69,7 +69,7 @@ def _blocks(archive: Archive, name: str, headings: set[str]) -> Iterator[Block]:
             del element.getparent()[0]
 
 
-def _elements(archive: Archive, name: str) -> Iterator[tuple]:
+def _elements(archive: Zip, name: str) -> Iterator[tuple]:
     """Yield the beginnings and ends of the elements that matter, without entities or network."""
     from lxml import etree
 
@@ -99,7 +99,7 @@ def _style(paragraph) -> str | None:
     return style.get(f"{_W}val") if style is not None else None
 
 
-def _heading_styles(archive: Archive) -> set[str]:
+def _heading_styles(archive: Zip) -> set[str]:
     """Return the ids of the styles that are headings; their names are English in every language."""
     from lxml import etree
 

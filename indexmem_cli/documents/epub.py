@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from urllib.parse import unquote
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.archive import Archive
 from indexmem_cli.documents.blocks import Block
 from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.unzip import Zip
 from indexmem_cli.documents.web import MAX_HTML_BYTES, blocks_of, parse_html
 
 _MAX_XML_BYTES = 10_000_000
@@ -22,7 +22,7 @@ def read_epub(stream: Meter, config: ReadConfig) -> Iterator[Block]:
 
     A chapter is named by the table of contents, else by the headings in it.
     """
-    archive = Archive(stream)
+    archive = Zip(stream)
     _refuse_locked(archive)
     package = _package_name(archive)
     root = _xml(archive, package)
@@ -50,7 +50,7 @@ def read_epub(stream: Meter, config: ReadConfig) -> Iterator[Block]:
             yield Block(block.text, heading, block.end)
 
 
-def _refuse_locked(archive: Archive) -> None:
+def _refuse_locked(archive: Zip) -> None:
     """Refuse a book whose pages are encrypted; obfuscated fonts do not matter."""
     if _ENCRYPTION not in archive.names:
         return
@@ -62,7 +62,7 @@ def _refuse_locked(archive: Archive) -> None:
         raise Damaged("the book is encrypted (DRM)", reason="encrypted")
 
 
-def _package_name(archive: Archive) -> str:
+def _package_name(archive: Zip) -> str:
     if _CONTAINER not in archive.names:
         raise Damaged(f"the book has no {_CONTAINER}")
     for rootfile in _xml(archive, _CONTAINER).iterfind(".//{*}rootfile"):
@@ -72,7 +72,7 @@ def _package_name(archive: Archive) -> str:
     raise Damaged("the package file that the book names is missing")
 
 
-def _titles(archive: Archive, folder: str, items, root) -> dict[str, list[str]]:
+def _titles(archive: Zip, folder: str, items, root) -> dict[str, list[str]]:
     """Map pages to their titles in the table of contents; empty where there is none."""
     titles: dict[str, list[str]] = {}
     for item in items:
@@ -107,7 +107,7 @@ def _resolve(folder: str, href: str | None) -> str:
     return posixpath.normpath(posixpath.join(folder, path)).lstrip("/")
 
 
-def _xml(archive: Archive, name: str):
+def _xml(archive: Zip, name: str):
     """Parse a small XML file, without entities and anything from outside."""
     from xml.etree.ElementTree import ParseError
 

@@ -6,7 +6,6 @@ from functools import partial
 from typing import BinaryIO
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.archive import Archive
 from indexmem_cli.documents.blocks import BlockDocument
 from indexmem_cli.documents.blocks import Reader as BlockReader
 from indexmem_cli.documents.chats.exports import detect_export
@@ -17,6 +16,7 @@ from indexmem_cli.documents.chats.slack import is_slack, read_slack_zip
 from indexmem_cli.documents.docx import read_docx
 from indexmem_cli.documents.epub import read_epub
 from indexmem_cli.documents.passages import Damaged, Document, Meter
+from indexmem_cli.documents.unzip import Zip
 
 SNIFF_BYTES = 1 << 16
 _CONVERSATIONS = re.compile(r"(?:.*/)?conversations(?:-\d+)?\.json")
@@ -44,7 +44,7 @@ def open_zip(
         return MessageDocument(name, kind, size_bytes, reopen, reader, config)
 
     with reopen() as stream:
-        archive = Archive(stream)
+        archive = Zip(stream)
         names = archive.names
         if "META-INF/container.xml" in names:
             return blocks("epub", read_epub)
@@ -72,7 +72,7 @@ def open_zip(
 
 def _read_exports(names: list[str], stream: Meter, config: ReadConfig) -> Iterator[Message]:
     """Read the parts of an export in order, each as what it is."""
-    archive = Archive(stream)
+    archive = Zip(stream)
     for name in names:
         with archive.open(name) as member:
             found = detect_export(member.read(SNIFF_BYTES))
@@ -83,5 +83,5 @@ def _read_exports(names: list[str], stream: Meter, config: ReadConfig) -> Iterat
 
 
 def _read_phone(name: str, stream: Meter, config: ReadConfig) -> Iterator[Message]:
-    with Archive(stream).open(name) as member:
+    with Zip(stream).open(name) as member:
         yield from read_phone(member, config)

@@ -220,13 +220,6 @@ class MemoryState:
         """Bytes of all kept keys and values."""
         return sum(layer.nbytes for layer in self.layers)
 
-    def kept_positions(self) -> list[int]:
-        """Return the positions held by at least one layer and head, ascending."""
-        held = [layer.positions[:, :, : layer.held].reshape(-1) for layer in self.managed]
-        if self.uniform:
-            held = held[:1]
-        return torch.cat(held).unique().tolist() if held else []
-
     def use_compact_positions(self) -> None:
         """Number slots by rank from now on."""
         if not self.compact:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.archive import Archive
 from indexmem_cli.documents.chats.exports import MAX_RECORD_BYTES, read_records
 from indexmem_cli.documents.chats.messages import Message
 from indexmem_cli.documents.chats.messengers import from_slack
 from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.unzip import Zip
 
 _LISTS = ("channels.json", "groups.json", "dms.json", "mpims.json")
 _DAY = re.compile(r"(.+)/\d{4}-\d\d-\d\d\.json")
@@ -65,7 +65,7 @@ def is_slack(names: Iterable[str]) -> bool:
 
 def read_slack_zip(stream: Meter, config: ReadConfig) -> Iterator[Message]:
     """Yield the messages of a zipped export."""
-    yield from read_slack(Archive(stream))
+    yield from read_slack(Zip(stream))
 
 
 def read_slack(members: Members) -> Iterator[Message]:

@@ -20,7 +20,7 @@ _LINK = 0o120000
 _FAULTS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
 
-class Archive:
+class Zip:
     """The regular files of a zip, in the order of its directory."""
 
     def __init__(self, stream: Meter) -> None:

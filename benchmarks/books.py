@@ -1,0 +1,241 @@
+"""Real and made-up questions on book-length documents: recall beside every other way, and sources.
+
+python benchmarks/books.py DATA --sets squadshifts,chains --lengths window,8k,all
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
+
+import itertools
+import tempfile
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from book_sets import EXAMPLE, WINDOW_TOKENS, Asked, Part, ask_pages, make_books
+
+from indexmem_cli import Memory
+from indexmem_cli.bench import rows
+from indexmem_cli.bench.reader import ModelReader
+from indexmem_cli.bench.rows import Row, wilson_interval
+from indexmem_cli.bench.scores import normalise, refuses, score_f1, sum_up
+from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.config import FOCUS, ModelConfig
+from indexmem_cli.memory.recall import find_candidates
+
+MODES = ("recall", "no-recall", "focus", "passages", "passage", "full")
+"""`passages` and `passage` give the model the best passages by words and no memory: up to 512
+tokens, and up to the 160 that recall has in its first round. `full` keeps everything."""
+FOCUS_TOKENS = 10_000  # every question reads the text again, so no longer ones
+COLUMNS = ["set", "length", "mode", "tokens", "n", "right", "accuracy", "interval_95", "f1"]
+COLUMNS += ["refused", "found", "recalled", "source_of_right", "precision_of_right", "ask_s"]
+
+
+class Ways:
+    """The ways to answer, on one loaded model."""
+
+    def __init__(self, options: Namespace) -> None:
+        self.options = options
+        self.model = {"model": options.model, "dtype": options.dtype, "device": options.device}
+        self.plain = ModelReader(ModelConfig(**self.model, offline=True))
+        self._engine = None
+
+    def memory(self, path: Path | None, text: str = "", **settings) -> Memory:
+        """A memory of a text that is read when it is first asked."""
+        settings = {"budget": self.options.budget, "chunk_tokens": self.options.chunk} | settings
+        settings |= {**self.model, "offline": True}
+        made = Memory.read(path, **settings) if path else Memory.read_text(text, **settings)
+        made._engine = self._engine
+        return made
+
+    def of_book(self, path: Path) -> Callable[[str, Asked], Row | None]:
+        """Read a book; return a function that answers a question of it in one of the ways."""
+        with_recall = self.memory(path)
+        with_recall.ask("-", max_tokens=1)
+        self._engine = with_recall._engine
+        [reading] = with_recall._readings
+        archive, tokens = reading.archive, reading.tokens
+        # What is kept is the same with recall and without: one reading serves both.
+        alone = replace(with_recall, memory=replace(with_recall.memory, recall=False))
+        alone._engine, alone._readings = self._engine, with_recall._readings
+
+        def ask(mode: str, asked: Asked) -> Row | None:
+            question, most = asked.question, self.options.max_tokens
+            if mode == "full":
+                if tokens > WINDOW_TOKENS * 1.15:
+                    return None
+                text = "".join(archive.text(block) for block in archive)
+                reply = self.plain.answer(text, question)
+                return None if reply.streamed else {"text": reply.text}
+            if mode == "focus":
+                if tokens > FOCUS_TOKENS:
+                    return None
+                return row_of(self.memory(path, recall=False, policy=FOCUS), question, most)
+            if mode in ("passages", "passage"):
+                blocks = best_passages(archive, question, 512 if mode == "passages" else 160)
+                text = "".join(archive.text(block) for block in blocks) or "-"
+                found = row_of(
+                    self.memory(None, text, recall=False, policy=FOCUS, budget=1024), question, most
+                )
+                return {"text": found["text"], "blocks": [block.number for block in blocks]}
+            return row_of(with_recall if mode == "recall" else alone, question, most)
+
+        ask.archive, ask.tokens = archive, tokens
+        return ask
+
+
+def row_of(memory: Memory, question: str, max_tokens: int) -> Row:
+    """What is kept of an answer."""
+    answer = memory.ask(question, max_tokens=max_tokens)
+    blocks = answer.recall and [block.number for each in answer.recall for block in each.blocks]
+    return {"text": answer.text, "sources": answer.sources, "blocks": blocks}
+
+
+def best_passages(archive, question: str, room_tokens: int) -> list:
+    """The blocks that share most words with the question, in the order of the text."""
+    blocks = []
+    for candidate in find_candidates(archive, question):
+        block = archive.block(candidate.number)
+        room_tokens -= len(block.ids)
+        if room_tokens < 0:
+            break
+        blocks.append(block)
+    return sorted(blocks, key=lambda block: block.number)
+
+
+def holds_words(text: str, accepted: Sequence[str]) -> bool:
+    """Whether a text holds an accepted answer word for word."""
+    given = f" {' '.join(normalise(text))} "
+    return any(f" {' '.join(normalise(a))} " in given for a in accepted if normalise(a))
+
+
+def judge(result: Row, asked: Asked, text: str, archive) -> Row:
+    """Score one answer and the sources shown with it."""
+    lines = [
+        (text.count("\n", 0, start) + 1, text.count("\n", 0, max(start, end - 1)) + 1)
+        for start, end in asked.spans
+    ]
+
+    def holds(place) -> bool:
+        if asked.page is not None:
+            return place.page == asked.page
+        return any(place.line_start <= last and place.line_end >= first for first, last in lines)
+
+    f1 = score_f1(result["text"], asked.answers)
+    judged = {
+        "question": asked.question,
+        "expected": asked.answers[0],
+        "text": result["text"],
+        "right": holds_words(result["text"], asked.answers) or f1 >= 0.5,
+        "f1": round(f1, 3),
+        "refused": refuses(result["text"]),
+    }
+    if result.get("blocks") is not None:
+        held = [archive.block(number) for number in result["blocks"]]
+        judged["recalled"] = sum(len(block.ids) for block in held)
+        spots = {(entry.place.page, entry.place.line) for b in held for entry in b.entries}
+        reached = [
+            any((None, line) in spots for line in range(first, last + 1)) for first, last in lines
+        ] or [any(page == asked.page for page, _ in spots)]
+        words = " ".join(archive.text(block) for block in held)
+        stands = any(holds_words(text[s:e], asked.answers) for s, e in asked.spans)
+        judged["found"] = all(reached) and (not stands or holds_words(words, asked.answers))
+    if "sources" in result:
+        judged["sources"] = [holds(source) for source in result["sources"]]
+    return judged
+
+
+def sum_mode(judged: Sequence[Row], seconds: Sequence[float]) -> Row:
+    """The row of a mode: shares with intervals."""
+    right = [one for one in judged if one["right"]]
+    row: Row = {"n": len(judged), "right": len(right), "accuracy": len(right) / len(judged)}
+    row["interval_95"] = wilson_interval(len(right), len(judged))
+    f1 = sum_up([one["f1"] for one in judged])
+    row |= {"f1": f1["value"], "f1_interval_95": f1["interval_95"]}
+    row["refused"] = sum(one["refused"] for one in judged) / len(judged)
+    for name in ("found", "recalled"):
+        if name in judged[0]:
+            row[name] = sum(one[name] for one in judged) / len(judged)
+    if "sources" in judged[0]:
+        for name, group in (("", judged), ("_of_right", right)):
+            shown = Counter(holds for one in group for holds in one["sources"])
+            row[f"source{name}"] = sum(any(one["sources"]) for one in group) / max(1, len(group))
+            row[f"source{name}_interval_95"] = wilson_interval(
+                sum(any(one["sources"]) for one in group), max(1, len(group))
+            )
+            row[f"precision{name}"] = shown[True] / max(1, shown.total())
+            row[f"sources_shown{name}"] = shown.total() / max(1, len(group))
+    row["ask_s"] = rows.spread(seconds)
+    return row
+
+
+def measure(name: str, length: str, ways: Ways, options: Namespace, folder: Path) -> Iterator[Row]:
+    """Ask every question of one set at one length in every way."""
+    if name == "pages":
+        asked = Random(options.seed).sample(ask_pages(Random(options.seed)), options.count)
+        books = [(EXAMPLE, Part("", tuple(asked)))]
+    else:
+        books = []
+        for i, book in enumerate(make_books(name, length, options)):
+            path = folder / f"{name}-{length}-{i}.txt"
+            path.write_text(book.text, encoding="utf-8")
+            books.append((path, book))
+    modes = options.modes.split(",")
+    results: dict[str, list[Row]] = {mode: [] for mode in modes}
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    tokens = []
+    for path, book in books:
+        ask = ways.of_book(path)
+        tokens.append(ask.tokens)
+        for mode, asked in itertools.product(modes, book.asked):
+            started = time.perf_counter()
+            result = ask(mode, asked)
+            if result is not None:
+                seconds[mode].append(round(time.perf_counter() - started, 4))
+                results[mode].append(judge(result, asked, book.text, ask.archive))
+    for mode in modes:
+        if results[mode]:
+            shared = {"set": name, "length": length, "mode": mode, "books": len(books)}
+            shared["tokens"] = round(sum(tokens) / len(tokens))
+            yield shared | sum_mode(results[mode], seconds[mode]) | {"results": results[mode]}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what the options ask for, append rows, print a table."""
+    parser = rows.option_parser(__doc__.partition("\n")[0], "books")
+    parser.set_defaults(threads=1)
+    add = parser.add_argument
+    add("data", type=Path, help="folder with prose/ and qa/dev/ (docs/train-base.md)")
+    add("--sets", default="squadshifts,fairytaleqa,qmsum,prose,chains,pages")
+    add("--lengths", default="window,8k,all", help="window: what full attention can hold")
+    add("--modes", default=",".join(MODES))
+    add("--count", type=int, default=100, help="questions for each set and length")
+    add("--max-tokens", type=int, default=48, help="longest answer")
+    add("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    import torch
+
+    torch.set_num_threads(options.threads)
+    checkpoint, ways = find_checkpoint(options.model, offline=True), Ways(options)
+    settings: Row = {"benchmark": "books", "seed": options.seed, "device": options.device}
+    settings |= {"budget": options.budget, "chunk_tokens": options.chunk}
+    settings |= {"answer_from_tokens": checkpoint.answer_from_tokens}
+    measured = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, length in itertools.product(options.sets.split(","), options.lengths.split(",")):
+            if name == "pages" and length != "all":
+                continue
+            for row in measure(name, length, ways, options, Path(folder)):
+                row = rows.common_fields(checkpoint, options.device) | settings | row
+                rows.append_row(options.out, row)
+                measured.append(row)
+            rows.print_table(measured, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()

@@ -159,6 +159,19 @@ class Archive:
             self._db.commit()
         self._uncommitted = list(self._open)
 
+    def reopen(self) -> None:
+        """Let the last block grow on; it is found again after the next `commit(last=True)`."""
+        self._reopen_last(sys.maxsize)
+
+    def copied(self, path: Path | None = None) -> "Archive":
+        """Return a copy of all that was committed, to go on writing in; `path` as in `create`."""
+        with _explained(path):
+            connection = _connect(path, "rwc") if path else _configured("")
+            self._db.backup(connection)
+        copy = Archive(path, connection, self._decode)
+        copy.end = copy.block(len(copy) - 1).end if len(copy) else 0
+        return copy
+
     def in_memory(self) -> "Archive":
         """Return a copy of all that was added, also of what could not be written any more."""
         with contextlib.suppress(sqlite3.Error):  # there may be nothing to take back

@@ -6,12 +6,14 @@ never prints.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from indexmem_cli.archive import QUESTION
 from indexmem_cli.asking import answer as answer_question
 from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
 from indexmem_cli.config import StoreConfig as Store
@@ -35,6 +37,8 @@ NAME = "conversation"
 LAST = ""
 """Stands for the session that was used last."""
 USER, ASSISTANT = "user", "assistant"
+# One sentence or more, all of them questions.
+_ASKS_ALONE = re.compile(r"(?:(?:[^.!?？…\n]|[.!…](?!\s))*[?？])+")
 _MAX_COST = 1 / 20  # share of the time that saving may take
 _SAVING = (OSError, IndexMemError)
 
@@ -426,7 +430,7 @@ def _said(turn: Turn, author: str, text: str) -> list[Passage]:
         page=None,
         page_label=None,
         line=turn.number,
-        unit="turn",
+        unit=QUESTION if author == USER and _ASKS_ALONE.fullmatch(text) else "turn",
         member=f"turn {turn.number}",
         author=author,
         time=show_time(asked),

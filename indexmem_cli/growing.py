@@ -71,7 +71,7 @@ class GrowingReading(Reading):
                 for _ in self.reader.read([chunk.ids]):
                     pass
                 self.chain.add(chunk.ids)
-                self.archive.reopen()
+                self.archive.reopen_last()
                 self.archive.add(chunk.entries)
                 self.archive.commit(last=True)
                 self._count()

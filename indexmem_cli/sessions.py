@@ -188,7 +188,9 @@ class SessionStore:
         Raises:
             MemoryFileError: it means none, or more than one.
         """
-        found = [s for s in self.all() if s.id == text or (len(text) >= 4 and s.id.startswith(text))]
+        found = [
+            s for s in self.all() if s.id == text or (len(text) >= 4 and s.id.startswith(text))
+        ]
         if len(found) == 1:
             return found[0]
         what = f"{len(found)} sessions begin with {text!r}" if found else f"no session {text!r}"

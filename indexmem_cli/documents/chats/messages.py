@@ -162,9 +162,7 @@ def _whole(messages: Iterable[Message]) -> Iterator[Message]:
         raise Damaged("there is no message in it")
 
 
-def write_message(
-    message: Message, place: Place, replied: str | None = None
-) -> Iterator[Passage]:
+def write_message(message: Message, place: Place, replied: str | None = None) -> Iterator[Passage]:
     """Write `[2024-03-05 14:02] <Ann> text`; further lines are indented.
 
     So nothing that a message says can be taken for another message.

@@ -6,39 +6,37 @@ never prints.
 """
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 
-from indexmem_cli.archive import QUESTION
 from indexmem_cli.asking import answer as answer_question
 from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
 from indexmem_cli.config import StoreConfig as Store
-from indexmem_cli.documents import Passage, Place, Sources
-from indexmem_cli.documents.chats.messages import Message, show_time, write_message
+from indexmem_cli.documents import Sources
 from indexmem_cli.documents.text import clean
 from indexmem_cli.errors import ConfigError, DocumentError, IndexMemError, MemoryFileError
 from indexmem_cli.events import Answer, Event, Loaded, Notice, Progress, Remembered, TokenText
-from indexmem_cli.growing import GrowingReading, forget
+from indexmem_cli.growing import ASSISTANT, NAME, USER, GrowingReading, said
 from indexmem_cli.language_model import LanguageModel, for_conversation, load_language_model
 from indexmem_cli.library import Library
-from indexmem_cli.library.disk import blake2b
 from indexmem_cli.library.manifest import Key, Manifest
 from indexmem_cli.library.saver import CHECKPOINT_S
 from indexmem_cli.plan import Plan
 from indexmem_cli.reading import Reading
 from indexmem_cli.session import QUESTION_TOKENS, Memory, open_parts
-from indexmem_cli.sessions import Session, SessionStore, Turn, new_id, sessions_folder
+from indexmem_cli.sessions import (
+    Session,
+    SessionStore,
+    Turn,
+    content_of,
+    new_id,
+    sessions_folder,
+)
 
-NAME = "conversation"
 LAST = ""
 """Stands for the session that was used last."""
-USER, ASSISTANT = "user", "assistant"
-# One sentence or more, all of them questions.
-_ASKS_ALONE = re.compile(r"(?:(?:[^.!?？…\n]|[.!…](?!\s))*[?？])+")
 _MAX_COST = 1 / 20  # share of the time that saving may take
 _SAVING = (OSError, IndexMemError)
 
@@ -298,6 +296,8 @@ class Conversation:
         plan, notices = self._make_plan(self.memory)
         yield from map(Notice, notices)
         engine, manifest, key = self._talking, None, self._key()
+        room = min(QUESTION_TOKENS, engine.backbone.info.window_tokens // 8)
+        room = max(8, room - len(engine.prompt.closing([])))
         turns = self.store.turns(self.session.id)
         if self.save_turns and turns:
             try:
@@ -306,9 +306,9 @@ class Conversation:
                 yield Notice(f"{error.message}: what was said is read again")
         for saved in (manifest, None):
             reader = make_reader(engine.backbone, plan, self.memory, [])
-            talk = GrowingReading(
-                Sources(name=NAME), reader, engine.tokenizer, engine.prompt.opening
-            )
+            documents = Sources(name=NAME)
+            talk = GrowingReading(documents, reader, engine.tokenizer, engine.prompt.opening)
+            talk.question_tokens = room
             try:
                 talk.resume(self.library, saved) if saved else talk.begin()
             except MemoryFileError as error:
@@ -336,34 +336,13 @@ class Conversation:
 
     def _queue_body(self, turn: Turn) -> str:
         """Queue what comes before the question of a long message; return the question."""
-        body, question = self._split(turn.question)
-        self._growing.add(_said(turn, USER, body), ends_turn=False)
+        body, question = self._growing.split(turn.question)
+        self._growing.add(said(turn, USER, body), ends_turn=False)
         return question
 
     def _queue_rest(self, turn: Turn, question: str) -> None:
-        said = [*_said(turn, USER, question), *_said(turn, ASSISTANT, turn.answer)]
-        self._growing.add(said, ends_turn=True)
-
-    def _split(self, message: str) -> tuple[str, str]:
-        """Cut a message that is too long for a question before its last paragraph, or line."""
-        engine = self._talking
-        window = engine.backbone.info.window_tokens
-        room = max(8, min(QUESTION_TOKENS, window // 8) - len(engine.prompt.closing([])))
-
-        def fits(text: str) -> bool:
-            return len(text) <= room or len(engine.tokenizer.encode(text)) <= room
-
-        if fits(message):
-            return "", message
-        for gap in ("\n\n", "\n"):
-            body, found, question = message.rpartition(gap)
-            if found and fits(question):
-                return body, question
-        length = min(len(message), 8 * room)
-        while not fits(message[-length:]):
-            length -= -(-length // 4)
-        length -= max(0, message[-length:].find(" "))
-        return message[:-length], message[-length:]
+        whole = [*said(turn, USER, question), *said(turn, ASSISTANT, turn.answer)]
+        self._growing.add(whole, ends_turn=True)
 
     def _record(self, turn: Turn) -> None:
         """Write a turn down, as far as the disk lets."""
@@ -402,37 +381,3 @@ class Conversation:
         """All that the memory of the conversation depends on."""
         memory = Memory([], self.memory, self.model, engine=self._talking)
         return replace(memory._key(memory._plan(0)[0], ""), content=content_of(self.session.id))
-
-
-def content_of(session_id: str) -> str:
-    """What stands for a conversation in the key of its memory: the same however long it grows."""
-    return blake2b(f"conversation {session_id}".encode())
-
-
-def delete_session(store: SessionStore, session_id: str, library: Library) -> int:
-    """Remove a conversation with its memory; return the bytes of that.
-
-    Raises:
-        LockTimeout: it is open in another process.
-        OSError: it cannot be removed.
-    """
-    with store.lock(session_id):
-        freed = forget(library, content_of(session_id))
-        store.delete(session_id)
-    return freed
-
-
-def _said(turn: Turn, author: str, text: str) -> list[Passage]:
-    """What one side said in a turn, as a message of a chat log is written."""
-    asked = datetime.fromtimestamp(turn.asked_s)
-    place = Place(
-        NAME,
-        page=None,
-        page_label=None,
-        line=turn.number,
-        unit=QUESTION if author == USER and _ASKS_ALONE.fullmatch(text) else "turn",
-        member=f"turn {turn.number}",
-        author=author,
-        time=show_time(asked),
-    )
-    return list(write_message(Message(text, author, asked), place))

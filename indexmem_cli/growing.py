@@ -1,25 +1,35 @@
 """A conversation as a text that grows: read turn by turn into one memory, saved as memories are."""
 
-import contextlib
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from indexmem_cli import __version__
-from indexmem_cli.archive import Archive
-from indexmem_cli.documents import Passage
+from indexmem_cli.archive import QUESTION, Archive
+from indexmem_cli.documents import Passage, Place
+from indexmem_cli.documents.chats.messages import Message, show_time, write_message
 from indexmem_cli.events import Coverage
 from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest, damaged
 from indexmem_cli.library.saver import Chain, Saver
 from indexmem_cli.reading import Reading
+from indexmem_cli.sessions import Turn, forget
 from indexmem_cli.tokens import Chunk, read_chunks
+
+NAME = "conversation"
+USER, ASSISTANT = "user", "assistant"
+# One sentence or more, all of them questions.
+_ASKS_ALONE = re.compile(r"(?:(?:[^.!?？…\n]|[.!…](?!\s))*[?？])+")
 
 
 @dataclass
 class GrowingReading(Reading):
     """A text to whose end passages are added, and which can be asked at any time."""
 
+    question_tokens: int = 8
+    """Longest question; what a longer message says before it is read as text."""
     turns: int = 0
     """Turns of which all is read."""
     saved_turns: int = 0
@@ -86,6 +96,25 @@ class GrowingReading(Reading):
         """Whether something was added that is not read yet."""
         return bool(self._coming)
 
+    def split(self, message: str) -> tuple[str, str]:
+        """Cut a message that is too long for a question before its last paragraph, or line."""
+        room = self.question_tokens
+
+        def fits(text: str) -> bool:
+            return len(text) <= room or len(self.tokenizer.encode(text)) <= room
+
+        if fits(message):
+            return "", message
+        for gap in ("\n\n", "\n"):
+            body, found, question = message.rpartition(gap)
+            if found and fits(question):
+                return body, question
+        length = min(len(message), 8 * room)
+        while not fits(message[-length:]):
+            length -= -(-length // 4)
+        length -= max(0, message[-length:].find(" "))
+        return message[:-length], message[-length:]
+
     def save(self, library: Library, key: Key, model: str, title: str) -> Manifest:
         """Save the memory as it is; older ones of the same conversation go.
 
@@ -144,11 +173,17 @@ class GrowingReading(Reading):
         )
 
 
-def forget(library: Library, content: str, but: str | None = None) -> int:
-    """Remove the memories of a conversation, but for one; return the bytes freed."""
-    ids = [m.id for m in library.manifests() if m.key.content == content and m.id != but]
-    freed = 0
-    for memory_id in ids:
-        with contextlib.suppress(OSError):
-            freed += library.delete(memory_id)
-    return freed
+def said(turn: Turn, author: str, text: str) -> list[Passage]:
+    """What one side said in a turn, as a message of a chat log is written."""
+    asked = datetime.fromtimestamp(turn.asked_s)
+    place = Place(
+        NAME,
+        page=None,
+        page_label=None,
+        line=turn.number,
+        unit=QUESTION if author == USER and _ASKS_ALONE.fullmatch(text) else "turn",
+        member=f"turn {turn.number}",
+        author=author,
+        time=show_time(asked),
+    )
+    return list(write_message(Message(text, author, asked), place))

@@ -18,8 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from indexmem_cli.errors import LockTimeout, MemoryFileError
-from indexmem_cli.library import home
-from indexmem_cli.library.disk import make_folder
+from indexmem_cli.library import Library, home
+from indexmem_cli.library.disk import blake2b, make_folder
 
 FORMAT = 1
 _APPLICATION = 0x494D4348  # "IMCH", in the header of the file
@@ -277,6 +277,34 @@ class SessionStore:
             yield
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise MemoryFileError(f"{self._path}: {error}", "move the file away") from error
+
+
+def content_of(session_id: str) -> str:
+    """What stands for a conversation in the key of its memory: the same however long it grows."""
+    return blake2b(f"conversation {session_id}".encode())
+
+
+def delete_session(store: SessionStore, session_id: str, library: Library) -> int:
+    """Remove a conversation with its memory; return the bytes of that.
+
+    Raises:
+        LockTimeout: it is open in another process.
+        OSError: it cannot be removed.
+    """
+    with store.lock(session_id):
+        freed = forget(library, content_of(session_id))
+        store.delete(session_id)
+    return freed
+
+
+def forget(library: Library, content: str, but: str | None = None) -> int:
+    """Remove the memories of a conversation, but for one; return the bytes freed."""
+    ids = [m.id for m in library.manifests() if m.key.content == content and m.id != but]
+    freed = 0
+    for memory_id in ids:
+        with contextlib.suppress(OSError):
+            freed += library.delete(memory_id)
+    return freed
 
 
 def _title(question: str | None) -> str:

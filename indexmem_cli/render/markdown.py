@@ -1,0 +1,107 @@
+"""Markdown of untrusted text on a terminal, while it is written.
+
+Nothing in it becomes a command of the terminal, a link that opens, or markup of another language.
+"""
+
+import time
+from collections.abc import Iterable
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.text import Text
+
+from indexmem_cli.render.safe import safe_text
+
+_REFRESH_S = 1 / 15
+_FENCES = ("```", "~~~")
+
+
+def safe_markdown(text: str) -> Markdown:
+    """Return Markdown to print: HTML stands as it is written, addresses beside what names them."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    page = Markdown("", hyperlinks=False, code_theme="ansi_dark")
+    page.parsed = parser.parse(safe_text(text))
+    _clean(page.parsed)
+    return page
+
+
+def _clean(tokens: Iterable[Token]) -> None:
+    """Filter what was parsed once more: entities such as `&#x202e;` are characters by now."""
+    for token in tokens:
+        token.content = safe_text(token.content)
+        token.attrs = {
+            name: safe_text(value) if isinstance(value, str) else value
+            for name, value in token.attrs.items()
+        }
+        _clean(token.children or ())
+
+
+class MarkdownPage:
+    """A text that grows: whole paragraphs are printed, and the one being written is shown."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._open = ""
+        self._is_first = True
+        self._live: Live | None = None
+        self._shown_s = 0.0
+
+    def write(self, text: str) -> None:
+        """Add a piece of text."""
+        done, self._open = split_blocks(self._open + safe_text(text))
+        if done:
+            self._print(done)
+        if self._open.strip() and time.monotonic() - self._shown_s >= _REFRESH_S:
+            self._show()
+
+    def close(self) -> None:
+        """Print what is left, and start anew."""
+        rest, self._open = self._open, ""
+        self._print(rest)
+        self._is_first = True
+
+    def _show(self) -> None:
+        if self._live is None:
+            if not self._is_first:
+                self._console.print()
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                vertical_overflow="ellipsis",
+            )
+            self._live.start()
+        self._live.update(safe_markdown(self._open), refresh=True)
+        self._shown_s = time.monotonic()
+
+    def _print(self, text: str) -> None:
+        was_shown = self._live is not None
+        if self._live is not None:
+            # Emptied first: when it stops it would show all of it, be it higher than the screen.
+            self._live.update(Text(), refresh=True)
+            self._live.stop()
+            self._live = None
+        if not text.strip():
+            return
+        if not (self._is_first or was_shown):
+            self._console.print()
+        self._console.print(safe_markdown(text))
+        self._is_first = False
+
+
+def split_blocks(text: str) -> tuple[str, str]:
+    """Cut after the last empty line that is not inside a block of code."""
+    fence, at, cut = "", 0, 0
+    for line in text.splitlines(keepends=True):
+        at += len(line)
+        mark = line.lstrip()[:3]
+        if mark in _FENCES and fence in ("", mark):
+            fence = "" if fence else mark
+        if not fence and not line.strip() and line.endswith("\n"):
+            cut = at
+    return text[:cut], text[cut:]

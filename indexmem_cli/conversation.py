@@ -37,6 +37,8 @@ from indexmem_cli.sessions import (
 
 LAST = ""
 """Stands for the session that was used last."""
+LEAST_QUESTION_TOKENS = 48
+"""Room for one sentence, also in a model with a small window."""
 _MAX_COST = 1 / 20  # share of the time that saving may take
 _SAVING = (OSError, IndexMemError)
 
@@ -297,7 +299,7 @@ class Conversation:
         yield from map(Notice, notices)
         engine, manifest, key = self._talking, None, self._key()
         room = min(QUESTION_TOKENS, engine.backbone.info.window_tokens // 8)
-        room = max(8, room - len(engine.prompt.closing([])))
+        room = max(LEAST_QUESTION_TOKENS, room - len(engine.prompt.closing([])))
         turns = self.store.turns(self.session.id)
         if self.save_turns and turns:
             try:

@@ -53,15 +53,23 @@ def edit_lines(
 
 
 def _completer(commands: Sequence[str]) -> "Completer":
-    from prompt_toolkit.completion import (
-        Completer,
-        NestedCompleter,
-        PathCompleter,
-    )
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
 
     paths = PathCompleter(expanduser=True)
-    nested: dict[str, Completer | None] = dict.fromkeys(commands)
-    return NestedCompleter({**nested, "/add": paths})
+
+    class Commands(Completer):
+        """The names of commands, and paths where they are asked for."""
+
+        def get_completions(self, document: Document, complete_event):
+            line = document.text_before_cursor
+            name, gap, rest = line.partition(" ")
+            if gap and name == "/add":
+                yield from paths.get_completions(Document(rest.split(" ")[-1]), complete_event)
+            elif line.startswith("/") and not gap:
+                yield from (Completion(c, -len(line)) for c in commands if c.startswith(line))
+
+    return Commands()
 
 
 def _keys() -> "KeyBindings":

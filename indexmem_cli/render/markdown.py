@@ -5,27 +5,47 @@ Nothing in it becomes a command of the terminal, a link that opens, or markup of
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.segment import Segment
 from rich.text import Text
 
 from indexmem_cli.render.safe import safe_text
 
 _REFRESH_S = 1 / 15
 _FENCES = ("```", "~~~")
+_ECHO_COLUMNS = 3
+"""Room for the `^C` that a terminal echoes: on a line of its own it would keep that line there."""
 
 
-def safe_markdown(text: str) -> Markdown:
+def safe_markdown(text: str) -> "SafeMarkdown":
     """Return Markdown to print: HTML stands as it is written, addresses beside what names them."""
     parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
     page = Markdown("", hyperlinks=False, code_theme="ansi_dark")
     page.parsed = parser.parse(safe_text(text))
     _clean(page.parsed)
-    return page
+    return SafeMarkdown(page)
+
+
+@dataclass(frozen=True)
+class SafeMarkdown:
+    """Markdown without the empty lines that some of its blocks begin and end with."""
+
+    page: Markdown
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render it, as Rich asks for."""
+        width = max(1, options.max_width - _ECHO_COLUMNS)
+        lines = console.render_lines(self.page, options.update(width=width), pad=False)
+        full = [i for i, line in enumerate(lines) if "".join(part.text for part in line).strip()]
+        for line in lines[full[0] : full[-1] + 1] if full else ():
+            yield from line
+            yield Segment.line()
 
 
 def _clean(tokens: Iterable[Token]) -> None:

@@ -71,9 +71,9 @@ class MarkdownPage:
 
     def write(self, text: str) -> None:
         """Add a piece of text."""
-        done, self._open = split_blocks(self._open + safe_text(text))
-        if done:
-            self._print(done)
+        blocks, self._open = split_blocks(self._open + safe_text(text))
+        for block in blocks:
+            self._print(block)
         if self._open.strip() and time.monotonic() - self._shown_s >= _REFRESH_S:
             self._show()
 
@@ -114,14 +114,15 @@ class MarkdownPage:
         self._is_first = False
 
 
-def split_blocks(text: str) -> tuple[str, str]:
-    """Cut after the last empty line that is not inside a block of code."""
-    fence, at, cut = "", 0, 0
+def split_blocks(text: str) -> tuple[list[str], str]:
+    """Cut after every empty line that is not inside a block of code; the last part is not whole."""
+    blocks, block, fence = [], "", ""
     for line in text.splitlines(keepends=True):
-        at += len(line)
+        block += line
         mark = line.lstrip()[:3]
         if mark in _FENCES and fence in ("", mark):
             fence = "" if fence else mark
         if not fence and not line.strip() and line.endswith("\n"):
-            cut = at
-    return text[:cut], text[cut:]
+            blocks.append(block)
+            block = ""
+    return blocks, block

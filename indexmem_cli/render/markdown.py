@@ -61,6 +61,17 @@ def _without_fill(line: list[Segment]) -> list[Segment]:
     return line
 
 
+def _clean(tokens: Iterable[Token]) -> None:
+    """Filter what was parsed once more: entities such as `&#x202e;` are characters by now."""
+    for token in tokens:
+        token.content = safe_text(token.content)
+        token.attrs = {
+            name: safe_text(value) if isinstance(value, str) else value
+            for name, value in token.attrs.items()
+        }
+        _clean(token.children or ())
+
+
 class MarkdownPage:
     """A text that grows: whole paragraphs are printed, and the one being written is shown."""
 

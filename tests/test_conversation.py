@@ -213,7 +213,10 @@ def test_sources_are_looked_through_with_what_was_said(begin, tmp_path):
     talk = begin([book])
     hear(talk, ["My cat is called Moritz."])
     for question, file in (("Who has the mill of Zanzibar?", str(book)), ("Moritz?", None)):
-        recalled = [b.file for r in ask(talk, question)[-1].recall for b in r.blocks]
+        held = talk._growing.reader.state.held
+        answer = ask(talk, question)[-1]
+        assert answer.memory.kv_tokens == held, "answered without what was kept of the talk"
+        recalled = [b.file for r in answer.recall for b in r.blocks]
         assert (file or "conversation") in recalled
     assert talk.close() == []
     again = begin(resumed=LAST)

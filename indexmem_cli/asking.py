@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from indexmem_cli.archive import Block
 from indexmem_cli.archives import Archives
 from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig
+from indexmem_cli.copying import Copying
 from indexmem_cli.coverage import join_coverage
 from indexmem_cli.events import (
     Answer,
@@ -24,7 +25,7 @@ from indexmem_cli.language_model import LanguageModel
 from indexmem_cli.reading import Reading
 
 if TYPE_CHECKING:
-    from indexmem_cli.engine import Reader
+    from indexmem_cli.engine import Reader, Step
 
 LEAST_RECALL_TOKENS = 160
 """Room for passages even where a model answers from fewer tokens: for one block."""
@@ -36,6 +37,8 @@ class Grounds:
 
     reader: "Reader"
     places: Archives
+    blocks: Sequence[Block] = ()
+    """What was looked up, or all there is where that fits; in the order of the text."""
     origins: dict[int, int] = field(default_factory=dict)
     """First position of the tokens read again, by their new one."""
     rounds: tuple[RecallRound, ...] | None = None
@@ -63,7 +66,8 @@ def find_grounds(
     reader = _new_reader(first, closing) if several else first.reader.fork_for(closing)
     state, plan = reader.state, reader.plan
     if not several and state.held == state.seen <= plan.answer_from_tokens:
-        return Grounds(reader, places, rounds=())  # the whole text is in memory
+        blocks = [places.block(number) for number in range(len(places))]
+        return Grounds(reader, places, blocks, rounds=())  # the whole text is in memory
     budget = plan.budget_tokens - plan.sink_tokens
     recall = Recall(places, question, load_gate())
     recall.run(min(max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS), budget), budget)
@@ -76,7 +80,7 @@ def find_grounds(
         RecallRound(query, tuple(_describe(one.block, one.odds) for one in found))
         for query, found in recall.rounds
     )
-    return Grounds(reader, places, origins, rounds)
+    return Grounds(reader, places, recall.blocks, origins, rounds)
 
 
 def answer(
@@ -98,7 +102,13 @@ def answer(
     grounds = find_grounds(readings, question, closing, memory.recall)
     use = _memory_use(model, readings, grounds, memory.policy or "")
     evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
-    for step in grounds.reader.answer(closing, config, model.backbone.eos_ids):
+    steps: Iterable[Step] = ()
+    if config.extract and not grounds.blocks:
+        notices = (*notices, "no passage fits the question: there is nothing to quote")
+    else:
+        copying = _copying(model, grounds) if config.extract else None
+        steps = grounds.reader.answer(closing, config, model.backbone.eos_ids, copying)
+    for step in steps:
         times.append(time.perf_counter())
         evidence.add(step.attended)
         text += (piece := _continue(text, stream.push(step.token_id)))
@@ -131,6 +141,20 @@ def answer(
         recall=grounds.rounds,
         memories=tuple(reading.remembered for reading in readings),
     )
+
+
+def _copying(model: LanguageModel, grounds: Grounds) -> Copying:
+    """What lets an answer be one span of what was looked up."""
+    copying = Copying(model.tokenizer, frozenset(model.backbone.eos_ids))
+    text, end = "", None
+    for block in grounds.blocks:
+        if block.first != end:
+            copying.add_text(text)
+            text = ""
+        text += grounds.places.text(block)
+        end = block.end
+    copying.add_text(text)
+    return copying
 
 
 def _memory_use(

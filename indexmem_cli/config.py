@@ -222,6 +222,8 @@ class AnswerConfig:
     """0 takes the likeliest token every time; above 0 samples."""
     seed: int = 0
     """Seed of the sampling."""
+    extract: bool = False
+    """Answer with one span of what was looked up, copied word by word."""
 
     def __post_init__(self) -> None:
         _check_at_least("longest answer", self.max_tokens, 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,16 @@ class Step:
     token_id: int
     attended: list[tuple[int, float]]
     """Positions of the text that the token rests on and the attention each received, best first."""
+
+
+class Constraint(Protocol):
+    """Which tokens an answer may go on with."""
+
+    def next_ids(self) -> Sequence[int]:
+        """Return the tokens that may come next, at least one."""
+
+    def push(self, token_id: int) -> None:
+        """Take note of the token that came."""
 
 
 @dataclass
@@ -83,7 +94,11 @@ class Reader:
             yield len(ids)
 
     def answer(
-        self, closing_ids: Sequence[int], config: AnswerConfig, stop_ids: set[int]
+        self,
+        closing_ids: Sequence[int],
+        config: AnswerConfig,
+        stop_ids: set[int],
+        constraint: Constraint | None = None,
     ) -> Iterator[Step]:
         """Generate an answer; the question stays in memory until it is complete.
 
@@ -103,9 +118,13 @@ class Reader:
             )
             pending.append(queries)
             unscored += len(ids)
+            if constraint:
+                logits = only(logits, constraint.next_ids())
             token = sample(logits, config.temperature, chance)
             if token in stop_ids:
                 break
+            if constraint:
+                constraint.push(token)
             yield Step(token, _attended(state, paid, question[0]))
             ids = [token]
             if state.held >= self.plan.budget_tokens + len(closing_ids) + DECODE_BLOCK_TOKENS:
@@ -143,6 +162,13 @@ class Reader:
             block.question_attention = self.backbone.probe(self.closing_ids, self.state)
         evict(self.state, self.scorer.score(block), budget, self.plan.span_tokens)
         self.state.hidden = {}
+
+
+def only(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Return logits [V] that leave nothing possible but `ids`."""
+    allowed = torch.full_like(logits, float("-inf"))
+    allowed[list(ids)] = logits[list(ids)]
+    return allowed
 
 
 def sample(logits: Tensor, temperature: float, chance: torch.Generator) -> int:

@@ -229,10 +229,20 @@ class Memory:
         return saved
 
     def ask(
-        self, question: str, *, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0
+        self,
+        question: str,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        extract: bool = False,
     ) -> Answer:
-        """Answer one question. The answer prints as its text; it has sources and statistics."""
-        *_, answer = self.events(question, AnswerConfig(max_tokens, temperature, seed))
+        """Answer one question. The answer prints as its text; it has sources and statistics.
+
+        Args:
+            extract: answer with one span of the text, copied word by word.
+        """
+        *_, answer = self.events(question, AnswerConfig(max_tokens, temperature, seed, extract))
         return answer
 
     def ingest(self) -> Iterator[Event]:
@@ -252,6 +262,10 @@ class Memory:
         """Answer one question, yielding what happens on the way; the answer comes last."""
         if not question.strip():
             raise ConfigError("the question is empty", "say what you want to know")
+        if config.extract and not self.memory.recall:
+            raise ConfigError(
+                "--extract quotes passages that are looked up", "leave out --no-recall"
+            )
         yield from self._load_engine()
         engine = self.engine
         closing = engine.prompt.closing(engine.tokenizer.encode(question))

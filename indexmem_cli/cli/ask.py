@@ -47,6 +47,7 @@ def ask(
     until: options.Until = None,
     date_order: options.DateOrder = None,
     allow_network: options.AllowNetwork = False,
+    extract: options.Extract = False,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
     temperature: options.Temperature = AnswerConfig.temperature,
     seed: options.Seed = AnswerConfig.seed,
@@ -89,7 +90,7 @@ def ask(
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from, recall, focus)
     backbone = options.model_config(model, quant, dtype, device, offline)
     store = StoreConfig(save=save, fresh=fresh)
-    answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    answering = AnswerConfig(max_tokens, temperature, seed, extract)
 
     hush_libraries(verbose)
     from indexmem_cli import session

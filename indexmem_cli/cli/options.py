@@ -168,6 +168,10 @@ Fresh = Annotated[
 MaxTokens = Annotated[
     int, typer.Option(metavar="TOKENS", envvar="INDEXMEM_MAX_TOKENS", help="Longest answer.")
 ]
+Extract = Annotated[
+    bool,
+    typer.Option("--extract", help="Answer with one span of the text, copied word by word."),
+]
 Temperature = Annotated[
     float,
     typer.Option(

@@ -131,14 +131,24 @@ def _attention(group: list[_Passage]) -> float:
 
 def _source(group: list[_Passage], weight: float, holds: float, places: Archives) -> Source:
     text = " ".join("".join(places.text_of(passage.entry) for passage in group).split())
-    if len(text) > QUOTE_CHARS:
-        text = text[: QUOTE_CHARS - 1] + "…"
     return Source(
         weight=weight,
         holds=holds,
-        quote=text,
+        quote=_cut(text, frozenset[str]().union(*(passage.terms for passage in group))),
         **locate(group[0].entry, group[-1].entry),
     )
+
+
+def _cut(text: str, terms: frozenset[str]) -> str:
+    """Shorten a quotation to where the first of the answer's words stands in it."""
+    if len(text) <= QUOTE_CHARS:
+        return text
+    lower = text.lower()
+    first = min((at for term in terms if (at := lower.find(term)) >= 0), default=0)
+    start = max(0, min(first - QUOTE_CHARS // 4, len(text) - QUOTE_CHARS))
+    start = text.find(" ", start) + 1 if start else 0
+    quote = text[start : start + QUOTE_CHARS - 2]
+    return f"{'…' if start else ''}{quote}{'…' if start + len(quote) < len(text) else ''}"
 
 
 def locate(first: Entry, last: Entry) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from indexmem_cli.archives import Archives
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, NOT_STATED
 from indexmem_cli.documents import open_text
-from indexmem_cli.evidence import Evidence
+from indexmem_cli.evidence import QUOTE_CHARS, Evidence
 from indexmem_cli.tokens import load_tokenizer, read_chunks
 
 LINES = (
@@ -80,7 +80,9 @@ def test_an_answer_from_two_places_shows_both(places):
 
 
 def test_words_far_into_a_long_passage_are_seen(places):
-    assert lines_of(sources_of(places, "Ansgar", {1: 5.0, 6: 1.0}))[0][0] == 6
+    [found] = sources_of(places, "Ansgar", {1: 5.0, 6: 1.0})
+    assert found.line_start == 6 and len(found.quote) <= QUOTE_CHARS
+    assert found.quote.startswith("…word") and found.quote.endswith("the treasure of Ansgar.")
 
 
 def test_without_the_words_the_most_attended_places_are_shown_as_what_they_are(places):

@@ -295,10 +295,15 @@ def searchable(text: str) -> str:
     return _UNSPACED.sub(r" \1 ", _CAMEL.sub(" ", text))
 
 
-def terms_of(text: str) -> list[str]:
-    """The different words of a text in lower case, in order, at most `MAX_TERMS`."""
+def words_of(text: str) -> list[str]:
+    """The different words of a text in lower case, in order."""
     words = _WORD.findall(searchable(text).replace("_", " "))
-    return list(dict.fromkeys(word.lower() for word in words))[:MAX_TERMS]
+    return list(dict.fromkeys(word.lower() for word in words))
+
+
+def terms_of(text: str) -> list[str]:
+    """The first `MAX_TERMS` different words of a text: what is searched for."""
+    return words_of(text)[:MAX_TERMS]
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

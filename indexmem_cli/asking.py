@@ -121,7 +121,7 @@ def answer(
     tokens = sum(reading.tokens - reading.tokens_reused for reading in readings)
     yield Answer(
         text=text.rstrip(),
-        sources=evidence.sources(grounds.places, model.tokenizer),
+        sources=evidence.sources(grounds.places, text.rstrip()),
         coverage=join_coverage([reading.coverage for reading in readings]),
         memory=MemoryUse(
             **use,

@@ -10,6 +10,8 @@ from indexmem_cli.errors import ConfigError
 DEFAULT_MODEL = "indexmem-mini"
 ADAPTER_FILE = "adapter.safetensors"  # beside the weights of the model it was trained for
 DEFAULT_BUDGET_TOKENS = 4096
+NOT_STATED = "Not stated in the document."
+"""What models are asked to answer where the document does not say."""
 FOCUS = "question"
 """The policy that has to know the question before reading."""
 UNFOCUSED = "keydiff"

@@ -6,6 +6,7 @@ Notice*  Loaded  Progress*  TokenText*  Answer
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+LEAST_SUPPORT = 0.5
 NO_LOSS = frozenset({"ignored", "binary", "generated", "not a file", "not selected"})
 """Reasons for which a file of a folder may be left out with nothing lost."""
 
@@ -82,6 +83,9 @@ class Source:
     """When a message was written, as `2024-03-05 14:02`; in a recording, `00:14:02`."""
     symbol: str | None = None
     """Function or class of source code, as `Reader.read`."""
+    holds: float = 0.0
+    """Share in [0, 1] of the answer's words, rare ones counting more, that stand here and in no
+    source before this one."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,11 @@ class Answer:
     memories: tuple[Remembered, ...] = ()
     """The memory of each source."""
 
+    @property
+    def supported(self) -> bool:
+        """Whether at least half of the answer, by its words, stands in its sources."""
+        return sum(source.holds for source in self.sources) >= LEAST_SUPPORT
+
     def __str__(self) -> str:
         return self.text
 
@@ -210,6 +219,7 @@ class Answer:
         data = asdict(self)
         data["coverage"]["complete"] = self.coverage.complete
         text = data.pop("text")
+        data["supported"] = self.supported
         if self.memories:
             data["memory"]["id"] = self.memories[0].id
             data["memory"]["reused"] = all(m.tokens_reused == m.tokens for m in self.memories)

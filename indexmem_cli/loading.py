@@ -15,7 +15,7 @@ from transformers import (
 
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.checkpoint import LARGE_MODEL_BYTES, PLAIN, Checkpoint
-from indexmem_cli.config import ModelConfig
+from indexmem_cli.config import NOT_STATED, ModelConfig
 from indexmem_cli.dequantise import read_dequantised
 from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
 from indexmem_cli.events import ModelInfo
@@ -23,7 +23,7 @@ from indexmem_cli.memory.adapter import load_adapter
 
 INSTRUCTION = (
     "Answer the question from the document alone, in few words. If the document does not say, "
-    "answer: Not stated in the document."
+    f"answer: {NOT_STATED}"
 )
 _DOCUMENT, _QUESTION = "\ue000document\ue000", "\ue000question\ue000"
 

@@ -72,7 +72,7 @@ ALLOWED = {
     "documents": set(),
     "tokens": {"documents"},
     "checkpoint": set(),
-    "evidence": {"archives", "events", "tokens"},
+    "evidence": {"archive", "archives", "events", "tokens"},
     "archive": {"documents", "tokens"},
     "coverage": {"documents", "events"},
     "reading": {"archive", "coverage", "documents", "engine", "events", "library", "tokens"},

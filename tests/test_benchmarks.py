@@ -204,6 +204,7 @@ def test_second_question_reads_nothing_again(script, tiny_model_dir, tmp_path, m
     options = f"--tokens 1k --runs 1 --budget 96 --chunk 32 --model {tiny_model_dir} --out {out}"
     with monkeypatch.context() as patch:
         patch.setattr(second.os, "sched_setaffinity", lambda *_: None)
+        patch.delenv("INDEXMEM_HOME")
         second.main([str(tmp_path / "book.txt"), *options.split()])
     [row] = map(json.loads, out.read_text("utf-8").splitlines())
     assert row["tokens_reused"] == row["tokens"] > 900

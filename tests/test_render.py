@@ -90,6 +90,17 @@ def test_every_character_is_judged() -> None:
     assert not any(map(is_dangerous, render.safe_text(everything)))
 
 
+@pytest.mark.parametrize("holds, said", [(0.2, True), (0.6, False)])
+def test_an_answer_that_is_not_in_its_sources_says_so(
+    holds: float, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = replace(ANSWER.sources[0], holds=holds)
+    answer = replace(ANSWER, sources=(source,))
+    render.Renderer(render.View(sources=True)).consume([answer])
+    assert ("do not stand in these places" in capsys.readouterr().err) is said
+    assert answer.as_json()["supported"] is not said
+
+
 def hostile_answer(text: str) -> events.Answer:
     """Return an answer with the text in every place that a document or model can reach."""
     source = events.Source(text, 1, text, 1, 1, 0.5, text)

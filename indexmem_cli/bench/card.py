@@ -17,9 +17,8 @@ from indexmem_cli.bench.rows import Row
 from indexmem_cli.bench.scores import score_exact, score_f1
 from indexmem_cli.bench.tasks import EXAMPLES, text_of
 from indexmem_cli.checkpoint import Checkpoint, find_checkpoint
-from indexmem_cli.config import ModelConfig
+from indexmem_cli.config import NOT_STATED, ModelConfig
 from indexmem_cli.errors import ConfigError
-from indexmem_cli.train.templates import NOT_STATED
 
 AROUND_CHARS = 2800
 BOOK = "short-history-of-the-world.pdf"

@@ -94,6 +94,8 @@ class Renderer:
             self.show_notice("the answer was cut at its greatest length; see --max-tokens")
         if self._view.sources:
             self._show_sources(answer.sources)
+            if answer.sources and not answer.supported:
+                self.show_notice("the words of the answer do not stand in these places")
         if self._view.stats:
             lines = statistics(answer, self._view.verbose)
             self._console.print(Text("\n".join(map(safe_line, lines)), style="dim"))

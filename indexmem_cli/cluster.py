@@ -146,7 +146,6 @@ def _connected(address: str) -> Iterator[Any]:
     if not importlib.util.find_spec("ray"):
         raise IndexMemError("ray is not installed", "pip install 'indexmem[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     with contextlib.redirect_stdout(_OwnThread(sys.stdout)):
         try:
             if address != "auto":  # Ray itself takes minutes to find nobody there

@@ -79,7 +79,7 @@ ALLOWED = {
     "plan": set(),
     "library": {"archive", "documents", "events", "memory"},
     "explain": {"backbone", "engine", "memory"},
-    "loading": {"backbone", "checkpoint", "dequantise", "events", "memory"},
+    "loading": {"backbone", "checkpoint", "dequantise", "estimate", "events", "memory"},
     "dequantise": set(),
     "backbone": {"events", "memory", "ops"},
     "engine": {"backbone", "memory", "plan"},

@@ -179,8 +179,9 @@ class TestMachine:
     def test_devices(self) -> None:
         gpus = (machine.Gpu("A", 8 * GIB, 7 * GIB), machine.Gpu("B", 80 * GIB, 79 * GIB))
         here = machine.Machine(16 * GIB, 10 * GIB, gpus, "600.1")
-        names = [here.name_of(name) for name in ("auto", "cuda", "cuda:1", "cpu", "cuda:9")]
-        assert names == ["A", "A", "B", "RAM", "RAM"]
+        names = [here.name_of(name) for name in ("all", "cuda", "cuda:1", "cpu", "cuda:9")]
+        assert names == ["A + B", "A", "B", "RAM", "RAM"]
+        assert here.free_bytes("auto") == 86 * GIB
         assert here.free_bytes("cuda:1") == 79 * GIB and here.free_bytes("mps") == 10 * GIB
 
 

@@ -37,7 +37,7 @@ ALLOWED = {
     "health": {"__init__", "catalogue", "checkpoint", "estimate", "library", "machine", "settings"},
     "cluster": {"coverage", "events", "language_model", "library", "session"},
     "machine": set(),
-    "server": {"checkpoint", "documents", "events", "session"},
+    "server": {"checkpoint", "documents", "events", "library", "session"},
     "render": {"events"},
     "session": {
         "asking",

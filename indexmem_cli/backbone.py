@@ -41,8 +41,9 @@ class _Pass:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     queries: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
-    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
-    angles: dict[tuple[str | None, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    # Layers on one device share these.
+    masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict)
+    angles: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class _CacheLayer(CacheLayerMixin):
@@ -85,7 +86,8 @@ class Backbone:
         self.model, self.info = model, info
         self.layer_windows = list(layer_windows)
         self.decoder = model.get_decoder()
-        self.device = next(model.parameters()).device
+        self.device = _device_of(self.decoder.get_input_embeddings())
+        self.layer_devices = [_device_of(layer) for layer in self.decoder.layers]
         self.load_adapter: Callable[[], Adapter] | None = None
         self._run: _Pass | None = None
         self._rope = self.decoder.rotary_emb
@@ -120,6 +122,11 @@ class Backbone:
                 f"{self.info.id} has no adapter, which the policy 'learned' needs",
                 "choose another --policy, or train one: indexmem train adapter",
             )
+        if len({self.device, *self.layer_devices}) > 1:
+            raise BackboneError(
+                f"the policy 'learned' needs {self.info.id} on one device, not {self.info.device}",
+                "choose another --policy, or one GPU: --device cuda:0",
+            )
         return self.load_adapter()
 
     @property
@@ -142,10 +149,10 @@ class Backbone:
         return set(ids) if isinstance(ids, list) else {ids} - {None}
 
     def gpu_peak_bytes(self) -> int | None:
-        """Most GPU memory held at once by this process; None on other devices."""
+        """Most memory of its GPUs held at once by this process; None on other devices."""
         if self.device.type != "cuda":
             return None
-        return torch.cuda.max_memory_allocated(self.device)
+        return sum(map(torch.cuda.max_memory_allocated, {self.device, *self.layer_devices}))
 
     def new_state(self, slots: int, sink_tokens: int = 0, recent_tokens: int = 0) -> MemoryState:
         """Return an empty memory.
@@ -292,7 +299,7 @@ class Backbone:
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
-                f"out of memory on {self.device} while reading {len(ids):,} tokens at a time",
+                f"out of memory on {self.info.device} while reading {len(ids):,} tokens at a time",
                 "lower --chunk or --budget, or choose --quant nf4",
             ) from error
         finally:
@@ -305,9 +312,10 @@ class Backbone:
 
     def _mask(self, run: _Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
         """The causal mask of a pass, shared by the layers that hold as many slots."""
-        if (slots, window) not in run.masks:
-            run.masks[slots, window] = ops.make_mask(query, slots, window)
-        return run.masks[slots, window]
+        key = (slots, window, query.device)
+        if key not in run.masks:
+            run.masks[key] = ops.make_mask(query, slots, window)
+        return run.masks[key]
 
     def _turn_new(self, module, query: Tensor, layer, run: _Pass) -> Tensor:
         """Rotate the queries of the newest tokens, [B, H, T, D], which every head holds alike."""
@@ -335,7 +343,7 @@ class Backbone:
         """Angles of positions [1, n] that all layers of a kind hold alike, made once a pass."""
         if not (run.state.uniform or run.state.compact):
             return self._angles(module, like, positions)
-        key = (getattr(module, "layer_type", None), first, positions.shape[1])
+        key = (getattr(module, "layer_type", None), first, positions.shape[1], like.device)
         if key not in run.angles:
             run.angles[key] = self._angles(module, like, positions)
         return run.angles[key]
@@ -343,7 +351,14 @@ class Backbone:
     def _angles(self, module, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine [X, n, r] of positions [X, n], by the model's own rotary embedding."""
         kind = (module.layer_type,) if self._rope_by_layer_type else ()
-        return self._rope.forward(like, positions, *kind)
+        cos, sin = self._rope.forward(like, positions, *kind)
+        return cos.to(like.device), sin.to(like.device)
+
+
+def _device_of(module) -> torch.device:
+    """Where a module computes; accelerate may keep its weights elsewhere, and fetch them."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if place is None else torch.device(place)
 
 
 def _largest(weights: Tensor, key: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ FOCUS = "question"
 """The policy that has to know the question before reading."""
 UNFOCUSED = "keydiff"
 """The policy for a reading that is asked later, with recall."""
+ALL_GPUS = "all"
+"""The device that is every GPU there is."""
 QUANTS = ("auto", "none", "int8", "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POSITIONS = ("auto", "original", "compact")
@@ -148,7 +150,8 @@ class ModelConfig:
     dtype: str = "auto"
     """auto | float32 | bfloat16 | float16."""
     device: str = "auto"
-    """auto | cpu | cuda | cuda:1 | mps."""
+    """auto | cpu | cuda | cuda:1 | all | mps. auto is one GPU, and all of them, like `all`, where
+    the weights do not fit one."""
     offline: bool = False
     """Never open a network connection."""
 

@@ -260,7 +260,7 @@ class Reading:
             reader.scorer,
             backbone.kv_shapes,
             backbone.model.dtype,
-            backbone.device,
+            backbone.layer_devices,
         )
 
     def _read(self, saver: Saver | None, base: SavedState | None = None) -> Iterator[Event]:

@@ -125,7 +125,10 @@ Dtype = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar="DEVICE", envvar="INDEXMEM_DEVICE", help="auto, cpu, cuda, cuda:1 or mps."
+        metavar="DEVICE",
+        envvar="INDEXMEM_DEVICE",
+        help="auto, cpu, cuda, cuda:1, mps, or all: layers spread over every GPU, which auto does "
+        "for a model larger than one.",
     ),
 ]
 Offline = Annotated[

@@ -255,7 +255,8 @@ class ExpectedAttention(_Plain):
             queries = queries.float()
             total, outer = queries.sum(2), queries.transpose(-1, -2) @ queries
             if i < len(self.sums):
-                total, outer = total + self.sums[i][0], outer + self.sums[i][1]
+                before = (sums.to(total.device) for sums in self.sums[i])
+                total, outer = total + next(before), outer + next(before)
                 self.sums[i] = (total, outer)
             else:
                 self.sums.append((total, outer))
@@ -284,7 +285,9 @@ class Question(_Plain):
     needs_question = True
 
     def score(self, block: Block) -> list[Tensor]:
-        best = torch.stack([paid.amax(dim=1) for paid in block.question_attention]).amax(dim=0)
+        first = block.question_attention[0].device  # layers may lie on several
+        by_layer = [paid.amax(dim=1).to(first) for paid in block.question_attention]
+        best = torch.stack(by_layer).amax(dim=0)
         return [best.unsqueeze(1)] * len(block.state.managed)
 
 

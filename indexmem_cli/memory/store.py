@@ -55,7 +55,7 @@ def load_state(
     scorer: Scorer,
     shapes: Sequence[tuple[int, int]],
     dtype: torch.dtype,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> None:
     """Fill an empty memory with what was saved.
 
@@ -64,7 +64,7 @@ def load_state(
         layout: as `save_state` returned it.
         state, scorer: new ones for the same model and settings; on error the memory stays empty.
         shapes: key/value heads and head size of each layer of the model.
-        dtype, device: of keys and values.
+        dtype, devices: of keys and values, the devices by layer.
 
     Raises:
         ValueError: the data are no memory of this model.
@@ -78,28 +78,30 @@ def load_state(
         raise ValueError("its layers are not those of the model")
     seen = _count(layout, "seen")
     made, latents = [], []
-    for i, (layer, shape) in enumerate(zip(state.layers, shapes, strict=True)):
+    layers = enumerate(zip(state.layers, shapes, devices, strict=True))
+    for i, (layer, shape, device) in layers:
         parts = _take(tensors, f"layers.{i}.", _names(layer))
         if getattr(layer, "latent", None) is not None:
-            latents.append((layer.latent, _take(tensors, f"layers.{i}.latent.")))
+            latents.append((layer.latent, _take(tensors, f"layers.{i}.latent."), device))
         if parts:
-            made.append((layer, _checked(parts, layer, i, shape, dtype, seen)))
+            made.append((layer, _checked(parts, layer, i, shape, dtype, seen), device))
         elif seen:
             raise ValueError(f"layer {i} is missing")
-    if len({parts["keys"].shape[2] for layer, parts in made if isinstance(layer, LayerState)}) > 1:
+    managed = [parts for layer, parts, _ in made if isinstance(layer, LayerState)]
+    if len({parts["keys"].shape[2] for parts in managed}) > 1:
         raise ValueError("its layers hold different numbers of tokens")
     pins = layout.get("pins")
     if not isinstance(pins, list) or not all(map(_is_span, pins)):
         raise ValueError("its pins are no spans")
     counts = {name: _count(layout, name) for name in ("seen", "sink_tokens", "recent_tokens")}
     flags = {name: _flag(layout, name) for name in ("compact", "uniform")}
-    gathered = {name.removeprefix("scorer."): value.to(device) for name, value in tensors.items()}
+    gathered = {n.removeprefix("scorer."): value.to(devices[0]) for n, value in tensors.items()}
     if any(not name.startswith("scorer.") for name in tensors):
         raise ValueError("it holds tensors that belong to nothing")
     scorer.set_tensors(gathered)
-    for latent, parts in latents:
+    for latent, parts, device in latents:
         _fill_latent(latent, parts, device)
-    for layer, parts in made:
+    for layer, parts, device in made:
         _fill(layer, parts, device)
     state.pins = [(first, end) for first, end in pins]
     for name, value in (counts | flags).items():

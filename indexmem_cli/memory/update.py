@@ -58,9 +58,10 @@ def evict(state: MemoryState, scores: list[Tensor], budget: int, span_tokens: in
                     f"budget of {budget:,} tokens cannot hold the {most:,} that always stay",
                     f"raise --budget to {most:,} or more",
                 )
+            score = score.to(positions.device)
             pooled = pool_spans(score.expand_as(positions), positions, span_tokens)
             index = select_kept(pooled, pinned, budget)
-        layer.keep(index.expand(batch, heads, -1))
+        layer.keep(index.to(layer.keys.device).expand(batch, heads, -1))
     one_for_all = shared and scores[0].shape[1] == 1
     state.uniform = state.uniform and (one_for_all or index is None)
 

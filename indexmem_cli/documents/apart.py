@@ -5,11 +5,13 @@ That process has limits of time and memory, and sends passages as they are asked
 
 import atexit
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -34,11 +36,11 @@ MAX_WAIT_S = 300
 
 MAX_TEXT_CHARS = 4_000_000_000
 
-_PROGRAM = "import sys, json; sys.path = json.loads(sys.argv[1]); "
-_PROGRAM += "from indexmem_cli.documents.parser import main; main()"
+PROGRAM = "import sys, json; sys.path = json.loads(sys.argv[1]); "
+PROGRAM += "from indexmem_cli.documents.parser import main; main()"
 _PACKAGES = str(Path(__file__).parents[2])
 _keys = count()
-_idle: list["_Parser"] = []
+idle: list["_Parser"] = []
 """A process that waits for the next file; never more than one."""
 
 
@@ -73,10 +75,10 @@ class ParsedApart(FileDocument):
                     num_chars += len(text)
                     yield Passage(text, Place(self.name, page, label, line, *others))
                 self.take_counts(batch["counts"])
-                if batch.get("is_done"):
-                    return
                 if num_chars > MAX_TEXT_CHARS:
                     raise self._fault(f"it unpacks to more than {MAX_TEXT_CHARS:,} characters")
+                if batch.get("is_done"):
+                    return
                 batch = ask({"do": "next"})
 
     @contextmanager
@@ -100,8 +102,8 @@ class ParsedApart(FileDocument):
                     raise
                 is_fit = not parser.is_tired
         finally:
-            if is_fit and not _idle:
-                _idle.append(parser)
+            if is_fit and not idle:
+                idle.append(parser)
             else:
                 parser.end()
 
@@ -137,14 +139,22 @@ class _Parser:
 
     def __init__(self) -> None:
         paths = [path for path in (_PACKAGES, *sys.path) if path]  # never the current folder
-        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps(paths)]
+        command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps(paths)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self._wire = Wire(self._process.stdout, self._process.stdin)
         self._is_late = False
+        self._is_over = threading.Event()
+        self._deadline = math.inf
+        threading.Thread(target=self._watch, name="watch over a parser", daemon=True).start()
         self.is_tired = False
         """Whether it holds so much memory that the next file had better have another one."""
+
+    @property
+    def pid(self) -> int:
+        """Return the number of the process."""
+        return self._process.pid
 
     def is_alive(self) -> bool:
         """Tell whether it still runs."""
@@ -156,35 +166,32 @@ class _Parser:
         Returns:
             the answer; or an `error`, which is `crash` or `time` if the process ended.
         """
-        frame: dict[str, Any] | bytes | None = request
         try:
+            self._deadline = time.monotonic() + MAX_WAIT_S
             self._wire.send(request)
-            while isinstance(frame := self._receive(), dict):
+            while isinstance(frame := self._wire.receive(), dict):
                 if "at" in frame:
                     stream.seek(int(frame["at"]))
                     self._wire.send(stream.read(min(int(frame["size"]), MAX_FRAME_BYTES)))
                 elif "progress" in frame:
                     when_told(frame["progress"])
+                    self._deadline = time.monotonic() + MAX_WAIT_S
                 else:
                     self.is_tired = bool(frame.get("is_tired"))
                     return frame
         except BrokenPipeError:
             pass
+        finally:
+            self._deadline = math.inf
         return self._last_words()
 
-    def _receive(self) -> dict[str, Any] | bytes | None:
-        """Wait for a frame, but not for ever."""
-        watch = threading.Timer(MAX_WAIT_S, self._stop_late)
-        watch.daemon = True
-        watch.start()
-        try:
-            return self._wire.receive()
-        finally:
-            watch.cancel()
-
-    def _stop_late(self) -> None:
-        self._is_late = True
-        self._process.kill()
+    def _watch(self) -> None:
+        """End a process that keeps the program waiting."""
+        while not self._is_over.wait(min(1.0, MAX_WAIT_S / 4)):
+            if time.monotonic() > self._deadline:
+                self._is_late = True
+                self._process.kill()
+                return
 
     def _last_words(self) -> dict[str, Any]:
         self._process.kill()  # it may live on after it sent what is no frame
@@ -200,6 +207,7 @@ class _Parser:
 
     def end(self) -> None:
         """End the process."""
+        self._is_over.set()
         self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             with suppress(OSError):  # what it did not take any more
@@ -209,7 +217,7 @@ class _Parser:
 
 def _take_parser() -> _Parser:
     try:
-        parser = _idle.pop()
+        parser = idle.pop()
     except IndexError:
         return _Parser()
     if parser.is_alive():
@@ -219,13 +227,14 @@ def _take_parser() -> _Parser:
 
 
 @atexit.register
-def _end_idle() -> None:
-    while _idle:
-        _idle.pop().end()
+def end_idle() -> None:
+    """End the process that waits."""
+    while idle:
+        idle.pop().end()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)  # a process serves the one that started it
+    os.register_at_fork(after_in_child=idle.clear)  # a process serves the one that started it
 
 
 def _config_as_json(config: ReadConfig) -> dict[str, Any]:

@@ -85,7 +85,6 @@ class ParsedApart(FileDocument):
     def _parser(self, what: str) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Yield a function that asks a process, and the first answer, to opening or reading."""
         parser = _take_parser()
-        is_fit = False
         try:
             with self._open_bytes() as stream:
                 size = stream.seek(0, os.SEEK_END)
@@ -95,14 +94,9 @@ class ParsedApart(FileDocument):
                     return self._checked(parser.ask(request, stream, self.take_counts))
 
                 answer = ask({**self._request, **limits, "size_bytes": size, "do": what})
-                try:
-                    yield ask, answer
-                except GeneratorExit:  # nobody wants the rest: it waits for the next request
-                    is_fit = True
-                    raise
-                is_fit = not parser.is_tired
+                yield ask, answer
         finally:
-            if is_fit and not idle:
+            if parser.is_fit and not idle:
                 idle.append(parser)
             else:
                 parser.end()
@@ -148,8 +142,8 @@ class _Parser:
         self._is_over = threading.Event()
         self._deadline = math.inf
         threading.Thread(target=self._watch, name="watch over a parser", daemon=True).start()
-        self.is_tired = False
-        """Whether it holds so much memory that the next file had better have another one."""
+        self.is_fit = False
+        """Whether it waits for the next file, and has not grown too much for that."""
 
     @property
     def pid(self) -> int:
@@ -166,6 +160,7 @@ class _Parser:
         Returns:
             the answer; or an `error`, which is `crash` or `time` if the process ended.
         """
+        self.is_fit = False
         try:
             self._deadline = time.monotonic() + MAX_WAIT_S
             self._wire.send(request)
@@ -177,7 +172,7 @@ class _Parser:
                     when_told(frame["progress"])
                     self._deadline = time.monotonic() + MAX_WAIT_S
                 else:
-                    self.is_tired = bool(frame.get("is_tired"))
+                    self.is_fit = not frame.get("is_tired") and frame.get("error") != "memory"
                     return frame
         except BrokenPipeError:
             pass

@@ -132,7 +132,10 @@ def _load(loader: EntryPoint, blob: Blob, config: ReadConfig) -> Document | None
 
 def _messages(head: bytes, config: ReadConfig):
     """Tell whether a text holds messages; its last line may be cut off where the head ends."""
-    text = clean("".join(decode_blocks(io.BytesIO(head), config.encoding)))
+    try:
+        text = clean("".join(decode_blocks(io.BytesIO(head), config.encoding)))
+    except Damaged:  # which is said when it is read
+        return None
     if len(head) >= SNIFF_BYTES:
         text = text.rpartition("\n")[0]
     return detect_messages(head, text.removeprefix("\ufeff"))

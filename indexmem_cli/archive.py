@@ -98,9 +98,14 @@ class Archive:
         Raises:
             MemoryFileError: the file exists, or cannot be written.
         """
-        if path is not None and path.exists():
-            raise MemoryFileError(f"{path}: there is an archive already")
-        archive = cls(path, _connect(path, "rwc") if path else _configured(""), decode)
+        if path is not None:
+            try:
+                path.touch(mode=0o600, exist_ok=False)  # SQLite would make it for everybody
+            except FileExistsError as error:
+                raise MemoryFileError(f"{path}: there is an archive already") from error
+            except OSError as error:
+                raise MemoryFileError(f"{path}: {error.strerror or error}") from error
+        archive = cls(path, _connect(path, "rw") if path else _configured(""), decode)
         with _explained(path):
             archive._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         return archive

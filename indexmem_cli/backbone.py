@@ -21,6 +21,7 @@ from indexmem_cli.errors import BackboneError, OutOfMemory
 from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import Adapter
 from indexmem_cli.memory.policies import Block
+from indexmem_cli.memory.room import describe_room, is_out_of_memory
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
 
 ATTENTION = "indexmem"
@@ -295,20 +296,36 @@ class Backbone:
         cache = Cache(layers=[_CacheLayer(state, layer) for layer in state.layers])
         watched = state.watched_layers
         self._run = run = _Pass(state, len(ids), want_queries, want_attention, watched)
+        before = state.marks()
         try:
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            state.undo(before)
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory(
-                f"out of memory on {self.info.device} while reading {len(ids):,} tokens at a time",
-                "lower --chunk or --budget, or choose --quant nf4",
+                f"out of memory on {self.info.device} while reading {len(ids):,} tokens at a time"
+                + describe_room(self.device),
+                "lower --chunk or --budget, or choose --quant nf4 or a smaller model",
             ) from error
         finally:
             self._run = None
+        last = out.logits[:, -1] if "logits" in out else out.last_hidden_state[:, -1]
+        if not bool(last.isfinite().all()):  # what is wrong anywhere before shows in the last token
+            raise BackboneError(
+                f"{self.info.id} computes numbers that are not finite (in {self.info.dtype})",
+                "its weights are damaged, or --dtype float32 is needed",
+            )
         state.seen += len(ids)
         for layer, fresh in run.hidden.items():
             before = [state.hidden[layer]] if layer in state.hidden else []
             state.hidden[layer] = torch.cat([*before, fresh], dim=1)
         return run, out
+
+    def give_back(self) -> None:
+        """Let the device have the memory that nothing is in."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _mask(self, run: _Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
         """The causal mask of a pass, shared by the layers that hold as many slots."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.config import AnswerConfig, MemoryConfig
+from indexmem_cli.errors import OutOfMemory
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import Scorer, make_scorer
 from indexmem_cli.memory.state import MemoryState
@@ -17,6 +18,8 @@ from indexmem_cli.plan import Plan
 
 DECODE_BLOCK_TOKENS = 128  # while answering, the memory is brought back to its budget this often
 ATTENDED_PER_TOKEN = 16
+LEAST_PIECE = 4
+"""A chunk that does not fit the device is read in two pieces, then in this many, then given up."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,12 @@ class Reader:
     closing_ids: list[int] = field(default_factory=list)
     """The question with what surrounds it, for a scorer that `needs_question`."""
     state: MemoryState = field(init=False)
+    _piece_tokens: int = field(init=False, repr=False)
+    """How much of a chunk the model is given at once: all of it, unless there was no room."""
 
     def __post_init__(self) -> None:
         plan = self.plan
+        self._piece_tokens = plan.chunk_tokens
         slots = plan.budget_tokens + plan.chunk_tokens + len(self.closing_ids)
         self.state = self.backbone.new_state(slots, plan.sink_tokens, plan.recent_tokens)
         self.state.watched_layers = getattr(self.scorer, "watched_layers", ())
@@ -79,7 +85,7 @@ class Reader:
         for first in range(0, len(ids), step):
             part = ids[first : first + step]
             self._number_slots(len(part) + len(self.closing_ids))
-            self.backbone.read(part, self.state)
+            self._take_in(part, want_queries=False)
 
     def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[int]:
         """Read token ids chunk by chunk; yield the number of tokens after each.
@@ -89,9 +95,33 @@ class Reader:
         """
         for ids in chunks:
             self._number_slots(len(ids) + len(self.closing_ids))
-            queries = self.backbone.read(ids, self.state, self.scorer.needs_queries)
+            queries = self._take_in(ids, self.scorer.needs_queries)
             self._fit(len(ids), queries, self.plan.budget_tokens)
             yield len(ids)
+
+    def _take_in(self, ids: Sequence[int], want_queries: bool) -> list[Tensor]:
+        """Pass tokens through the model, from now on in smaller pieces where there is no room.
+
+        Nothing is evicted between the pieces: what is kept depends on them by rounding alone.
+
+        Raises:
+            OutOfMemory: not even for a quarter of a chunk.
+        """
+        parts, at = [], 0
+        while at < len(ids):
+            piece = ids[at : at + self._piece_tokens]
+            try:
+                parts.append(self.backbone.read(piece, self.state, want_queries))
+                at += len(piece)
+                continue
+            except OutOfMemory:
+                if len(piece) <= self.plan.chunk_tokens // LEAST_PIECE:
+                    raise
+                self._piece_tokens = -(-len(piece) // 2)
+            self.backbone.give_back()  # out here, where the error holds nothing any more
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(layer, dim=2) for layer in zip(*parts, strict=True)]
 
     def answer(
         self,

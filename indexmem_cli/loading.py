@@ -21,6 +21,7 @@ from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
 from indexmem_cli.estimate import read_weights
 from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import load_adapter
+from indexmem_cli.memory.room import is_out_of_memory
 
 INSTRUCTION = (
     "Answer the question from the document alone, in few words. If the document does not say, "
@@ -67,9 +68,11 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
     load = _load_plain if quant.endswith(PLAIN) else _load_stored
     try:
         model = load(checkpoint, dtype, options).eval()
-    except torch.OutOfMemoryError as error:
-        raise _too_large(checkpoint, str(device)) from error
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError, SafetensorError),
+    ) as error:
+        if is_out_of_memory(error):
+            raise _too_large(checkpoint, str(device)) from error
         raise BackboneError(
             f"{checkpoint.id}: cannot be loaded: {(str(error).splitlines() or ['?'])[0]}",
             "check that all files of the model are there",

@@ -140,6 +140,14 @@ def _make_model(vocab_size: int, eos_token_id: int) -> Any:
 
 
 @pytest.fixture
+def parsed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take files apart in this process, for tests that look or reach into the parsers."""
+    from indexmem_cli.documents import formats
+
+    monkeypatch.setattr(formats, "ParsedApart", formats.open_parsed)
+
+
+@pytest.fixture
 def fake_session(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Put a session without model or documents where the commands find theirs."""
     from fake_session import FakeSession

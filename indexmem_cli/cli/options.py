@@ -292,7 +292,7 @@ def model_config(model: str, quant: str, dtype: str, device: str, offline: bool)
 def _check_encoding(encoding: str | None) -> str | None:
     try:
         "".encode(encoding or "utf-8")
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise ConfigError(
             f"unknown encoding: {encoding!r}", "write it as utf-8, cp1252 or latin-1"
         ) from None

@@ -45,6 +45,11 @@ def hash_model(folder: Path) -> tuple[str, str]:
     return _hash_files(names), _hash_files([f for f in [folder / "tokenizer.json"] if f.exists()])
 
 
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    """Tell whether there is no NaN in a tensor, and no infinity but one that turns a head off."""
+    return not bool((tensor.isnan() if name == "log_mass" else ~tensor.isfinite()).any())
+
+
 def _hash_files(files: list[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
@@ -98,6 +103,8 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
         prefix = "indexer."
         weights = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
         indexer.load_state_dict(weights)
+        if wrong := [name for name, tensor in tensors.items() if not _is_sound(name, tensor)]:
+            raise ValueError(f"{wrong[0]} holds numbers that are not finite")
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"{path.name} is no readable adapter: {what}", again) from error

@@ -131,14 +131,17 @@ class LayerState:
         capacity = max(slots, min(2 * capacity, self.limit))
         batch, heads, _, size = like.shape
         old = (self.keys, self.values, self.positions, self.scores)
-        self.keys = like.new_empty(batch, heads, capacity, size)
-        self.values = like.new_empty(batch, heads, capacity, size)
-        self.positions = torch.empty(batch, heads, capacity, dtype=torch.int64, device=like.device)
-        self.scores = torch.empty(batch, heads, capacity, device=like.device)
+        new = (
+            like.new_empty(batch, heads, capacity, size),
+            like.new_empty(batch, heads, capacity, size),
+            torch.empty(batch, heads, capacity, dtype=torch.int64, device=like.device),
+            torch.empty(batch, heads, capacity, device=like.device),
+        )
         if self.held:
-            new = (self.keys, self.values, self.positions, self.scores)
             for source, target in zip(old, new, strict=True):
                 target[:, :, : self.held] = source[:, :, : self.held]
+        # Last, so that a layer is as it was where there is no room for a larger one.
+        self.keys, self.values, self.positions, self.scores = new
         self.forget_rotation()
 
 
@@ -219,6 +222,18 @@ class MemoryState:
     def nbytes(self) -> int:
         """Bytes of all kept keys and values."""
         return sum(layer.nbytes for layer in self.layers)
+
+    def undo(self, before: list[tuple[int, Tensor | None, Tensor | None]]) -> None:
+        """Go back to `marks`, from a pass that failed in the middle."""
+        for layer, (held, keys, values) in zip(self.layers, before, strict=True):
+            if isinstance(layer, LayerState):
+                layer.drop_last(layer.held - held)
+            else:
+                layer.keys, layer.values = keys, values
+
+    def marks(self) -> list[tuple[int, Tensor | None, Tensor | None]]:
+        """Return what `undo` needs to take back the tokens that are appended next."""
+        return [(layer.held, layer.keys, layer.values) for layer in self.layers]
 
     def use_compact_positions(self) -> None:
         """Number slots by rank from now on."""

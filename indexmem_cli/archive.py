@@ -20,6 +20,8 @@ from indexmem_cli.tokens import Entry
 BLOCK_TOKENS = 128
 """A block ends before the passage that would make it longer than this."""
 MAX_TERMS = 64
+QUESTION = "question"
+"""Passages of this unit are kept but not found: nothing is as like a question as itself."""
 FORMAT = 1
 _PLACE = [field.name for field in fields(Place)][1:]
 _DEFAULTS = {field.name: field.default for field in fields(Place)}
@@ -130,7 +132,7 @@ class Archive:
             MemoryFileError: as in `open`.
         """
         archive = cls(path, _checked(path, "rw"), decode)
-        archive._reopen_last(sys.maxsize if end is None else end)
+        archive.reopen_last(sys.maxsize if end is None else end)
         return archive
 
     def close(self) -> None:
@@ -163,6 +165,15 @@ class Archive:
         with _explained(self.path):
             self._db.commit()
         self._uncommitted = list(self._open)
+
+    def copied(self, path: Path | None = None) -> "Archive":
+        """Return a copy of all that was committed, to go on writing in; `path` as in `create`."""
+        with _explained(path):
+            connection = _connect(path, "rwc") if path else _configured("")
+            self._db.backup(connection)
+        copy = Archive(path, connection, self._decode)
+        copy.end = copy.block(len(copy) - 1).end if len(copy) else 0
+        return copy
 
     def in_memory(self) -> "Archive":
         """Return a copy of all that was added, also of what could not be written any more."""
@@ -257,12 +268,16 @@ class Archive:
             self._run("INSERT INTO words (rowid, text) VALUES (?, ?)", *words)
 
     def _rows(self, number: int, entries: Sequence[Entry]) -> list[tuple[int, str]]:
-        """What the index holds of a block: one row for each passage."""
+        """What the index holds of a block: one row for each passage that can be found."""
         first = number * _MOST_PASSAGES
-        return [(first + i, searchable(self._decode(entry.ids))) for i, entry in enumerate(entries)]
+        return [
+            (first + i, searchable(self._decode(entry.ids)))
+            for i, entry in enumerate(entries)
+            if entry.place.unit != QUESTION
+        ]
 
-    def _reopen_last(self, end: int) -> None:
-        """Take the blocks out again that reach beyond `end`, and the last one, to go on with it."""
+    def reopen_last(self, end: int = sys.maxsize) -> None:
+        """Take the blocks out that reach beyond `end`, and the last: until `commit(last=True)`."""
         while number := len(self):
             block = self.block(number - 1)
             for gone in self._rows(block.number, block.entries):

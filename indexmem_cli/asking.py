@@ -46,7 +46,11 @@ class Grounds:
 
 
 def find_grounds(
-    readings: Sequence[Reading], question: str, closing: list[int], look_up: bool
+    readings: Sequence[Reading],
+    question: str,
+    closing: list[int],
+    look_up: bool,
+    from_first: bool = False,
 ) -> Grounds:
     """Bring a memory into the state to answer one question from, without changing it.
 
@@ -56,6 +60,7 @@ def find_grounds(
 
     Args:
         look_up: whether passages are looked up; with several memories they always are.
+        from_first: what the first memory kept is answered from too, as that of a conversation.
     """
     places = Archives([r.archive for r in readings], [r.names for r in readings])
     first, several = readings[0], len(readings) > 1
@@ -63,7 +68,8 @@ def find_grounds(
         return Grounds(first.reader.fork(), places)
     from indexmem_cli.memory.recall import Recall, load_gate
 
-    reader = _new_reader(first, closing) if several else first.reader.fork_for(closing)
+    stands_alone = several and not from_first
+    reader = _new_reader(first, closing) if stands_alone else first.reader.fork_for(closing)
     state, plan = reader.state, reader.plan
     if not several and state.held == state.seen <= plan.answer_from_tokens:
         blocks = [places.block(number) for number in range(len(places))]
@@ -91,16 +97,18 @@ def answer(
     memory: MemoryConfig,
     config: AnswerConfig,
     notices: tuple[str, ...],
+    from_first: bool = False,
 ) -> Iterator[Event]:
     """Answer one question, yielding the text as it is written; the answer comes last.
 
     Args:
         closing: the question's tokens with what surrounds it.
         notices: what the user was told already.
+        from_first: as in `find_grounds`.
     """
     started, text, times = time.perf_counter(), "", []
-    grounds = find_grounds(readings, question, closing, memory.recall)
-    use = _memory_use(model, readings, grounds, memory.policy or "")
+    grounds = find_grounds(readings, question, closing, memory.recall, from_first)
+    use = _memory_use(model, readings, grounds, memory.policy or "", from_first)
     evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
     steps: Iterable[Step] = ()
     if config.extract and not grounds.blocks:
@@ -158,10 +166,14 @@ def _copying(model: LanguageModel, grounds: Grounds) -> Copying:
 
 
 def _memory_use(
-    model: LanguageModel, readings: Sequence[Reading], grounds: Grounds, policy: str
+    model: LanguageModel,
+    readings: Sequence[Reading],
+    grounds: Grounds,
+    policy: str,
+    from_first: bool,
 ) -> dict[str, str | int]:
     """What is kept of what was read; of several sources, what the answer is written from."""
-    reader = readings[0].reader if len(readings) == 1 else grounds.reader
+    reader = readings[0].reader if from_first or len(readings) == 1 else grounds.reader
     full = sum(len(model.prompt.opening) + reading.tokens for reading in readings)
     return {
         "policy": policy,

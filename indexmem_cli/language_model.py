@@ -4,10 +4,10 @@ import contextlib
 import gc
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.checkpoint import Checkpoint, find_checkpoint
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library.disk import blake2b
@@ -44,7 +44,6 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
 
         backbone, prompt = load_backbone(checkpoint, config), load_prompt(checkpoint)
     load_s = time.perf_counter() - started
-    tokens = f"{checkpoint.tokenizer_hash()} {prompt.opening}"
     return LanguageModel(
         backbone,
         prompt,
@@ -52,7 +51,7 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
         load_s,
         checkpoint.answer_from_tokens,
         config.model,
-        blake2b(tokens.encode()),
+        _hash(checkpoint, prompt),
     )
 
 
@@ -68,6 +67,19 @@ def _collecting_later() -> Iterator[None]:
         gc.unfreeze()  # into the oldest generation, which is rarely looked through
         if was_on:
             gc.enable()
+
+
+def for_conversation(model: LanguageModel, config: ModelConfig) -> LanguageModel:
+    """Return a loaded model with a prompt for talking, where its chat template takes one."""
+    from indexmem_cli.loading import CHAT_INSTRUCTION, load_prompt
+
+    checkpoint = find_checkpoint(config.model, config.offline)
+    prompt = load_prompt(checkpoint, CHAT_INSTRUCTION)
+    return replace(model, prompt=prompt, tokenizer_hash=_hash(checkpoint, prompt))
+
+
+def _hash(checkpoint: Checkpoint, prompt: "Prompt") -> str:
+    return blake2b(f"{checkpoint.tokenizer_hash()} {prompt.opening}".encode())
 
 
 def check_fits(manifest: Manifest, model: LanguageModel) -> None:

@@ -28,6 +28,11 @@ INSTRUCTION = (
     f"answer: {NOT_STATED}"
 )
 _WEIGHT_SHARE = 0.8  # of what is free on a GPU; the rest is for the memory and its work
+CHAT_INSTRUCTION = (
+    "You talk with a user. The document holds what was said before and passages of the user's "
+    "documents. Answer the user's last message; where it asks for facts, take them from the "
+    "document, and say so if they are not there."
+)
 _DOCUMENT, _QUESTION = "\ue000document\ue000", "\ue000question\ue000"
 
 
@@ -121,7 +126,7 @@ def _load_plain(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):
     return model
 
 
-def load_prompt(checkpoint: Checkpoint) -> Prompt:
+def load_prompt(checkpoint: Checkpoint, instruction: str = INSTRUCTION) -> Prompt:
     """Read the model's chat template and cut it where the document and the question stand.
 
     The document and the question are encoded apart from it, as plain text, so nothing in them can
@@ -131,7 +136,7 @@ def load_prompt(checkpoint: Checkpoint) -> Prompt:
     content = f"<document>\n{_DOCUMENT}\n</document>\n\n{_QUESTION}"
     text = f"{content}\nAnswer:"
     if tokenizer.chat_template:
-        text = _render(tokenizer, content)
+        text = _render(tokenizer, content, instruction)
     opening, _, rest = text.partition(_DOCUMENT)
     middle, _, ending = rest.partition(_QUESTION)
     pieces = [tokenizer(part, add_special_tokens=False).input_ids for part in (middle, ending)]
@@ -139,16 +144,16 @@ def load_prompt(checkpoint: Checkpoint) -> Prompt:
     return Prompt(first, *pieces)
 
 
-def _render(tokenizer, content: str) -> str:
+def _render(tokenizer, content: str, instruction: str) -> str:
     user = {"role": "user", "content": content}
     options = {"tokenize": False, "add_generation_prompt": True}
-    system = {"role": "system", "content": INSTRUCTION}
+    system = {"role": "system", "content": instruction}
     try:
         text = tokenizer.apply_chat_template([system, user], **options)
     except Exception as error:  # templates raise what they like where there is no system role
         if type(error).__module__.partition(".")[0] != "jinja2":
             raise
-        user["content"] = f"{INSTRUCTION}\n\n{content}"
+        user["content"] = f"{instruction}\n\n{content}"
         text = tokenizer.apply_chat_template([user], **options)
     return text
 

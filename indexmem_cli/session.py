@@ -60,7 +60,7 @@ def ask(
     Raises:
         IndexMemError: see `errors.py`; sources are checked before a model is loaded.
     """
-    parts = _open(sources, read, memory, store, stdin)
+    parts = open_parts(sources, read, memory, store, stdin)
     yield from Memory(parts, memory, model, read, store).events(question, answer)
 
 
@@ -105,7 +105,7 @@ def open_to_ingest(
         raise ConfigError("a name is for one memory", "ingest the sources one by one")
     if store.name is not None:
         Library().check_name(store.name, str(Path(sources[0]).absolute()))
-    return _open(sources, read, memory, store, stdin)
+    return open_parts(sources, read, memory, store, stdin)
 
 
 def inspect(
@@ -158,6 +158,8 @@ class Memory:
     library: Library = field(default_factory=Library)
     engine: LanguageModel | None = field(default=None, repr=False)
     """The loaded model, which several may share; None: `model` is loaded when it is needed."""
+    is_looked_up: bool = False
+    """Only passages are wanted, for answers that are written from another memory."""
 
     def __post_init__(self) -> None:
         if isinstance(self.sources, Sources):
@@ -190,7 +192,7 @@ class Memory:
         memory, model = _configs(budget, options)
         read = ReadConfig(pages=parse_pages(pages) if pages else (), password=password)
         store = StoreConfig(save=save)
-        parts = _open([str(path) for path in paths], read, memory, store)
+        parts = open_parts([str(path) for path in paths], read, memory, store)
         return cls(parts, memory, model, read, store)
 
     @classmethod
@@ -303,7 +305,7 @@ class Memory:
         from indexmem_cli.engine import make_reader
 
         engine, readings = self.engine, []
-        several = len(self.sources) > 1
+        several = len(self.sources) > 1 or self.is_looked_up
         for part in self.sources:
             if isinstance(part, Manifest):
                 check_fits(part, engine)
@@ -350,7 +352,7 @@ def _plan_of(manifest: Manifest, plan: Plan) -> Plan:
     return Plan(**settings, answer_from_tokens=min(plan.answer_from_tokens, budget))
 
 
-def _open(
+def open_parts(
     sources: Sequence[str],
     read: ReadConfig,
     memory: MemoryConfig,

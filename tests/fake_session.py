@@ -4,13 +4,16 @@
 pause before each event.
 """
 
+import json
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from indexmem_cli import events
@@ -124,6 +127,69 @@ class FakeSession:
         return self.inspection
 
 
+class FakeConversation:
+    """Stands in for `indexmem_cli.conversation` and what it opens: answers with a session's events.
+
+    It tells what became of it on standard error, for tests that look at a process from outside.
+    """
+
+    LAST = ""
+
+    def __init__(self, session: FakeSession) -> None:
+        self.session = SimpleNamespace(id="5e55a0123456")
+        self.store = SimpleNamespace(questions=lambda most: ["an earlier question"])
+        self.num_turns, self.save_turns, self.remembered = 0, True, [INGESTED.memories[0]]
+        self.fake = session
+        self.asked: list[str] = []
+        self.closed: bool | None = None
+
+    def open_conversation(self, *args: Any, **options: Any) -> "FakeConversation":
+        """Remember how it was called."""
+        self.fake.calls.append((args, options))
+        return self
+
+    def start(self) -> Iterator[events.Event]:
+        """The model is there at once."""
+        yield events.Loaded(MODEL, 0.31)
+
+    def ask(self, message: str, config: Any) -> Iterator[events.Event]:
+        """Answer as the session does; whoever stops early is noted."""
+        self.asked.append(message)
+        self.num_turns += 1
+        try:
+            yield from self.fake.ask(message)
+        except GeneratorExit:
+            self.asked[-1] += " (stopped)"
+            raise
+
+    def add(self, sources: Any) -> Iterator[events.Event]:
+        """Remember what is added."""
+        self.asked.append(f"add {' '.join(sources)}")
+        yield events.Loaded(MODEL, 0.31)
+
+    def set_budget(self, tokens: int) -> Iterator[events.Event]:
+        """Remember the budget."""
+        self.asked.append(f"budget {tokens}")
+        yield events.Loaded(MODEL, 0.31)
+
+    def save(self) -> Any:
+        """Save nothing."""
+        return SimpleNamespace(id="a1f3c9d2e4b7")
+
+    def clear(self) -> list[str]:
+        """Forget nothing."""
+        return []
+
+    def close(self, save: bool = True) -> list[str]:
+        """Note how it ended."""
+        self.closed = save
+        if "FAKE_TOLD" in os.environ:
+            Path(os.environ["FAKE_TOLD"]).write_text(
+                json.dumps({"asked": self.asked, "saved": save})
+            )
+        return []
+
+
 def run_program() -> None:
     """Run the real program on a fake session.
 
@@ -138,8 +204,12 @@ def run_program() -> None:
         session.script = (events.TokenText(text), ANSWER)
     if "FAKE_ENDLESS" in os.environ:
         session.script = (*EVENTS[:4], *(events.TokenText("word ") for _ in range(100_000)), ANSWER)
-    sys.modules["indexmem_cli.session"] = session  # type: ignore[assignment]
-    indexmem_cli.session = session  # type: ignore[attr-defined]
+    if pieces := os.environ.get("FAKE_PIECES"):
+        session.script = (*map(events.TokenText, re.findall(r"\s*\S+|\s+$", pieces)), ANSWER)
+    talk = FakeConversation(session)
+    for name, fake in (("session", session), ("conversation", talk)):
+        sys.modules[f"indexmem_cli.{name}"] = fake  # type: ignore[assignment]
+        setattr(indexmem_cli, name, fake)
     trainer = ModuleType("indexmem_cli.train.pretrain")
     trainer.train_base = lambda *_, **__: print("step 1")  # type: ignore[attr-defined]
     sys.modules[trainer.__name__] = trainer

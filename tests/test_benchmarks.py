@@ -29,7 +29,7 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("memory", "needles", "recall", "second", "speed"):
+    for name in ("conversation", "memory", "needles", "recall", "second", "speed"):
         sys.modules.pop(name, None)
 
 
@@ -196,6 +196,24 @@ def test_recall_is_measured_beside_the_other_modes(script, tiny_model_dir, tmp_p
     assert (without["recalled"], without["found"]) == (0, None)
     assert all(row["n"] == len(row["results"]) == 3 for row in rows)
     assert all(row["process_peak_bytes"] > 10_000_000 for row in rows)
+
+
+def test_a_conversation_is_held_in_two_processes_and_asked_in_a_third(
+    script, tiny_model_dir, tmp_path, monkeypatch
+):
+    conversation, out = script("conversation"), tmp_path / "rows.jsonl"
+    monkeypatch.setenv("INDEXMEM_HOME", str(tmp_path))  # put back afterwards: the script sets it
+    (tmp_path / "chat.txt").write_text("<ann> it was a long day, and nothing happened\n" * 99)
+    options = f"--turns 4 --tokens 400 --budget 128 --chunk 32 --max-tokens 2 --out {out}"
+    conversation.main(
+        [str(tmp_path / "chat.txt"), *options.split(), "--model", str(tiny_model_dir)]
+    )
+    (row,) = read(out)
+    assert [turn for turn, _ in row["peaks"]] == [1, 2, 3, 4]
+    assert row["n"] == len(row["results"]) == 4
+    assert row["tokens_at_end"] > row["tokens"] >= 400
+    assert row["kv_bytes"] == 128 * KV_BYTES_PER_TOKEN
+    assert 0 <= row["found"] <= 1 and len(row["by_age"]) == 4
 
 
 def test_second_question_reads_nothing_again(script, tiny_model_dir, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from indexmem_cli.cli.app import app
 from indexmem_cli.cli.manual import walk
 from indexmem_cli.library import Library
 from indexmem_cli.library.transfer import export_memory
+from indexmem_cli.sessions import Session, SessionStore, Turn, sessions_folder
 
 TESTS = Path(__file__).parent
 COMMANDS = list(walk(get_command(app), "indexmem"))
@@ -121,6 +122,11 @@ def test_every_example_runs(
         return
     if example.startswith("indexmem memories"):
         example = save_memories(example, tmp_path)
+    if example.startswith("indexmem sessions"):
+        store = SessionStore(sessions_folder())
+        store.put(Session("5e55a0123456", "tiny", None))
+        store.put_turn("5e55a0123456", Turn(1, 0.0, "Who inherits the mill?", "Ruth"))
+        store.close()
     stdin = subprocess.DEVNULL
     if example == ASKING:
         keyboard, stdin = os.openpty()

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from indexmem_cli.cli.ask import ask
 from indexmem_cli.cli.bench import bench
+from indexmem_cli.cli.chat import chat
 from indexmem_cli.cli.config import config, defaults_from_file
 from indexmem_cli.cli.doctor import doctor
 from indexmem_cli.cli.ingest import ingest
@@ -20,6 +21,7 @@ from indexmem_cli.cli.manual import man
 from indexmem_cli.cli.memories import memories
 from indexmem_cli.cli.models import models
 from indexmem_cli.cli.serve import serve
+from indexmem_cli.cli.sessions import sessions
 from indexmem_cli.cli.train import train
 from indexmem_cli.cli.version import version_line
 from indexmem_cli.errors import IndexMemError
@@ -113,9 +115,11 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 app.command()(ask)
+app.command()(chat)
 app.command()(ingest)
 app.command()(inspect)
 app.add_typer(memories, name="memories")
+app.add_typer(sessions, name="sessions")
 app.command()(doctor)
 app.add_typer(config, name="config")
 app.command()(man)

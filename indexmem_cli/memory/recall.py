@@ -15,6 +15,7 @@ from pathlib import Path
 
 from indexmem_cli.archive import Archive, Block, terms_of
 from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.memory.naming import find_definitions
 from indexmem_cli.tokens import Entry
 
 GATE_FILE = Path(__file__).with_name("gate.json")
@@ -22,6 +23,8 @@ CANDIDATES = 20
 MAX_ROUNDS = 3
 FURTHER_TOKENS = 160
 """Room for what a further round finds: one block."""
+NAMED_ODDS = 0.99
+"""Of a block that defines what the question names."""
 MOST_LINKS = 6  # names, and as many other words
 FEATURES = {
     "first": (
@@ -145,6 +148,8 @@ class Recall:
             budget_tokens: what all blocks may take.
         """
         rated = rate(self.gate.first, find_candidates(self.archive, self.question))
+        named = find_definitions(self.archive, self.question)
+        rated = [(NAMED_ODDS, n) for n in named] + [each for each in rated if each[1] not in named]
         found = self._take(rated, self.gate.first.least, room_tokens)
         self.rounds.append((self.question, found))
         while found and len(self.rounds) < MAX_ROUNDS:

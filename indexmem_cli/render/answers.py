@@ -50,6 +50,12 @@ class Renderer:
 
     def consume(self, events: Iterable[Event]) -> Answer:
         """Show the events as they come, and return the answer that ends them."""
+        answer = self.follow(events)
+        assert answer is not None, "a session ends with an answer"
+        return answer
+
+    def follow(self, events: Iterable[Event]) -> Answer | None:
+        """Show the events as they come; return the answer, where there is one."""
         answer = None
         try:
             with ReadingBar(self._console, self._view.progress) as bar:
@@ -68,8 +74,10 @@ class Renderer:
         except BaseException:
             self._end_line()
             raise
-        assert answer is not None, "a session ends with an answer"
-        self.show_answer(answer)
+        if answer is None:
+            self._end_line()
+        else:
+            self.show_answer(answer)
         return answer
 
     def show_notice(self, message: str) -> None:
@@ -93,14 +101,15 @@ class Renderer:
         if answer.stop == "length":
             self.show_notice("the answer was cut at its greatest length; see --max-tokens")
         if self._view.sources:
-            self._show_sources(answer.sources)
+            self.show_sources(answer.sources)
             if answer.sources and not answer.supported:
                 self.show_notice("the words of the answer do not stand in these places")
         if self._view.stats:
             lines = statistics(answer, self._view.verbose)
             self._console.print(Text("\n".join(map(safe_line, lines)), style="dim"))
 
-    def _show_sources(self, sources: tuple[Source, ...]) -> None:
+    def show_sources(self, sources: tuple[Source, ...]) -> None:
+        """Say where an answer stands, with what stands there if the view is verbose."""
         places: dict[str, list[Source]] = {}
         for source in sources:
             places.setdefault(describe_place(source), []).append(source)

@@ -47,7 +47,7 @@ def show_memories(memories: Sequence[SavedMemory], full: bool) -> None:
             memory.model,
             f"{memory.tokens:,}",
             format_bytes(memory.num_bytes),
-            _ago(memory.used_s),
+            ago(memory.used_s),
             memory.status,
         )
         table.add_row(*(Text(safe_line(cell)) for cell in cells))
@@ -86,7 +86,7 @@ def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
     """Say how long ago something was, in its largest unit."""
     if not seconds:
         return "-"

@@ -91,7 +91,7 @@ class MessageDocument(ParsedDocument):
                 author=author,
                 time=show_time(message.ts),
             )
-            yield from _passages(message, place, answered.get(message.reply_to or ""))
+            yield from write_message(message, place, answered.get(message.reply_to or ""))
         if self.messages_not_selected and not self.messages_read:
             raise Damaged(
                 f"none of its {self.messages_not_selected:,} messages is selected",
@@ -167,7 +167,7 @@ def _whole(messages: Iterable[Message]) -> Iterator[Message]:
         raise Damaged("there is no message in it")
 
 
-def _passages(message: Message, place: Place, replied: str | None) -> Iterator[Passage]:
+def write_message(message: Message, place: Place, replied: str | None = None) -> Iterator[Passage]:
     """Write `[2024-03-05 14:02] <Ann> text`; further lines are indented.
 
     So nothing that a message says can be taken for another message.

@@ -1,0 +1,385 @@
+"""A conversation that never runs out of context: a use case, like those of `session`.
+
+What was said is read turn by turn into one memory of a fixed size. For each question passages are
+looked up in all that was said and in the sources, and read again on top of it. Yields events and
+never prints.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from indexmem_cli.asking import answer as answer_question
+from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.config import StoreConfig as Store
+from indexmem_cli.documents import Sources
+from indexmem_cli.documents.text import clean
+from indexmem_cli.errors import ConfigError, DocumentError, IndexMemError, MemoryFileError
+from indexmem_cli.events import Answer, Event, Loaded, Notice, Progress, Remembered, TokenText
+from indexmem_cli.growing import ASSISTANT, NAME, USER, GrowingReading, said
+from indexmem_cli.language_model import LanguageModel, for_conversation, load_language_model
+from indexmem_cli.library import Library
+from indexmem_cli.library.manifest import Key, Manifest
+from indexmem_cli.library.saver import CHECKPOINT_S
+from indexmem_cli.plan import Plan
+from indexmem_cli.reading import Reading
+from indexmem_cli.session import QUESTION_TOKENS, Memory, open_parts
+from indexmem_cli.sessions import (
+    Session,
+    SessionStore,
+    Turn,
+    content_of,
+    new_id,
+    sessions_folder,
+)
+
+LAST = ""
+"""Stands for the session that was used last."""
+LEAST_QUESTION_TOKENS = 48
+"""Room for one sentence, also in a model with a small window."""
+_MAX_COST = 1 / 20  # share of the time that saving may take
+_SAVING = (OSError, IndexMemError)
+
+
+def open_conversation(
+    sources: Sequence[str],
+    *,
+    memory: MemoryConfig,
+    model: ModelConfig,
+    save: bool = True,
+    resumed: str | None = None,
+    given: frozenset[str] = frozenset(),
+) -> "Conversation":
+    """Begin a conversation, or go on with one; nothing heavy is loaded yet.
+
+    Args:
+        sources: files, folders and saved memories to look through too.
+        save: keep it on the disk.
+        resumed: id of a session, or the first letters of one, or `LAST`.
+        given: of `model` and `budget`, what is meant to replace what the session was begun with.
+
+    Raises:
+        IndexMemError: a source cannot be read, or there is no such session, or it is open
+            elsewhere.
+    """
+    if memory.policy == FOCUS:
+        raise ConfigError("a conversation cannot be read with one question in mind")
+    notices: list[str] = []
+    try:
+        store = SessionStore(sessions_folder() if save or resumed is not None else None)
+    except OSError as error:
+        notices.append(f"this conversation is not saved: {error.strerror or error}")
+        save, store = False, SessionStore(None)
+    if resumed is None:
+        session = Session(new_id(), model.model, memory.budget_tokens)
+    else:
+        session = store.last() if resumed == LAST else store.resolve(resumed)
+        if "model" not in given:
+            model = replace(model, model=session.model)
+        if "budget" not in given:
+            memory = replace(memory, budget_tokens=session.budget_tokens)
+        session = replace(session, model=model.model, budget_tokens=memory.budget_tokens)
+    talk = Conversation(store, session, memory, model, save, _notices=notices)
+    talk._enter()
+    try:
+        talk._open_sources(session.sources, sources)
+    except BaseException:
+        talk.close()
+        raise
+    return talk
+
+
+@dataclass
+class Conversation:
+    """Turns of a user and a model, and what is looked through for them. `open_conversation`."""
+
+    store: SessionStore
+    session: Session
+    memory: MemoryConfig
+    model: ModelConfig
+    save_turns: bool
+    """Whether anything goes to the disk."""
+    library: Library = field(default_factory=Library)
+    num_turns: int = 0
+    """Turns so far, those of earlier days included."""
+    _notices: list[str] = field(default_factory=list)
+    _engine: LanguageModel | None = None
+    _growing: GrowingReading | None = None
+    _others: dict[str, Reading] = field(default_factory=dict)
+    _unread: dict[str, Sources | Manifest] = field(default_factory=dict)
+    _lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _saved_at_s: float = field(default_factory=time.monotonic)
+    _cost_s: float = 0.0
+
+    @property
+    def remembered(self) -> list[Remembered]:
+        """The memory of the conversation, and of each source that was read."""
+        readings = [self._growing] if self._growing else []
+        return [reading.remembered for reading in (*readings, *self._others.values())]
+
+    @property
+    def sources(self) -> list[str]:
+        """What is looked through besides the conversation."""
+        return [*self._others, *self._unread]
+
+    def start(self) -> Iterator[Event]:
+        """Load the model, and read what is not read yet: sources, and turns of earlier days."""
+        while self._notices:
+            yield Notice(self._notices.pop(0))
+        self._engine = self._engine or load_language_model(self.model)
+        yield Loaded(self._engine.backbone.info, self._engine.load_s)
+        while self._unread:
+            name = next(iter(self._unread))
+            yield from self._read_source(name, self._unread[name])
+            del self._unread[name]
+        if self._growing is None:
+            yield from self._recollect()
+        yield from self._catch_up()
+
+    def ask(self, message: str, config: AnswerConfig) -> Iterator[Event]:
+        """Take in what the user says, and answer; the answer comes last.
+
+        Stopping early keeps the turn with what was answered so far.
+
+        Raises:
+            ConfigError: the message is empty.
+        """
+        message = clean(message.replace("\r\n", "\n").replace("\r", "\n")).strip()
+        if not message:
+            raise ConfigError("the question is empty", "say what you want to know")
+        yield from self.start()
+        talk, engine = self._growing, self._talking
+        turn = Turn(self.num_turns + 1, time.time(), message)
+        self._record(turn)
+        text, answer, question = "", None, self._queue_body(turn)
+        try:
+            yield from self._catch_up()
+            closing = engine.prompt.closing(engine.tokenizer.encode(question))
+            readings = [talk, *self._others.values()]
+            for event in answer_question(
+                engine, readings, question, closing, self.memory, config, (), from_first=True
+            ):
+                text += event.text if isinstance(event, TokenText) else ""
+                answer = event if isinstance(event, Answer) else None
+                yield event
+        finally:
+            if answer is not None:
+                places = tuple(asdict(source) for source in answer.sources)
+                turn = replace(turn, answer=answer.text, stop=answer.stop, sources=places)
+            turn = replace(turn, answer=turn.answer or text.strip())
+            self._record(turn)
+            was_behind = talk.is_behind
+            self._queue_rest(turn, question)
+            if not was_behind:  # else it was stopped in the middle of a long message
+                for _ in talk.read():
+                    pass
+            self._note_read()
+        yield from self._save_if_due()
+
+    def add(self, sources: Sequence[str]) -> Iterator[Event]:
+        """Look through more sources from now on; they are read at once.
+
+        Raises:
+            DocumentError: one cannot be read.
+        """
+        self._open_sources((), sources)
+        if self.num_turns:
+            self._put()
+        yield from self.start()
+
+    def set_budget(self, tokens: int) -> Iterator[Event]:
+        """Keep more or fewer tokens from now on: what was said is read again.
+
+        Raises:
+            ConfigError: it cannot hold what always stays.
+        """
+        memory = replace(self.memory, budget_tokens=tokens)
+        self._engine = self._engine or load_language_model(self.model)
+        self._make_plan(memory)
+        self.memory = memory
+        self.session = replace(self.session, budget_tokens=tokens)
+        self._growing = None
+        if self.num_turns:
+            self._put()
+        yield from self.start()
+
+    def save(self) -> Manifest:
+        """Save the memory of the conversation now.
+
+        Raises:
+            IndexMemError: nothing of it is to be saved, or it cannot be.
+        """
+        if not self.save_turns or not self.num_turns:
+            why = "--no-save is given" if self.num_turns else "nothing was said yet"
+            raise ConfigError(f"there is nothing to save: {why}")
+        for _ in self.start():
+            pass
+        started = time.monotonic()
+        key, title = self._key(), f"chat {self.session.id}"
+        try:
+            manifest = self._growing.save(self.library, key, self._engine.name, title)
+        except OSError as error:
+            raise MemoryFileError(
+                f"the memory of this conversation is not saved: {error.strerror or error}",
+                "look at the free disk space; what was said is read again next time",
+            ) from error
+        finally:
+            self._saved_at_s = time.monotonic()
+            self._cost_s = self._saved_at_s - started
+        return manifest
+
+    def clear(self) -> list[str]:
+        """Leave this conversation and begin a new one with the same sources; as `close`."""
+        notices = self._leave()
+        self.session = Session(
+            new_id(), self.model.model, self.memory.budget_tokens, self.session.sources
+        )
+        self._growing, self.num_turns = None, 0
+        self._enter()
+        return notices
+
+    def close(self, save: bool = True) -> list[str]:
+        """Leave the conversation; return what the user should know.
+
+        Args:
+            save: save its memory; else what was said is read again next time.
+        """
+        notices = self._leave(save)
+        self.store.close()
+        return notices
+
+    def _enter(self) -> None:
+        self._lock.enter_context(self.store.lock(self.session.id))
+        self.num_turns = self.session.turns
+
+    def _leave(self, save: bool = True) -> list[str]:
+        talk, notices = self._growing, self._notices
+        try:
+            if save and self.save_turns and talk and talk.saved_turns < self.num_turns:
+                self.save()
+        except IndexMemError as error:
+            notices = [*notices, error.message]
+        finally:
+            self._lock.close()
+        return notices
+
+    def _open_sources(self, known: Sequence[str], new: Sequence[str]) -> None:
+        """Open what the session knows, as far as it is still there, and what is named now."""
+        store = Store(save=self.save_turns)
+        for name in known:
+            try:
+                (self._unread[name],) = open_parts([name], ReadConfig(), self.memory, store)
+            except DocumentError as error:
+                self._notices.append(f"{error.message}: it is not looked through any more")
+        if new:
+            if "-" in new:
+                raise ConfigError("standard input is where the questions come from")
+            parts = open_parts(new, ReadConfig(), self.memory, store)
+            names = [str(Path(name).absolute()) if Path(name).exists() else name for name in new]
+            self._unread |= dict(zip(names, parts, strict=True))
+        self.session = replace(self.session, sources=tuple(dict.fromkeys(self.sources)))
+
+    def _read_source(self, name: str, part: Sources | Manifest) -> Iterator[Event]:
+        store = Store(save=self.save_turns)
+        memory = Memory(
+            [part], self.memory, self.model, store=store, is_looked_up=True, engine=self._engine
+        )
+        for event in memory.ingest():
+            if isinstance(event, Notice | Progress):
+                yield event
+        (self._others[name],) = memory._readings
+
+    def _recollect(self) -> Iterator[Event]:
+        """Take over the saved memory, or begin one; turns that are not in it are queued."""
+        from indexmem_cli.engine import make_reader
+
+        plan, notices = self._make_plan(self.memory)
+        yield from map(Notice, notices)
+        engine, manifest, key = self._talking, None, self._key()
+        room = min(QUESTION_TOKENS, engine.backbone.info.window_tokens // 8)
+        room = max(LEAST_QUESTION_TOKENS, room - len(engine.prompt.closing([])))
+        turns = self.store.turns(self.session.id)
+        if self.save_turns and turns:
+            try:
+                manifest = self.library.find(key)
+            except MemoryFileError as error:
+                yield Notice(f"{error.message}: what was said is read again")
+        for saved in (manifest, None):
+            reader = make_reader(engine.backbone, plan, self.memory, [])
+            documents = Sources(name=NAME)
+            talk = GrowingReading(documents, reader, engine.tokenizer, engine.prompt.opening)
+            talk.question_tokens = room
+            try:
+                talk.resume(self.library, saved) if saved else talk.begin()
+            except MemoryFileError as error:
+                yield Notice(f"{error.message}: what was said is read again")
+            else:
+                if talk.turns <= len(turns):
+                    break
+        self._growing, self.num_turns = talk, len(turns)
+        for turn in turns[talk.turns :]:
+            self._queue_rest(turn, self._queue_body(turn))
+
+    def _catch_up(self) -> Iterator[Event]:
+        """Read what is queued."""
+        talk, started, tokens = self._growing, time.perf_counter(), 0
+        for num in talk.read():
+            tokens += num
+            fraction = talk.turns / (self.num_turns or 1)
+            yield Progress(NAME, tokens, fraction, time.perf_counter() - started)
+        self._note_read()
+
+    def _note_read(self) -> None:
+        """From now on what was read counts as known."""
+        for reading in (self._growing, *self._others.values()):
+            reading.seconds, reading.tokens_reused = 0.0, reading.tokens
+
+    def _queue_body(self, turn: Turn) -> str:
+        """Queue what comes before the question of a long message; return the question."""
+        body, question = self._growing.split(turn.question)
+        self._growing.add(said(turn, USER, body), ends_turn=False)
+        return question
+
+    def _queue_rest(self, turn: Turn, question: str) -> None:
+        whole = [*said(turn, USER, question), *said(turn, ASSISTANT, turn.answer)]
+        self._growing.add(whole, ends_turn=True)
+
+    def _record(self, turn: Turn) -> None:
+        """Write a turn down, as far as the disk lets."""
+        self.num_turns = turn.number
+        try:
+            if turn.number == 1:
+                self._put()
+            self.store.put_turn(self.session.id, turn)
+        except OSError as error:
+            self._notices.append(f"what was said is not saved: {error}")
+
+    def _put(self) -> None:
+        self.store.put(self.session)
+
+    def _save_if_due(self) -> Iterator[Event]:
+        waited_s = time.monotonic() - self._saved_at_s
+        if self.save_turns and waited_s > max(CHECKPOINT_S, self._cost_s / _MAX_COST):
+            try:
+                self.save()
+            except _SAVING as error:
+                yield Notice(str(error))
+
+    @property
+    def _talking(self) -> LanguageModel:
+        """The model with the prompt of a conversation."""
+        if self._prompted is None or self._prompted.backbone is not self._engine.backbone:
+            self._prompted = for_conversation(self._engine, self.model)
+        return self._prompted
+
+    _prompted: LanguageModel | None = None
+
+    def _make_plan(self, memory: MemoryConfig) -> tuple[Plan, list[str]]:
+        return Memory([], memory, self.model, engine=self._talking)._plan(0)
+
+    def _key(self) -> Key:
+        """All that the memory of the conversation depends on."""
+        memory = Memory([], self.memory, self.model, engine=self._talking)
+        return replace(memory._key(memory._plan(0)[0], ""), content=content_of(self.session.id))

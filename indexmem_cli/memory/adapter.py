@@ -45,6 +45,11 @@ def hash_model(folder: Path) -> tuple[str, str]:
     return _hash_files(names), _hash_files([f for f in [folder / "tokenizer.json"] if f.exists()])
 
 
+def hash_adapter(path: Path) -> str:
+    """Hash of a whole adapter file: what was trained, and for what."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
 def _hash_files(files: list[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in files:

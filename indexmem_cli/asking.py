@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from indexmem_cli.archive import Block
 from indexmem_cli.archives import Archives
-from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig
+from indexmem_cli.config import FOCUS, LEARNED, AnswerConfig, MemoryConfig
 from indexmem_cli.coverage import join_coverage
 from indexmem_cli.events import (
     Answer,
@@ -96,7 +96,9 @@ def answer(
     """
     started, text, times = time.perf_counter(), "", []
     grounds = find_grounds(readings, question, closing, memory.recall)
-    use = _memory_use(model, readings, grounds, memory.policy or "")
+    saved = readings[0].manifest
+    policy = saved.key.settings["policy"] if saved else memory.policy
+    use = _memory_use(model, readings, grounds, policy)
     evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
     for step in grounds.reader.answer(closing, config, model.backbone.eos_ids):
         times.append(time.perf_counter())
@@ -135,12 +137,13 @@ def answer(
 
 def _memory_use(
     model: LanguageModel, readings: Sequence[Reading], grounds: Grounds, policy: str
-) -> dict[str, str | int]:
+) -> dict[str, str | int | None]:
     """What is kept of what was read; of several sources, what the answer is written from."""
     reader = readings[0].reader if len(readings) == 1 else grounds.reader
     full = sum(len(model.prompt.opening) + reading.tokens for reading in readings)
     return {
         "policy": policy,
+        "adapter": model.backbone.adapter.kind if policy == LEARNED else None,
         "budget_tokens": readings[0].reader.plan.budget_tokens,
         "kv_tokens": reader.state.held,
         "kv_bytes": reader.state.nbytes,

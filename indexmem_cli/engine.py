@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from indexmem_cli.backbone import Backbone
-from indexmem_cli.config import AnswerConfig, MemoryConfig
+from indexmem_cli.config import LEARNED, AnswerConfig, MemoryConfig
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import Scorer, make_scorer
 from indexmem_cli.memory.state import MemoryState
@@ -54,6 +54,7 @@ class Reader:
         """Like `fork`, with a question that decides from now on what stays."""
         copy = Reader(self.backbone, self.plan, make_scorer("question"), closing_ids)
         copy.state = self.state.clone()
+        copy.state.watched_layers, copy.state.hidden = (), {}
         return copy
 
     def recall(self, ids: Sequence[int]) -> None:
@@ -176,7 +177,8 @@ def make_reader(
     Raises:
         BackboneError: the policy is `learned`, and the model has no adapter that fits.
     """
-    if config.policy == "learned":
+    config = config.settled(backbone.has_adapter)
+    if config.policy == LEARNED:
         scorer = make_indexer_scorer(backbone.adapter.indexer)
     else:
         scorer = make_scorer(config.policy, config.seed)

@@ -155,6 +155,8 @@ class MemoryUse:
     full_kv_bytes: int
     process_peak_bytes: int
     gpu_peak_bytes: int | None
+    adapter: str | None = None
+    """What chose what was kept, with the policy `learned`: trained | quick."""
 
 
 @dataclass(frozen=True)

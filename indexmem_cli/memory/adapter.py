@@ -37,6 +37,13 @@ class Adapter:
     """Share of the budget of each managed layer and head, fp32 [L, G], 1 on average."""
     log_mass: Tensor | None = None
     """Calibrated bias of the centroid memory, fp32 [L, G], at most 0; -inf turns a head off."""
+    digest: str = ""
+    """Hash of the file it was read from."""
+
+    @property
+    def kind(self) -> str:
+        """trained, or quick: a linear score, fitted to one document."""
+        return "trained" if self.indexer.config.hidden else "quick"
 
 
 def hash_model(folder: Path) -> tuple[str, str]:
@@ -122,4 +129,5 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
         manifest["scores"],
         tensors.get("head_shares"),
         tensors.get("log_mass"),
+        hash_adapter(path),
     )

@@ -17,6 +17,7 @@ from indexmem_cli.render.wording import (
     describe_coverage,
     describe_memory,
     describe_place,
+    describe_policy,
     describe_progress,
     describe_recall,
     describe_round,
@@ -201,6 +202,7 @@ def statistics(answer: Answer, verbose: bool) -> list[str]:
     lines = [
         f"{describe_coverage(answer.coverage)}"
         f" · KV {memory.kv_tokens:,} of {memory.full_kv_tokens:,} tokens"
+        f" by {describe_policy(memory)}"
         f" · {format_bytes(memory.kv_bytes)} vs {format_bytes(memory.full_kv_bytes)} full"
         + ("" if answer.recall is None else f" · {describe_recall(answer.recall)}"),
         (

@@ -13,6 +13,7 @@ from indexmem_cli.coverage import join_coverage
 from indexmem_cli.events import (
     Answer,
     Event,
+    Explanation,
     MemoryUse,
     RecalledBlock,
     RecallRound,
@@ -99,6 +100,7 @@ def answer(
     saved = readings[0].manifest
     policy = saved.key.settings["policy"] if saved else memory.policy
     use = _memory_use(model, readings, grounds, policy)
+    explanation = _explain(readings, grounds, closing) if config.explain else None
     evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
     for step in grounds.reader.answer(closing, config, model.backbone.eos_ids):
         times.append(time.perf_counter())
@@ -132,7 +134,16 @@ def answer(
         notices=notices,
         recall=grounds.rounds,
         memories=tuple(reading.remembered for reading in readings),
+        explanation=explanation,
     )
+
+
+def _explain(readings: Sequence[Reading], grounds: Grounds, closing: list[int]) -> Explanation:
+    """What was kept of the text; of several, what is left of the passages they are answered by."""
+    from indexmem_cli.explain import explain
+
+    memory = readings[0].reader if len(readings) == 1 else grounds.reader
+    return explain(memory, grounds.reader, closing)
 
 
 def _memory_use(

@@ -231,6 +231,8 @@ class AnswerConfig:
     """0 takes the likeliest token every time; above 0 samples."""
     seed: int = 0
     """Seed of the sampling."""
+    explain: bool = False
+    """Whether to say which tokens were kept, and what the question attends to."""
 
     def __post_init__(self) -> None:
         _check_at_least("longest answer", self.max_tokens, 1)

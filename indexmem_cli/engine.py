@@ -68,7 +68,7 @@ class Reader:
         step = self.plan.chunk_tokens
         for first in range(0, len(ids), step):
             part = ids[first : first + step]
-            self._number_slots(len(part) + len(self.closing_ids))
+            self.number_slots(len(part) + len(self.closing_ids))
             self.backbone.read(part, self.state)
 
     def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[int]:
@@ -78,7 +78,7 @@ class Reader:
         most budget + chunk slots are ever held.
         """
         for ids in chunks:
-            self._number_slots(len(ids) + len(self.closing_ids))
+            self.number_slots(len(ids) + len(self.closing_ids))
             queries = self.backbone.read(ids, self.state, self.scorer.needs_queries)
             self._fit(len(ids), queries, self.plan.budget_tokens)
             yield len(ids)
@@ -91,10 +91,10 @@ class Reader:
         Ends without a word more at a token of `stop_ids`, or after `config.max_tokens`.
         """
         state = self.state
-        self._narrow()
+        self.narrow()
         question = (state.seen, state.seen + len(closing_ids))
         state.pins.append(question)
-        self._number_slots(len(closing_ids) + config.max_tokens)
+        self.number_slots(len(closing_ids) + config.max_tokens)
         chance = torch.Generator().manual_seed(config.seed)
         pending: list[list[Tensor]] = []
         ids, unscored = list(closing_ids), 0
@@ -114,7 +114,7 @@ class Reader:
                 self._fit(unscored, merged, self.plan.budget_tokens + len(closing_ids))
                 pending, unscored = [], 0
 
-    def _narrow(self) -> None:
+    def narrow(self) -> None:
         """Keep only what the question attends to most, of old and new tokens alike.
 
         Small models find more in less; measured in benchmarks/LOG.md.
@@ -128,7 +128,7 @@ class Reader:
         self._fit(0, [], tokens)
         self.state.recent_tokens = recent
 
-    def _number_slots(self, more_tokens: int) -> None:
+    def number_slots(self, more_tokens: int) -> None:
         """Leave the text's own positions behind before they pass the trained window."""
         if self.state.seen + more_tokens > self.plan.window_tokens:
             self.state.use_compact_positions()

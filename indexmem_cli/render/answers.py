@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from indexmem_cli.events import Answer, Event, Loaded, Notice, Progress, Source, TokenText
+from indexmem_cli.render.explanation import explanation_lines
 from indexmem_cli.render.safe import safe_line, safe_text
 from indexmem_cli.render.screen import open_console, show_json
 from indexmem_cli.render.wording import (
@@ -95,6 +96,9 @@ class Renderer:
             self.show_notice("the answer was cut at its greatest length; see --max-tokens")
         if self._view.sources:
             self._show_sources(answer.sources)
+        if answer.explanation is not None:
+            lines = explanation_lines(answer.explanation, min(72, self._console.width - 16))
+            self._console.print(Text("\n".join(lines)))
         if self._view.stats:
             lines = statistics(answer, self._view.verbose)
             self._console.print(Text("\n".join(map(safe_line, lines)), style="dim"))

@@ -101,6 +101,9 @@ class Mixed(CentroidMemory):
         return keys, values
 
 
+LATENTS = {"centroids": CentroidMemory, "mixed": Mixed}
+
+
 class Bench:
     """One model reading texts under one scorer after the other."""
 
@@ -127,15 +130,20 @@ class Bench:
         """A fresh reader: scorer, `:shuffled` for its twin, `+centroids` for a latent memory.
 
         The memory's slots are taken out of the budget. `+mixed` is its twin: each cluster has the
-        mean value of another.
+        mean value of another. `+budgets` splits the budget among the layers by the adapter's table,
+        and its twin `+moved` by that of the next layer.
         """
-        name, _, memory = mode.partition("+")
+        name, _, part = mode.partition("+")
+        memory = part if part in LATENTS else ""
         plan = self.plan(name, fraction, len(text.ids))
         slots = max(8, plan.budget_tokens // 8) if memory else 0
         plan = replace(plan, budget_tokens=plan.budget_tokens - slots)
         reader = Reader(self.backbone, plan, self.scorer(name, text), closing)
+        if part in ("budgets", "moved"):
+            shares = self.adapters[name].shares
+            reader.shares = shares if part == "budgets" else shares[1:] + shares[:1]
         for layer in reader.state.managed if memory else ():
-            layer.latent = {"centroids": CentroidMemory, "mixed": Mixed}[memory](slots)
+            layer.latent = LATENTS[memory](slots)
         if memory and name in self.adapters and self.adapters[name].log_mass is not None:
             for layer, bias in zip(reader.state.managed, self.adapters[name].log_mass, strict=True):
                 layer.latent.bias = bias
@@ -275,8 +283,9 @@ def bootstrap(by_document: Sequence[Sequence[float]], draws: int = 2000) -> tupl
 
 def twin_of(mode: str) -> str | None:
     """The control of a scorer or of a memory."""
-    if mode.endswith("+centroids"):
-        return mode.replace("+centroids", "+mixed")
+    for part, twin in (("+centroids", "+mixed"), ("+budgets", "+moved")):
+        if mode.endswith(part):
+            return mode.replace(part, twin)
     return None if "+" in mode or ":" in mode else f"{mode}:shuffled"
 
 

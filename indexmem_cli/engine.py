@@ -36,6 +36,8 @@ class Reader:
     scorer: Scorer
     closing_ids: list[int] = field(default_factory=list)
     """The question with what surrounds it, for a scorer that `needs_question`."""
+    shares: Sequence[float] = ()
+    """Of the budget, by managed layer, as in `memory.update.split_budget`; none for all alike."""
     state: MemoryState = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,7 +48,7 @@ class Reader:
 
     def fork(self) -> "Reader":
         """Return a reader with a copy of the memory, to answer from without changing this one."""
-        copy = Reader(self.backbone, self.plan, self.scorer, self.closing_ids)
+        copy = Reader(self.backbone, self.plan, self.scorer, self.closing_ids, self.shares)
         copy.state = self.state.clone()
         return copy
 
@@ -125,8 +127,9 @@ class Reader:
     def _keep_best(self, tokens: int) -> None:
         """Bring the memory to `tokens` slots by the question alone, however recent they are."""
         recent, self.state.recent_tokens = self.state.recent_tokens, 0
+        shares, self.shares = self.shares, ()
         self._fit(0, [], tokens)
-        self.state.recent_tokens = recent
+        self.state.recent_tokens, self.shares = recent, shares
 
     def number_slots(self, more_tokens: int) -> None:
         """Leave the text's own positions behind before they pass the trained window."""
@@ -136,13 +139,14 @@ class Reader:
     @torch.no_grad()
     def _fit(self, new_tokens: int, queries: list[Tensor], budget: int) -> None:
         """Score all slots and bring every layer to the budget."""
-        full = self.state.held > budget
+        full = any(layer.held > budget for layer in self.state.managed) or self.shares
         if not self.state.managed or not (full or self.scorer.accumulates):
             return
         block = self.backbone.block(self.state, new_tokens, queries)
         if self.scorer.needs_question:
             block.question_attention = self.backbone.probe(self.closing_ids, self.state)
-        evict(self.state, self.scorer.score(block), budget, self.plan.span_tokens)
+        scores = self.scorer.score(block)
+        evict(self.state, scores, budget, self.plan.span_tokens, self.shares)
         self.state.hidden = {}
 
 
@@ -179,7 +183,7 @@ def make_reader(
     """
     config = config.settled(backbone.has_adapter)
     if config.policy == LEARNED:
-        scorer = make_indexer_scorer(backbone.adapter.indexer)
-    else:
-        scorer = make_scorer(config.policy, config.seed)
-    return Reader(backbone, plan, scorer, closing_ids)
+        adapter = backbone.adapter
+        scorer = make_indexer_scorer(adapter.indexer)
+        return Reader(backbone, plan, scorer, closing_ids, adapter.shares)
+    return Reader(backbone, plan, make_scorer(config.policy, config.seed), closing_ids)

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from indexmem_cli import Memory
-from indexmem_cli.config import ADAPTER_FILE, MemoryConfig
+from indexmem_cli.bench.card import count_parameters
+from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.config import ADAPTER_FILE, DEFAULT_MODEL, MemoryConfig
 from indexmem_cli.errors import BackboneError, MemoryFileError
-from indexmem_cli.memory.adapter import Adapter, hash_model, save_adapter
+from indexmem_cli.estimate import read_weights
+from indexmem_cli.memory.adapter import Adapter, hash_model, load_adapter, save_adapter
 from indexmem_cli.memory.indexer import IndexerConfig, make_indexer
 
 TEXT = "".join(f"Line {number}: the quick brown fox number {number}.\n" for number in range(60))
@@ -78,6 +81,21 @@ def test_an_adapter_of_another_model_is_refused(book, model):
     put_adapter(model, seed=0, hashes=("0" * 32, "0" * 32))
     with pytest.raises(BackboneError, match="trained for another model"):
         ask(book, model)
+
+
+def test_an_adapter_is_no_part_of_the_weights(model, tiny_model_dir):
+    with_adapter, without = find_checkpoint(str(model)), find_checkpoint(str(tiny_model_dir))
+    assert with_adapter.adapter_path and not without.adapter_path
+    assert read_weights(with_adapter) == read_weights(without)
+    assert count_parameters(with_adapter) == count_parameters(without)
+    assert with_adapter.weight_bytes == without.weight_bytes
+
+
+def test_the_shipped_model_comes_with_an_adapter_that_fits_it():
+    checkpoint = find_checkpoint(DEFAULT_MODEL)
+    adapter = load_adapter(checkpoint.adapter_path, checkpoint.path)
+    assert adapter.kind == "trained" and adapter.indexer.config.form == "shared"
+    assert checkpoint.adapter_path.stat().st_size < 1 << 20
 
 
 def test_a_policy_left_to_the_model_is_settled_once():

@@ -127,9 +127,8 @@ class Reader:
     def _keep_best(self, tokens: int) -> None:
         """Bring the memory to `tokens` slots by the question alone, however recent they are."""
         recent, self.state.recent_tokens = self.state.recent_tokens, 0
-        shares, self.shares = self.shares, ()
         self._fit(0, [], tokens)
-        self.state.recent_tokens, self.shares = recent, shares
+        self.state.recent_tokens = recent
 
     def number_slots(self, more_tokens: int) -> None:
         """Leave the text's own positions behind before they pass the trained window."""
@@ -139,7 +138,7 @@ class Reader:
     @torch.no_grad()
     def _fit(self, new_tokens: int, queries: list[Tensor], budget: int) -> None:
         """Score all slots and bring every layer to the budget."""
-        full = any(layer.held > budget for layer in self.state.managed) or self.shares
+        full = self.state.held > budget or self.shares  # a small layer is full before the others
         if not self.state.managed or not (full or self.scorer.accumulates):
             return
         block = self.backbone.block(self.state, new_tokens, queries)

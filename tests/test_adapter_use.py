@@ -75,6 +75,9 @@ def test_a_memory_of_another_policy_does_not_depend_on_the_adapter(book, model):
     assert ask(book, model, policy="recency").memories[0].tokens_reused == first.tokens
     opened = Memory.open(first.id, offline=True, device="cpu").ask("Which fox?", max_tokens=4)
     assert opened.memory.policy == "recency", "a saved memory goes on as it was made"
+    gathers = ask(book, model, policy="expected-attention").memories[0].id
+    opened = Memory.open(gathers, offline=True, device="cpu").ask("Which fox?", max_tokens=2)
+    assert opened.memory.policy == "expected-attention"
 
 
 def test_an_adapter_of_another_model_is_refused(book, model):

@@ -93,6 +93,12 @@ def test_one_score_with_uneven_budgets_keeps_nested_sets(backbone):
     assert small < large and middle < large
 
 
+def test_a_small_layer_is_full_before_the_others(backbone):
+    reader = read(backbone, SHARES, make_scorer("keydiff"), budget=400)
+    sizes = split_budget(400, SHARES, 100)
+    assert [layer.held for layer in reader.state.managed] == [min(400, size) for size in sizes]
+
+
 def test_equal_shares_are_the_even_budget(backbone):
     assert held(read(backbone, [1.0, 1.0, 1.0])) == held(read(backbone, ()))
 

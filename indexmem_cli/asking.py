@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from indexmem_cli.archive import Block
 from indexmem_cli.archives import Archives
-from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig
+from indexmem_cli.config import FOCUS, LEARNED, AnswerConfig, MemoryConfig
 from indexmem_cli.copying import Copying
 from indexmem_cli.coverage import join_coverage
 from indexmem_cli.events import (
     Answer,
     Event,
+    Explanation,
     MemoryUse,
     RecalledBlock,
     RecallRound,
@@ -108,7 +109,10 @@ def answer(
     """
     started, text, times = time.perf_counter(), "", []
     grounds = find_grounds(readings, question, closing, memory.recall, from_first)
-    use = _memory_use(model, readings, grounds, memory.policy or "", from_first)
+    saved = readings[0].manifest
+    policy = saved.key.settings["policy"] if saved else memory.policy
+    use = _memory_use(model, readings, grounds, policy or "", from_first)
+    explanation = _explain(readings, grounds, closing) if config.explain else None
     evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
     steps: Iterable[Step] = ()
     if config.extract and not grounds.blocks:
@@ -148,7 +152,16 @@ def answer(
         notices=notices,
         recall=grounds.rounds,
         memories=tuple(reading.remembered for reading in readings),
+        explanation=explanation,
     )
+
+
+def _explain(readings: Sequence[Reading], grounds: Grounds, closing: list[int]) -> Explanation:
+    """What was kept of the text; of several, what is left of the passages they are answered by."""
+    from indexmem_cli.explain import explain
+
+    memory = readings[0].reader if len(readings) == 1 else grounds.reader
+    return explain(memory, grounds.reader, closing)
 
 
 def _copying(model: LanguageModel, grounds: Grounds) -> Copying:
@@ -171,12 +184,13 @@ def _memory_use(
     grounds: Grounds,
     policy: str,
     from_first: bool,
-) -> dict[str, str | int]:
+) -> dict[str, str | int | None]:
     """What is kept of what was read; of several sources, what the answer is written from."""
     reader = readings[0].reader if from_first or len(readings) == 1 else grounds.reader
     full = sum(len(model.prompt.opening) + reading.tokens for reading in readings)
     return {
         "policy": policy,
+        "adapter": model.backbone.adapter.kind if policy == LEARNED else None,
         "budget_tokens": readings[0].reader.plan.budget_tokens,
         "kv_tokens": reader.state.held,
         "kv_bytes": reader.state.nbytes,

@@ -111,6 +111,11 @@ class Backbone:
         for layer in self.decoder.layers:
             del layer.self_attn.indexmem_backbone
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether something was trained for this model."""
+        return self.load_adapter is not None
+
     @cached_property
     def adapter(self) -> Adapter:
         """What was trained for this model, read when it is first needed.
@@ -118,7 +123,7 @@ class Backbone:
         Raises:
             BackboneError: there is none, or it does not fit the model.
         """
-        if self.load_adapter is None:
+        if not self.has_adapter:
             raise BackboneError(
                 f"{self.info.id} has no adapter, which the policy 'learned' needs",
                 "choose another --policy, or train one: indexmem train adapter",

@@ -1,7 +1,7 @@
 """The options of each act as frozen, checked dataclasses. Imports nothing heavy."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -14,8 +14,12 @@ NOT_STATED = "Not stated in the document."
 """What models are asked to answer where the document does not say."""
 FOCUS = "question"
 """The policy that has to know the question before reading."""
+LEARNED = "learned"
+"""The policy that needs an adapter."""
 UNFOCUSED = "keydiff"
-"""The policy for a reading that is asked later, with recall."""
+"""The policy for a reading that is asked later, for a model without an adapter."""
+BY_MODEL = "auto"
+"""In place of a policy: `LEARNED` for a model with an adapter, else `UNFOCUSED`."""
 ALL_GPUS = "all"
 """The device that is every GPU there is."""
 QUANTS = ("auto", "none", "int8", "nf4")
@@ -169,7 +173,7 @@ class MemoryConfig:
     chunk_tokens: int | None = None
     """Tokens read at a time, at least 1. None: a quarter of the window, at most 2048."""
     policy: str | None = None
-    """The scorer that decides what stays: a key of POLICIES. None: `UNFOCUSED` with recall, so that
+    """The scorer that decides what stays: a key of POLICIES. None: `BY_MODEL` with recall, so that
     one reading serves every question, and `FOCUS` without."""
     recall: bool = True
     """Whether passages are looked up in the archive and read again when a question comes."""
@@ -189,8 +193,8 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         if self.policy is None:
-            object.__setattr__(self, "policy", UNFOCUSED if self.recall else FOCUS)
-        _check_choice("policy", self.policy, tuple(POLICIES))
+            object.__setattr__(self, "policy", BY_MODEL if self.recall else FOCUS)
+        _check_choice("policy", self.policy, (*POLICIES, BY_MODEL))
         _check_choice("position mode", self.positions, POSITIONS)
         _check_at_least("budget", self.budget_tokens, 1)
         _check_at_least("chunk", self.chunk_tokens, 1)
@@ -199,6 +203,11 @@ class MemoryConfig:
         _check_at_least("number of sinks", self.sink_tokens, 0)
         if self.span_tokens < 1 or self.span_tokens % 2 == 0:
             raise ConfigError(f"span must be an odd number of tokens, not {self.span_tokens}")
+
+    def settled(self, has_adapter: bool) -> "MemoryConfig":
+        """Return it with the policy that `BY_MODEL` comes to."""
+        chosen = LEARNED if has_adapter else UNFOCUSED
+        return replace(self, policy=chosen) if self.policy == BY_MODEL else self
 
 
 @dataclass(frozen=True)
@@ -229,6 +238,8 @@ class AnswerConfig:
     """Seed of the sampling."""
     extract: bool = False
     """Answer with one span of what was looked up, copied word by word."""
+    explain: bool = False
+    """Whether to say which tokens were kept, and what the question attends to."""
 
     def __post_init__(self) -> None:
         _check_at_least("longest answer", self.max_tokens, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from indexmem_cli.backbone import Backbone
-from indexmem_cli.config import AnswerConfig, MemoryConfig
+from indexmem_cli.config import LEARNED, AnswerConfig, MemoryConfig
 from indexmem_cli.errors import OutOfMemory
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import Scorer, make_scorer
@@ -50,6 +50,8 @@ class Reader:
     scorer: Scorer
     closing_ids: list[int] = field(default_factory=list)
     """The question with what surrounds it, for a scorer that `needs_question`."""
+    shares: Sequence[float] = ()
+    """Of the budget, by managed layer, as in `memory.update.split_budget`; none for all alike."""
     state: MemoryState = field(init=False)
     _piece_tokens: int = field(init=False, repr=False)
     """How much of a chunk the model is given at once: all of it, unless there was no room."""
@@ -63,7 +65,7 @@ class Reader:
 
     def fork(self) -> "Reader":
         """Return a reader with a copy of the memory, to answer from without changing this one."""
-        copy = Reader(self.backbone, self.plan, self.scorer, self.closing_ids)
+        copy = Reader(self.backbone, self.plan, self.scorer, self.closing_ids, self.shares)
         copy.state = self.state.clone()
         return copy
 
@@ -71,6 +73,7 @@ class Reader:
         """Like `fork`, with a question that decides from now on what stays."""
         copy = Reader(self.backbone, self.plan, make_scorer("question"), closing_ids)
         copy.state = self.state.clone()
+        copy.state.watched_layers, copy.state.hidden = (), {}
         return copy
 
     def recall(self, ids: Sequence[int]) -> None:
@@ -84,7 +87,7 @@ class Reader:
         step = self.plan.chunk_tokens
         for first in range(0, len(ids), step):
             part = ids[first : first + step]
-            self._number_slots(len(part) + len(self.closing_ids))
+            self.number_slots(len(part) + len(self.closing_ids))
             self._take_in(part, want_queries=False)
 
     def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[int]:
@@ -94,7 +97,7 @@ class Reader:
         most budget + chunk slots are ever held.
         """
         for ids in chunks:
-            self._number_slots(len(ids) + len(self.closing_ids))
+            self.number_slots(len(ids) + len(self.closing_ids))
             queries = self._take_in(ids, self.scorer.needs_queries)
             self._fit(len(ids), queries, self.plan.budget_tokens)
             yield len(ids)
@@ -135,10 +138,10 @@ class Reader:
         Ends without a word more at a token of `stop_ids`, or after `config.max_tokens`.
         """
         state = self.state
-        self._narrow()
+        self.narrow()
         question = (state.seen, state.seen + len(closing_ids))
         state.pins.append(question)
-        self._number_slots(len(closing_ids) + config.max_tokens)
+        self.number_slots(len(closing_ids) + config.max_tokens)
         chance = torch.Generator().manual_seed(config.seed)
         pending: list[list[Tensor]] = []
         ids, unscored = list(closing_ids), 0
@@ -162,7 +165,7 @@ class Reader:
                 self._fit(unscored, merged, self.plan.budget_tokens + len(closing_ids))
                 pending, unscored = [], 0
 
-    def _narrow(self) -> None:
+    def narrow(self) -> None:
         """Keep only what the question attends to most, of old and new tokens alike.
 
         Small models find more in less; measured in benchmarks/LOG.md.
@@ -176,7 +179,7 @@ class Reader:
         self._fit(0, [], tokens)
         self.state.recent_tokens = recent
 
-    def _number_slots(self, more_tokens: int) -> None:
+    def number_slots(self, more_tokens: int) -> None:
         """Leave the text's own positions behind before they pass the trained window."""
         if self.state.seen + more_tokens > self.plan.window_tokens:
             self.state.use_compact_positions()
@@ -184,13 +187,14 @@ class Reader:
     @torch.no_grad()
     def _fit(self, new_tokens: int, queries: list[Tensor], budget: int) -> None:
         """Score all slots and bring every layer to the budget."""
-        full = self.state.held > budget
+        full = self.state.held > budget or self.shares  # a small layer is full before the others
         if not self.state.managed or not (full or self.scorer.accumulates):
             return
         block = self.backbone.block(self.state, new_tokens, queries)
         if self.scorer.needs_question:
             block.question_attention = self.backbone.probe(self.closing_ids, self.state)
-        evict(self.state, self.scorer.score(block), budget, self.plan.span_tokens)
+        scores = self.scorer.score(block)
+        evict(self.state, scores, budget, self.plan.span_tokens, self.shares)
         self.state.hidden = {}
 
 
@@ -232,8 +236,9 @@ def make_reader(
     Raises:
         BackboneError: the policy is `learned`, and the model has no adapter that fits.
     """
-    if config.policy == "learned":
-        scorer = make_indexer_scorer(backbone.adapter.indexer)
-    else:
-        scorer = make_scorer(config.policy, config.seed)
-    return Reader(backbone, plan, scorer, closing_ids)
+    config = config.settled(backbone.has_adapter)
+    if config.policy == LEARNED:
+        adapter = backbone.adapter
+        scorer = make_indexer_scorer(adapter.indexer)
+        return Reader(backbone, plan, scorer, closing_ids, adapter.shares)
+    return Reader(backbone, plan, make_scorer(config.policy, config.seed), closing_ids)

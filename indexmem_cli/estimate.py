@@ -98,7 +98,7 @@ def read_weights(checkpoint: Checkpoint) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     shapes = []
-    for file in sorted(checkpoint.path.glob("*.safetensors")):
+    for file in checkpoint.weight_files:
         try:
             with safe_open(file, "np") as tensors:
                 names = tensors.keys()

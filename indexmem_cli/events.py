@@ -159,6 +159,8 @@ class MemoryUse:
     full_kv_bytes: int
     process_peak_bytes: int
     gpu_peak_bytes: int | None
+    adapter: str | None = None
+    """What chose what was kept, with the policy `learned`: trained | quick."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,45 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class KeptByLayers:
+    """Layers that keep the same tokens, and which."""
+
+    layers: tuple[int, ...]
+    runs: tuple[tuple[int, int, float], ...]
+    """Spans [first, end) of tokens, and the share of the layer's heads that holds them."""
+
+
+@dataclass(frozen=True)
+class LayerMass:
+    """Where the attention of a question goes in one layer; the parts add up to 1."""
+
+    layer: int
+    sinks: float
+    """The first tokens of the stream."""
+    kept: float
+    """What else was kept of the text."""
+    recent: float
+    """The last tokens of the text."""
+    recalled: float
+    """Passages that were read again."""
+    question: float
+    """The question's own tokens."""
+    memory: float
+    """The latent memory of what was evicted."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was kept of a text, and what a question makes of it."""
+
+    tokens: int
+    """Of the text, with the prompt's opening."""
+    kept: tuple[KeptByLayers, ...]
+    attention: tuple[LayerMass, ...]
+    """By layer whose cache is kept under a budget."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer, where it comes from, and what it cost. Prints as its text."""
 
@@ -205,6 +246,8 @@ class Answer:
     """What was looked up and read again, round by round; None without an archive."""
     memories: tuple[Remembered, ...] = ()
     """The memory of each source."""
+    explanation: Explanation | None = None
+    """What was kept, where that was asked for."""
 
     @property
     def supported(self) -> bool:

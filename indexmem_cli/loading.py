@@ -117,7 +117,7 @@ def _load_plain(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):
     """Make plain weights of quantised ones while reading them."""
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     del config.quantization_config
-    weights = read_dequantised(sorted(checkpoint.path.glob("*.safetensors")), dtype)
+    weights = read_dequantised(checkpoint.weight_files, dtype)
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, **options
     )

@@ -13,6 +13,7 @@ from indexmem_cli.asking import answer as answer_question
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import (
     FOCUS,
+    LEARNED,
     AnswerConfig,
     MemoryConfig,
     ModelConfig,
@@ -285,6 +286,7 @@ class Memory:
 
     def _load_engine(self) -> Iterator[Event]:
         self.engine = self.engine or load_language_model(self.model)
+        self.memory = self.memory.settled(self.engine.backbone.has_adapter)
         yield Loaded(self.engine.backbone.info, self.engine.load_s)
 
     def _plan(self, closing_tokens: int) -> tuple[Plan, list[str]]:
@@ -304,14 +306,15 @@ class Memory:
         """Read or load every source."""
         from indexmem_cli.engine import make_reader
 
-        engine, readings = self.engine, []
+        engine, readings, config = self.engine, [], self.memory
         several = len(self.sources) > 1 or self.is_looked_up
         for part in self.sources:
             if isinstance(part, Manifest):
                 check_fits(part, engine)
                 plan = _plan_of(part, plan)
+                config = replace(config, policy=part.key.settings["policy"])
             documents = Sources(name=part.source) if isinstance(part, Manifest) else part
-            reader = make_reader(engine.backbone, plan, self.memory, closing)
+            reader = make_reader(engine.backbone, plan, config, closing)
             reading = Reading(documents, reader, engine.tokenizer, engine.prompt.opening)
             if isinstance(part, Manifest):
                 reading.load(self.library, part, with_state=not several)
@@ -339,7 +342,10 @@ class Memory:
             "read": str(replace(read, password=None, include=(), exclude=())),
         }
         focused = question if self.memory.policy == FOCUS else None
-        return Key("", info.revision, self.engine.tokenizer_hash, settings, question=focused)
+        adapter = self.engine.adapter_hash if self.memory.policy == LEARNED else None
+        return Key(
+            "", info.revision, self.engine.tokenizer_hash, settings, adapter, question=focused
+        )
 
 
 def _plan_of(manifest: Manifest, plan: Plan) -> Plan:

@@ -177,7 +177,7 @@ def test_people_get_answer_and_account(capsys: pytest.CaptureFixture[str]) -> No
         "note: the archive is read in bfloat16",
         "Sources  [1] book.pdf p. 299   [2] notes.txt lines 8123–8130",
         "read 100% of 412,380 tokens (618/620 pages; 2 without text)"
-        " · KV 1,024 of 412,380 tokens · 4.0 MiB vs 1.6 GiB full",
+        " · KV 1,024 of 412,380 tokens by the question · 4.0 MiB vs 1.6 GiB full",
         "prefill 45.2 s at 9,120 tok/s · first token 0.4 s · 38 tok/s · peak 768.0 MiB"
         " · indexmem-mini, float32 on cpu",
     ]

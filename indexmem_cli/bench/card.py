@@ -105,7 +105,7 @@ def describe_model(folder: Path) -> str:
 def count_parameters(checkpoint: Checkpoint) -> int:
     """Count the weights, those of int8 and bf16 alike; scales are none."""
     total = 0
-    for file in checkpoint.path.glob("*.safetensors"):
+    for file in checkpoint.weight_files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open has no iterator
                 part = tensors.get_slice(name)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,6 +70,14 @@ def ask(
         bool | None,
         typer.Option("--sources/--no-sources", help="Where the answer stands. Default: yes."),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Show what was kept, and what the question attends to."),
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--explain-png", metavar="FILE", help="The same as a picture."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 8 if anything could not be read.")
     ] = False,
@@ -90,11 +99,12 @@ def ask(
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from, recall, focus)
     backbone = options.model_config(model, quant, dtype, device, offline)
     store = StoreConfig(save=save, fresh=fresh)
-    answering = AnswerConfig(max_tokens, temperature, seed, extract)
+    explain = explain or picture is not None
+    answering = AnswerConfig(max_tokens, temperature, seed, extract, explain)
 
     hush_libraries(verbose)
     from indexmem_cli import session
-    from indexmem_cli.render import JsonRenderer, Renderer, View
+    from indexmem_cli.render import JsonRenderer, Renderer, View, draw_explanation
 
     view = View(
         stream=stream,
@@ -116,6 +126,8 @@ def ask(
         stdin=stdin,
     )
     answer = (JsonRenderer if as_json else Renderer)(view).consume(events)
+    if picture is not None and answer.explanation is not None:
+        draw_explanation(answer.explanation, picture)
     if strict and not answer.coverage.complete:
         raise NotFullyRead(
             "not everything was read, and --strict asks for that",

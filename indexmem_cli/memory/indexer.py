@@ -187,7 +187,8 @@ class TokenScorer(GathersNothing):
         fresh = self.indexer(block.hidden) if block.new_tokens else None
         scores: list[Tensor] = []
         for i, layer in enumerate(block.state.managed):
-            if i and fresh and fresh[i] is fresh[i - 1]:
+            same = i and fresh and fresh[i] is fresh[i - 1]
+            if same and layer.held == scores[-1].shape[2]:  # as many by one score: the same tokens
                 scores.append(scores[-1])
                 continue
             heads = fresh[i].shape[1] if fresh else layer.scores.shape[1]

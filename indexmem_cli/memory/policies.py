@@ -279,16 +279,29 @@ class Question(_Plain):
     """Keep what the question attends to: one score for all layers and heads.
 
     score[n] = max over layers, heads and question tokens of the attention paid to slot n.
-    The question has to be known before reading.
+    The question has to be known before reading. Where heads hold other tokens, the maximum is
+    taken over those that hold a token, and each head ranks its own.
     """
 
     needs_question = True
 
     def score(self, block: Block) -> list[Tensor]:
+        if not block.state.uniform:
+            return self._score_by_token(block)
         first = block.question_attention[0].device  # layers may lie on several
         by_layer = [paid.amax(dim=1).to(first) for paid in block.question_attention]
         best = torch.stack(by_layer).amax(dim=0)
         return [best.unsqueeze(1)] * len(block.state.managed)
+
+    def _score_by_token(self, block: Block) -> list[Tensor]:
+        first = block.question_attention[0].device  # layers may lie on several
+        paid = [weights.to(first) for weights in block.question_attention]
+        best = paid[0].new_zeros(len(paid[0]), block.state.seen)
+        where = [block.positions(i).flatten(1).to(first) for i in range(len(paid))]
+        for places, weights in zip(where, paid, strict=True):
+            best.scatter_reduce_(1, places, weights.flatten(1), "amax")
+        pairs = zip(where, paid, strict=True)
+        return [best.gather(1, places).view_as(weights) for places, weights in pairs]
 
 
 SCORERS: dict[str, type] = {

@@ -214,9 +214,9 @@ class MemoryState:
 
     @property
     def held(self) -> int:
-        """Slots held per managed layer and head; 0 where no layer is managed."""
+        """Slots held per managed layer and head, on average; 0 where no layer is managed."""
         managed = self.managed
-        return managed[0].held if managed else 0
+        return sum(layer.held for layer in managed) // len(managed) if managed else 0
 
     @property
     def nbytes(self) -> int:

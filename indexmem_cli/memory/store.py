@@ -87,8 +87,8 @@ def load_state(
             made.append((layer, _checked(parts, layer, i, shape, dtype, seen), device))
         elif seen:
             raise ValueError(f"layer {i} is missing")
-    managed = [parts for layer, parts, _ in made if isinstance(layer, LayerState)]
-    if len({parts["keys"].shape[2] for parts in managed}) > 1:
+    held = {parts["keys"].shape[2] for layer, parts, _ in made if isinstance(layer, LayerState)}
+    if len(held) > 1 and layout.get("uniform") is not False:
         raise ValueError("its layers hold different numbers of tokens")
     pins = layout.get("pins")
     if not isinstance(pins, list) or not all(map(_is_span, pins)):

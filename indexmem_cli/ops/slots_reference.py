@@ -92,16 +92,11 @@ def select_slots_reference(
         for g in range(heads):
             live = int(held[b, g])
             stay = min(int(budget[b, g]), live)
-            value = scores[b, g, :live].float().nan_to_num(float("-inf"), float("inf"))
-            nan = scores[b, g, :live].isnan()
-            rows = zip(
-                (~pinned[b, g, :live]).tolist(),
-                nan.tolist(),
-                (-value).tolist(),
-                positions[b, g, :live].tolist(),
-                range(live),
-                strict=True,
-            )
+            pins, value = pinned[b, g, :live], scores[b, g, :live]
+            nan = value.isnan() & ~pins
+            value = value.masked_fill(nan | pins, 0.0)
+            columns = (~pins, nan, -value, positions[b, g, :live], torch.arange(live))
+            rows = zip(*(column.tolist() for column in columns), strict=True)
             kept = sorted(row[-1] for row in sorted(rows)[:stay])
             gone = sorted(set(range(live)) - set(kept))
             holes, new = [s for s in gone if s < stay], [s for s in kept if s >= stay]

@@ -16,6 +16,7 @@ from indexmem_cli.ops.kernels.launch import (
     insist,
     insist_rows,
     insist_shape,
+    launch,
     precision,
     tiles,
     tuned,
@@ -188,7 +189,9 @@ def attend_far_clamped_triton(
     half = cos.shape[-1]
     if lse.numel():
         grid = lambda meta: (triton.cdiv(tokens, meta["TILE_T"]), batch * heads)  # noqa: E731
-        _attend_far_clamped_kernel[grid](
+        launch(
+            _attend_far_clamped_kernel,
+            grid,
             near,
             far,
             key,

@@ -15,6 +15,7 @@ from indexmem_cli.ops.kernels.launch import (
     insist,
     insist_rows,
     insist_shape,
+    launch,
     precision,
     processors,
     strides,
@@ -225,7 +226,9 @@ def attend_segments_triton(
     out = torch.empty(batch, heads, size, **like)
     lse = torch.empty(batch, heads, **like)
     if total:
-        _merge_splits_kernel[(batch * heads, triton.cdiv(size, MERGE_COLUMNS))](
+        launch(
+            _merge_splits_kernel,
+            (batch * heads, triton.cdiv(size, MERGE_COLUMNS)),
             parts,
             parts_lse,
             out,
@@ -277,7 +280,9 @@ def _attend_split(
     if length is None:
         length = torch.full((batch, kv_heads), slots, dtype=torch.int32, device=query.device)
     rest, group = size - 2 * half, heads // kv_heads
-    _attend_split_kernel[(batch * kv_heads, splits)](
+    launch(
+        _attend_split_kernel,
+        (batch * kv_heads, splits),
         query,
         key,
         value,

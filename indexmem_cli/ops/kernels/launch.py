@@ -1,10 +1,18 @@
 """What all launches share: interpreter or device, tile choices, and what kernels insist on."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+
+# Multiply and add in one rounding, whatever the version of Triton takes for granted.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 MIN_DOT = 16
@@ -31,6 +39,37 @@ class _Fixed:
         first = self.config.kwargs
         at = grid if not callable(grid) else lambda given: grid({**given, **first})
         return lambda *args, **options: self.kernel[at](*args, **options, **first)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that was asked for while launches are recorded."""
+
+    kernel: Any
+    args: tuple
+    options: dict
+
+
+_recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def record_launches() -> Iterator[list[Launch]]:
+    """Gather launches instead of running them, to compile them for a device that is not here."""
+    token = _recorded.set([])
+    try:
+        yield _recorded.get()
+    finally:
+        _recorded.reset(token)
+
+
+def launch(kernel, grid, *args, **options) -> None:
+    """Run a kernel over a grid, or record that it would have run."""
+    gathered = _recorded.get()
+    if gathered is None:
+        kernel[grid](*args, **options)
+    else:
+        gathered.append(Launch(kernel, args, options))
 
 
 def tiles(choices: Iterable[tuple[dict, int, int]]) -> list[triton.Config]:

@@ -14,6 +14,7 @@ from indexmem_cli.ops.kernels.launch import (
     insist,
     insist_rows,
     insist_shape,
+    launch,
     precision,
     tiles,
     tuned,
@@ -43,6 +44,7 @@ def _assign_kernel(
     SIZE: tl.constexpr,
     BLOCK_MEMORY: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
     TILE_E: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -58,9 +60,9 @@ def _assign_kernel(
     there = token >= 0
     at = key_ptr + token[:, None] * stride_key_n + offs_size[None, :]
     key = tl.load(at, there[:, None] & mask_size[None, :], 0.0).to(tl.float32)
-    # |k - c|^2 = |k|^2 - 2 k.c + |c|^2; the products in full fp32, since they cancel.
+    # |k - c|^2 = |k|^2 - 2 k.c + |c|^2
     apart = tl.sum(mean * mean, 1)[None, :] - 2.0 * tl.dot(
-        key, tl.trans(mean), input_precision="ieee"
+        key, tl.trans(mean), input_precision=PRECISION
     )
     apart = tl.where(live[None, :], apart, float("inf"))
     slot = tl.argmin(apart, 1)
@@ -94,6 +96,7 @@ def _add_kernel(
     SIZE: tl.constexpr,
     BLOCK_MEMORY: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
     TILE_E: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -117,7 +120,7 @@ def _add_kernel(
         there = (token >= 0)[:, None] & mask_size[None, :]
         rows = tl.load(source + token[:, None] * stride + offs_size[None, :], there, 0.0)
         mine = (offs_memory[:, None] == slot[None, :]).to(tl.float32)
-        acc += tl.dot(mine, rows.to(tl.float32), input_precision="ieee")
+        acc += tl.dot(mine, rows.to(tl.float32), input_precision=PRECISION)
         count += tl.sum(mine, 1)
     at = target + (row * MEMORY + offs_memory[:, None]) * SIZE + offs_size[None, :]
     both = (offs_memory < MEMORY)[:, None] & mask_size[None, :]
@@ -140,7 +143,9 @@ def assign_clusters_triton(
     apart = torch.empty(index.shape, dtype=torch.float32, device=key.device)
     if index.numel():
         grid = lambda meta: (batch * heads, triton.cdiv(width, meta["TILE_E"]))  # noqa: E731
-        _assign_kernel[grid](
+        launch(
+            _assign_kernel,
+            grid,
             key,
             index,
             mean,
@@ -154,6 +159,7 @@ def assign_clusters_triton(
             SIZE=size,
             BLOCK_MEMORY=block(memory),
             BLOCK_SIZE=block(size),
+            PRECISION=precision(mean),
         )
     return slot, apart
 
@@ -171,7 +177,9 @@ def sum_clusters_triton(
     key_sum, value_sum = (torch.empty(batch, heads, memory, size, **like) for _ in "kv")
     count = torch.empty(batch, heads, memory, **like)
     if count.numel():
-        _add_kernel[(batch * heads, triton.cdiv(size, SUM_COLUMNS), 2)](
+        launch(
+            _add_kernel,
+            (batch * heads, triton.cdiv(size, SUM_COLUMNS), 2),
             key,
             value,
             index.int().contiguous(),
@@ -187,6 +195,7 @@ def sum_clusters_triton(
             SIZE=size,
             BLOCK_MEMORY=block(memory),
             COLUMNS=SUM_COLUMNS,
+            PRECISION=precision(key_sum),
         )
     return key_sum, value_sum, count
 
@@ -269,7 +278,9 @@ def update_fast_weights_triton(
     weights, norm = weights.contiguous(), norm.contiguous()
     new_weights, new_norm = torch.empty_like(weights), torch.empty_like(norm)
     if norm.numel():
-        _fast_weights_kernel[(batch * heads, triton.cdiv(features, SUM_COLUMNS))](
+        launch(
+            _fast_weights_kernel,
+            (batch * heads, triton.cdiv(features, SUM_COLUMNS)),
             key,
             value,
             index.int().contiguous(),

@@ -15,6 +15,7 @@ from indexmem_cli.ops.kernels.launch import (
     insist,
     insist_rows,
     insist_shape,
+    launch,
     precision,
     tiles,
     tuned,
@@ -44,10 +45,10 @@ def _moments(states_ptr, rows, mask_rows, stride, WIDTH: tl.constexpr, TILE_W: t
 @tuned(
     tiles(
         [
-            ({"TILE_T": 32, "TILE_W": 32}, 4, 3),
-            ({"TILE_T": 64, "TILE_W": 32}, 8, 3),
+            ({"TILE_T": 32, "TILE_W": 32}, 8, 2),
+            ({"TILE_T": 64, "TILE_W": 32}, 8, 2),
             ({"TILE_T": 64, "TILE_W": 64}, 8, 2),
-            ({"TILE_T": 16, "TILE_W": 64}, 4, 3),
+            ({"TILE_T": 16, "TILE_W": 64}, 8, 3),
         ]
     ),
     key=["WIDTH", "HIDDEN", "tokens_bucket"],
@@ -130,7 +131,9 @@ def score_states_triton(
     scores = torch.empty(batch, outputs, tokens, dtype=torch.float32, device=states.device)
     if scores.numel():
         rows = batch * tokens
-        _score_states_kernel[lambda meta: (triton.cdiv(rows, meta["TILE_T"]),)](
+        launch(
+            _score_states_kernel,
+            lambda meta: (triton.cdiv(rows, meta["TILE_T"]),),
             states,
             *affine,
             scores,
@@ -227,7 +230,9 @@ def score_pairs_triton(
     query, gate, key, before = (t.contiguous() for t in (query, gate, key, before.float()))
     best = torch.empty_like(before)
     if best.numel():
-        _score_pairs_kernel[lambda meta: (triton.cdiv(slots, meta["TILE_N"]), batch)](
+        launch(
+            _score_pairs_kernel,
+            lambda meta: (triton.cdiv(slots, meta["TILE_N"]), batch),
             query,
             gate,
             key,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from indexmem_cli.ops.kernels.launch import insist, insist_rows, insist_shape
+from indexmem_cli.ops.kernels.launch import insist, insist_rows, insist_shape, launch
 from indexmem_cli.ops.slots_reference import Selection
 
 TILE = 1024
@@ -35,12 +35,40 @@ def _earliness(positions_ptr, offs, mask):
 
 
 @triton.jit
-def _pick_digit(counts, need):
-    """The digit that holds the `need`-th largest, and how many are still needed below it."""
+def _next_digit(
+    scores_ptr,
+    positions_ptr,
+    pinned_ptr,
+    held,
+    limit,
+    found,
+    need,
+    SHIFT: tl.constexpr,
+    BY_POSITION: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The next eight bits of the `need`-th largest number that begins with the bits of `found`.
+
+    Numbers are ranks of scores, or positions of the slots whose rank is `limit`.
+
+    Returns:
+        Those bits in their place, and how many are still needed of the numbers that share them.
+    """
+    counts = tl.full((256,), 0, tl.int32)
+    for first in range(0, held, TILE):
+        offs = first + tl.arange(0, TILE)
+        alike = offs < held
+        number = _rank_bits(scores_ptr, pinned_ptr, offs, alike)
+        if BY_POSITION:
+            alike = alike & (number == limit)
+            number = _earliness(positions_ptr, offs, offs < held)
+        if SHIFT < 24:
+            alike = alike & ((number >> (SHIFT + 8)) == (found >> (SHIFT + 8)))
+        counts += tl.histogram(((number >> SHIFT) & 255).to(tl.int32), 256, alike)
     above = tl.sum(counts, 0) - tl.cumsum(counts, 0)
     here = (above < need) & (above + counts >= need)
     digit = tl.sum(tl.where(here, tl.arange(0, 256), 0), 0)
-    return digit, need - tl.sum(tl.where(here, above, 0), 0)
+    return digit.to(tl.uint32) << SHIFT, need - tl.sum(tl.where(here, above, 0), 0)
 
 
 @triton.jit
@@ -70,31 +98,36 @@ def _select_kernel(
     limit = tl.full((), 0, tl.uint32)
     need = stay
     for step in tl.static_range(4):
-        shift: tl.constexpr = 24 - 8 * step
-        counts = tl.zeros((256,), tl.int32)
-        for first in range(0, held, TILE):
-            offs = first + tl.arange(0, TILE)
-            rank = _rank_bits(scores_ptr, pinned_ptr, offs, offs < held)
-            alike = offs < held
-            if step > 0:
-                alike = alike & ((rank >> (shift + 8)) == (limit >> (shift + 8)))
-            counts += tl.histogram(((rank >> shift) & 255).to(tl.int32), 256, alike)
-        digit, need = _pick_digit(counts, need)
-        limit = limit | (digit.to(tl.uint32) << shift)
+        digit, need = _next_digit(
+            scores_ptr,
+            positions_ptr,
+            pinned_ptr,
+            held,
+            limit,
+            limit,
+            need,
+            24 - 8 * step,
+            False,
+            TILE,
+        )
+        limit = limit | digit
     # Among equals of it, the position of the last that stays.
     last = tl.full((), 0, tl.uint32)
     for step in tl.static_range(4):
-        shift: tl.constexpr = 24 - 8 * step
-        counts = tl.zeros((256,), tl.int32)
-        for first in range(0, held, TILE):
-            offs = first + tl.arange(0, TILE)
-            alike = (offs < held) & (_rank_bits(scores_ptr, pinned_ptr, offs, offs < held) == limit)
-            early = _earliness(positions_ptr, offs, offs < held)
-            if step > 0:
-                alike = alike & ((early >> (shift + 8)) == (last >> (shift + 8)))
-            counts += tl.histogram(((early >> shift) & 255).to(tl.int32), 256, alike)
-        digit, need = _pick_digit(counts, need)
-        last = last | (digit.to(tl.uint32) << shift)
+        digit, need = _next_digit(
+            scores_ptr,
+            positions_ptr,
+            pinned_ptr,
+            held,
+            limit,
+            last,
+            need,
+            24 - 8 * step,
+            True,
+            TILE,
+        )
+        last = last | digit
+    live = tl.where(stay > 0, held, 0)  # without a budget nothing stays, pinned or not
     num_kept = 0
     num_gone = 0
     num_holes = 0
@@ -104,8 +137,8 @@ def _select_kernel(
         mask = offs < held
         rank = _rank_bits(scores_ptr, pinned_ptr, offs, mask)
         early = _earliness(positions_ptr, offs, mask)
-        kept = mask & (stay > 0) & ((rank > limit) | ((rank == limit) & (early >= last)))
-        gone = mask & ~kept
+        kept = (offs < live) & ((rank > limit) | ((rank == limit) & (early >= last)))
+        gone = mask & (kept == 0)
         hole, arrival = gone & (offs < stay), kept & (offs >= stay)
         num_kept = _list(kept_ptr + row * width, num_kept, offs, kept)
         num_gone = _list(evicted_ptr + row * slots, num_gone, offs, gone)
@@ -140,7 +173,9 @@ def select_slots_triton(
     evicted, holes, arrivals = (torch.full(scores.shape, -1, **like) for _ in range(3))
     count, moves = (torch.zeros(batch, heads, **like) for _ in range(2))
     if scores.numel():
-        _select_kernel[(batch * heads,)](
+        launch(
+            _select_kernel,
+            (batch * heads,),
             scores,
             positions,
             pinned,
@@ -213,7 +248,9 @@ def compact_slots_triton(
         # In order, one program has to go through a head's rows from the front.
         parts = 1 if target is None else max(1, min(8, triton.cdiv(width, MOVE_ROWS)))
         if index.numel():
-            _move_rows_kernel[(batch * heads, triton.cdiv(size, tile), parts)](
+            launch(
+                _move_rows_kernel,
+                (batch * heads, triton.cdiv(size, tile), parts),
                 rows,
                 index,
                 index if target is None else target,

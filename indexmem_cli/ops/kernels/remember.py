@@ -43,30 +43,35 @@ def _assign_kernel(
     MEMORY: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK_MEMORY: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE_E: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     key_ptr += (row // HEADS) * stride_key_b + (row % HEADS) * stride_key_g
-    offs_memory, offs_size = tl.arange(0, BLOCK_MEMORY), tl.arange(0, BLOCK_SIZE)
-    mask_memory, mask_size = offs_memory < MEMORY, offs_size < SIZE
-    mean_at = mean_ptr + (row * MEMORY + offs_memory[:, None]) * SIZE + offs_size[None, :]
-    mean = tl.load(mean_at, mask_memory[:, None] & mask_size[None, :], 0.0)
+    offs_memory = tl.arange(0, BLOCK_MEMORY)
+    mask_memory = offs_memory < MEMORY
     live = tl.load(count_ptr + row * MEMORY + offs_memory, mask_memory, 0.0) > 0
     offs = tl.program_id(1) * TILE_E + tl.arange(0, TILE_E)
     mask = offs < width
     token = tl.load(index_ptr + row * width + offs, mask, -1).to(tl.int64)
     there = token >= 0
-    at = key_ptr + token[:, None] * stride_key_n + offs_size[None, :]
-    key = tl.load(at, there[:, None] & mask_size[None, :], 0.0).to(tl.float32)
-    # |k - c|^2 = |k|^2 - 2 k.c + |c|^2
-    apart = tl.sum(mean * mean, 1)[None, :] - 2.0 * tl.dot(
-        key, tl.trans(mean), input_precision=PRECISION
-    )
+    # |k - c|^2 = |k|^2 - 2 k.c + |c|^2, a stretch of columns at a time
+    apart = tl.full((TILE_E, BLOCK_MEMORY), 0.0, tl.float32)
+    own = tl.full((TILE_E,), 0.0, tl.float32)
+    for first in range(0, SIZE, COLUMNS):
+        offs_size = first + tl.arange(0, COLUMNS)
+        mask_size = offs_size < SIZE
+        mean_at = mean_ptr + (row * MEMORY + offs_memory[:, None]) * SIZE + offs_size[None, :]
+        mean = tl.load(mean_at, mask_memory[:, None] & mask_size[None, :], 0.0)
+        key_at = key_ptr + token[:, None] * stride_key_n + offs_size[None, :]
+        key = tl.load(key_at, there[:, None] & mask_size[None, :], 0.0).to(tl.float32)
+        products = tl.dot(key, tl.trans(mean), input_precision=PRECISION)
+        apart += tl.sum(mean * mean, 1)[None, :] - 2.0 * products
+        own += tl.sum(key * key, 1)
     apart = tl.where(live[None, :], apart, float("inf"))
     slot = tl.argmin(apart, 1)
-    nearest = tl.maximum(tl.min(apart, 1) + tl.sum(key * key, 1), 0.0)
+    nearest = tl.maximum(tl.min(apart, 1) + own, 0.0)
     tl.store(slot_ptr + row * width + offs, tl.where(there, slot, -1), mask)
     tl.store(apart_ptr + row * width + offs, tl.where(there, tl.sqrt(nearest), -1.0), mask)
 
@@ -158,7 +163,7 @@ def assign_clusters_triton(
             MEMORY=memory,
             SIZE=size,
             BLOCK_MEMORY=block(memory),
-            BLOCK_SIZE=block(size),
+            COLUMNS=SUM_COLUMNS,
             PRECISION=precision(mean),
         )
     return slot, apart

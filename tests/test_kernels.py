@@ -294,9 +294,10 @@ def test_fast_weights_take_in_evicted_tokens(tokens, heads, features, size, dtyp
     feature_map = chance.normal(features, size) / size**0.5
     weights, norm = chance.normal(2, heads, features, size), chance.normal(2, heads, features).abs()
     inputs = (key, value, index, feature_map, weights, norm)
-    found = remember.update_fast_weights_triton(*inputs, 0.75)
+    decay = torch.tensor(0.75, device=DEVICE)
+    found = remember.update_fast_weights_triton(*inputs, decay)
     exact = (t if t is index else t.double() for t in inputs)
-    truth = slots_reference.update_fast_weights_reference(*exact, 0.75)
+    truth = slots_reference.update_fast_weights_reference(*exact, decay)
     for one, other in zip(found, truth, strict=True):
         agree(one, other, dtype)
 

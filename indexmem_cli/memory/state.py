@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from indexmem_cli.memory.latent import LatentMemory
+from indexmem_cli.ops import compact_slots, uses_kernels
 
 
 class LayerState:
@@ -61,14 +62,15 @@ class LayerState:
         kept = index.shape[2]
         if self.latent is not None:
             self.latent.write(*self._all_but(index))
-        wide = index.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[3])
-        for buffer, where in (
-            (self.keys, wide),
-            (self.values, wide),
-            (self.positions, index),
-            (self.scores, index),
-        ):
-            buffer[:, :, :kept] = buffer[:, :, : self.held].gather(2, where)
+        buffers = [self.keys, self.values, self.positions, self.scores]
+        if uses_kernels(self.keys):
+            count = torch.full(index.shape[:2], kept, device=index.device)
+            compact_slots(buffers, index, count, None)
+        else:
+            for buffer in buffers:
+                where = index if buffer.dim() == 3 else index.unsqueeze(-1)
+                where = where.expand(*index.shape, *buffer.shape[3:])
+                buffer[:, :, :kept] = buffer[:, :, : self.held].gather(2, where)
         if self.notes is not None:
             where = index[:, :1, :, None].expand(-1, -1, -1, self.notes.shape[3])
             self.notes = self.notes.gather(2, where)
@@ -77,10 +79,10 @@ class LayerState:
 
     def _all_but(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, E, D] of the slots that are not in `index`."""
-        gone = torch.ones(*index.shape[:2], self.held, dtype=torch.bool, device=index.device)
-        gone.scatter_(2, index, False)
+        gone = torch.ones(*index.shape[:2], self.held, dtype=torch.int8, device=index.device)
+        gone.scatter_(2, index, 0)
         left = self.held - index.shape[2]
-        where = gone.nonzero()[:, 2].view(*index.shape[:2], left, 1)
+        where = gone.argsort(dim=2, descending=True, stable=True)[..., :left].unsqueeze(-1)
         where = where.expand(-1, -1, -1, self.keys.shape[3])
         return tuple(
             buffer[:, :, : self.held].gather(2, where) for buffer in (self.keys, self.values)

@@ -172,7 +172,7 @@ def update_fast_weights_reference(
     feature_map: Tensor,
     weights: Tensor,
     norm: Tensor,
-    decay: float,
+    decay: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Write evicted tokens into linear attention with online weights.
 
@@ -182,7 +182,7 @@ def update_fast_weights_reference(
 
     Args:
         key, value: [B, G, S, D]. index: slots that are evicted, int [B, G, E], -1 for none.
-        feature_map: [F, D]. weights: fp32 [B, G, F, D]. norm: fp32 [B, G, F].
+        feature_map: [F, D]. weights: fp32 [B, G, F, D]. norm: fp32 [B, G, F]. decay: fp32 [].
 
     Returns:
         New weights and norm.

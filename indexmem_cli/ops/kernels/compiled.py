@@ -176,4 +176,6 @@ def _launch_all(dtype: torch.dtype, size: int, group: int) -> None:
     remember.sum_clusters_triton(key, value, chosen.evicted, chosen.evicted, memory)
     feature_map, norm = make(size, size), make(1, heads, size)
     weights = make(1, heads, size, size)
-    remember.update_fast_weights_triton(key, value, chosen.evicted, feature_map, weights, norm, 0.9)
+    remember.update_fast_weights_triton(
+        key, value, chosen.evicted, feature_map, weights, norm, make(1)
+    )

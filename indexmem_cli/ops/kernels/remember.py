@@ -219,7 +219,7 @@ def _fast_weights_kernel(
     norm_ptr,
     new_weights_ptr,
     new_norm_ptr,
-    decay,
+    decay_ptr,
     width,
     stride_key_b,
     stride_key_g,
@@ -246,6 +246,7 @@ def _fast_weights_kernel(
     feature_map = tl.load(map_ptr + offs_feature[:, None] * SIZE + offs_size[None, :], both, 0.0)
     feature_map = tl.trans(feature_map.to(tl.float32))
     at = (row * FEATURES + offs_feature[:, None]) * SIZE + offs_size[None, :]
+    decay = tl.load(decay_ptr)  # on the device, so that the host need not wait for it
     acc = decay * tl.load(weights_ptr + at, both, 0.0)
     norm_at = row * FEATURES + offs_feature
     norm = decay * tl.load(norm_ptr + norm_at, mask_feature, 0.0)
@@ -271,7 +272,7 @@ def update_fast_weights_triton(
     feature_map: Tensor,
     weights: Tensor,
     norm: Tensor,
-    decay: float,
+    decay: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The kernel behind `ops.update_fast_weights`."""
     batch, heads, width = index.shape
@@ -294,7 +295,7 @@ def update_fast_weights_triton(
             norm,
             new_weights,
             new_norm,
-            decay,
+            decay.float(),
             width,
             *key.stride()[:3],
             *value.stride()[:3],

@@ -155,7 +155,8 @@ class Backbone:
         Args:
             slots: most slots per head that will be held at once, as far as known.
         """
-        layers = [WindowState(w) if w else LayerState(slots) for w in self.layer_windows]
+        int8 = self.info.kv_dtype == "int8"
+        layers = [WindowState(w) if w else LayerState(slots, int8) for w in self.layer_windows]
         return MemoryState(layers, 0, sink_tokens, recent_tokens)
 
     def read(
@@ -216,7 +217,7 @@ class Backbone:
             module, layer = modules[index], state.managed[index]
             seen = layer.held - (new_tokens - end)  # slots up to the last row asked for
             query = self._turn_new(module, queries[index], layer, run)[:, :, first:end]
-            key = self._turn_slots(module, layer.keys[:, :, :seen], layer, run, 0)
+            key = self._turn_slots(module, layer.all_keys()[:, :, :seen], layer, run, 0)
             softcap = getattr(module, "attn_logit_softcapping", None)
             weights = ops.attention_weights(query, key, module.scaling, None, softcap)
             return torch.nn.functional.pad(weights, (0, layer.held - seen))
@@ -228,8 +229,8 @@ class Backbone:
             module, layer, query = modules[index], state.managed[index], queries[index]
             if layer.latent is None or layer.latent.is_silent:
                 return torch.zeros(query.shape[:3], device=query.device)
-            key = self._turn_slots(module, layer.keys[:, :, : layer.held], layer, run, 0)
-            values = layer.values[:, :, : layer.held]
+            key = self._turn_slots(module, layer.all_keys(), layer, run, 0)
+            values = layer.all_values()
             softcap = getattr(module, "attn_logit_softcapping", None)
             turned = self._turn_new(module, query, layer, run)
             _, lse = ops.attend_with_lse(turned, key, values, module.scaling, None, softcap)
@@ -285,24 +286,31 @@ class Backbone:
         Keys that all layers turn alike are turned as they are read; others are kept turned.
         """
         run, held = self._run, layer.held
-        key, value, cos, sin = layer.keys[:, :, :held], layer.values[:, :, :held], None, None
         if run.state.uniform or run.state.compact:
+            slots = {"key": layer.keys, "value": layer.values}
+            if layer.int8:
+                slots |= {"key_scale": layer.key_scales, "value_scale": layer.value_scales}
+            slots = {name: rows[:, :, :held] for name, rows in slots.items()}
             positions = slot_positions(layer, run.state)[None]
-            exact = key.new_empty(0, dtype=torch.float32)  # angles are made in its dtype
+            exact = torch.empty(0, device=query.device)  # angles are made in its dtype
             angles = self._shared_angles(module, exact, positions, run, 0)
-            cos, sin = (angle[..., : angle.shape[-1] // 2] for angle in angles)
+            slots |= {
+                name: angle[..., : angle.shape[-1] // 2]
+                for name, angle in zip(("cos", "sin"), angles, strict=True)
+            }
         else:
             key = layer.rotated_keys(
                 lambda fresh, first: self._turn_slots(module, fresh, layer, run, first)
             )
-        segments = [ops.Segment(turned[:, :, 0], key, value, cos, sin)]
+            slots = {"key": key, "value": layer.all_values()}
+        segments = [ops.Segment(turned[:, :, 0], **slots)]
         latent = layer.latent if layer.latent is not None and not layer.latent.is_silent else None
         joined = hasattr(latent, "segment")
         if joined:
             segments.append(latent.segment(self._turn_far(module, query)[:, :, 0]))
         out, lse, paid = ops.attend_segments(segments, scaling, softcap, run.want_attention)
         if run.want_attention:
-            run.attention.append(_largest(paid.softmax(-1).unsqueeze(2), key))
+            run.attention.append(_largest(paid.softmax(-1).unsqueeze(2), layer.keys))
         out = out.unsqueeze(2)
         if latent is not None and not joined:
             out = latent.read(self._turn_far(module, query), out, lse.unsqueeze(2), scaling)
@@ -320,10 +328,15 @@ class Backbone:
         tokens = torch.tensor([ids], device=self.device)
         cache = Cache(layers=[_CacheLayer(state, layer) for layer in state.layers])
         watched = state.watched_layers
+        held = [layer.held for layer in state.layers]
         self._run = run = _Pass(state, len(ids), want_queries, want_attention, watched)
         try:
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
         except torch.OutOfMemoryError as error:
+            for layer, slots in zip(state.layers, held, strict=True):
+                layer.drop_last(max(0, layer.held - slots))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
             raise OutOfMemory(
                 f"out of memory on {self.device} while reading {len(ids):,} tokens at a time",
                 "lower --chunk or --budget, or choose --quant nf4",

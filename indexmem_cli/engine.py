@@ -8,12 +8,15 @@ from torch import Tensor
 
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.config import AnswerConfig, MemoryConfig
+from indexmem_cli.errors import OutOfMemory
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import Scorer, make_scorer
 from indexmem_cli.memory.state import MemoryState
 from indexmem_cli.memory.update import evict
 from indexmem_cli.plan import Plan
 
+RETRIES = 2
+"""How often a chunk is halved where memory runs out."""
 DECODE_BLOCK_TOKENS = 128  # while answering, the memory is brought back to its budget this often
 ATTENDED_PER_TOKEN = 16
 
@@ -37,9 +40,12 @@ class Reader:
     closing_ids: list[int] = field(default_factory=list)
     """The question with what surrounds it, for a scorer that `needs_question`."""
     state: MemoryState = field(init=False)
+    step_tokens: int = field(init=False)
+    """Most tokens that pass the model at once; halved where memory runs out."""
 
     def __post_init__(self) -> None:
         plan = self.plan
+        self.step_tokens = plan.chunk_tokens
         slots = plan.budget_tokens + plan.chunk_tokens + len(self.closing_ids)
         self.state = self.backbone.new_state(slots, plan.sink_tokens, plan.recent_tokens)
         self.state.watched_layers = getattr(self.scorer, "watched_layers", ())
@@ -78,8 +84,18 @@ class Reader:
         """
         for ids in chunks:
             self._number_slots(len(ids) + len(self.closing_ids))
-            queries = self.backbone.read(ids, self.state, self.scorer.needs_queries)
-            self._fit(len(ids), queries, self.plan.budget_tokens)
+            first = 0
+            while first < len(ids):
+                part = ids[first : first + self.step_tokens]
+                try:
+                    queries = self.backbone.read(part, self.state, self.scorer.needs_queries)
+                except OutOfMemory:
+                    if len(part) <= max(1, self.plan.chunk_tokens >> RETRIES):
+                        raise
+                    self.step_tokens = -(-len(part) // 2)
+                    continue
+                self._fit(len(part), queries, self.plan.budget_tokens)
+                first += len(part)
             yield len(ids)
 
     def answer(

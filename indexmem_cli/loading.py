@@ -81,6 +81,7 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         window_tokens=checkpoint.window_tokens,
+        kv_dtype=config.kv_dtype,
     )
     backbone = Backbone(model, info, checkpoint.layer_windows)
     if checkpoint.adapter_path:

@@ -24,6 +24,7 @@ from indexmem_cli.ops.reference import (
     attention_weights_reference,
     causal_mask,
     merge_attention,
+    quantise_rows,
     weigh_values,
 )
 from indexmem_cli.ops.slots_reference import Selection
@@ -41,6 +42,7 @@ __all__ = [
     "make_mask",
     "merge_attention",
     "pool_spans",
+    "quantise_rows",
     "score_pairs",
     "score_states",
     "select_slots",
@@ -51,8 +53,6 @@ __all__ = [
 ]
 
 CHOICES = ("auto", "interpret", "reference")
-if os.environ.get("INDEXMEM_KERNELS") == "interpret":
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it once, when it is imported
 attention_weights = attention_weights_reference
 attend_with_lse = attend_with_lse_reference
 

@@ -243,3 +243,15 @@ def attend_far_clamped_reference(
     lse = paid.logsumexp(-1)
     out = paid.softmax(-1) @ exact(value).unsqueeze(2)
     return out.flatten(1, 2), lse.flatten(1, 2)
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Store rows [..., D] as int8 with one scale each: x ~ rows * scale.
+
+    Returns:
+        int8 [..., D], and fp32 [...]: the largest entry of the row over 127.
+    """
+    x = x.float()
+    scale = x.abs().amax(dim=-1) / 127
+    rows = (x / scale.clamp(min=1e-30).unsqueeze(-1)).round()
+    return rows.to(torch.int8), scale

@@ -76,7 +76,7 @@ SETTINGS = {
         Setting("model", (str,), ModelConfig, "model", "Qwen/Qwen3-4B"),
         Setting("quant", (str,), ModelConfig, "quant", "nf4"),
         Setting("dtype", (str,), ModelConfig, "dtype", "bfloat16"),
-        Setting("kv_dtype", (str,), ModelConfig, "kv_dtype", "int8"),
+        Setting("kv-dtype", (str,), ModelConfig, "kv_dtype", "int8"),
         Setting("device", (str,), ModelConfig, "device", "cpu"),
         Setting("offline", (bool,), ModelConfig, "offline", True),
         Setting(

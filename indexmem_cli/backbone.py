@@ -6,7 +6,6 @@ keys unrotated, so that each pass can rotate them to the positions it wants.
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from indexmem_cli.memory.adapter import Adapter
 from indexmem_cli.memory.policies import Block
 from indexmem_cli.memory.room import describe_room, is_out_of_memory
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
+from indexmem_cli.rotation import no_rotation, slot_positions, turn
 
 ATTENTION = "indexmem"
 FAR_TOKENS = 256
@@ -96,7 +96,7 @@ class Backbone:
         self._attention_before = model.config._attn_implementation
         AttentionInterface.register(ATTENTION, _attention)
         model.set_attn_implementation(ATTENTION)
-        self._hooks = [self._rope.register_forward_hook(_no_rotation)]
+        self._hooks = [self._rope.register_forward_hook(no_rotation)]
         for layer in self.decoder.layers:
             # In a tuple, so that torch does not take the backbone for a submodule.
             layer.self_attn.indexmem_backbone = (self,)
@@ -166,7 +166,8 @@ class Backbone:
         Args:
             slots: most slots per head that will be held at once, as far as known.
         """
-        layers = [WindowState(w) if w else LayerState(slots) for w in self.layer_windows]
+        int8 = self.info.kv_dtype == "int8"
+        layers = [WindowState(w) if w else LayerState(slots, int8) for w in self.layer_windows]
         return MemoryState(layers, 0, sink_tokens, recent_tokens)
 
     def read(
@@ -227,20 +228,20 @@ class Backbone:
             module, layer = modules[index], state.managed[index]
             seen = layer.held - (new_tokens - end)  # slots up to the last row asked for
             query = self._turn_new(module, queries[index], layer, run)[:, :, first:end]
-            key = self._turn_slots(module, layer.keys[:, :, :seen], layer, run, 0)
+            key = self._turn_slots(module, layer.all_keys()[:, :, :seen], layer, run, 0)
             softcap = getattr(module, "attn_logit_softcapping", None)
             weights = ops.attention_weights(query, key, module.scaling, None, softcap)
             return torch.nn.functional.pad(weights, (0, layer.held - seen))
 
         def rotate(index: int, x: Tensor, positions: Tensor) -> Tensor:
-            return _turn(modules[index], x, *self._angles(modules[index], x, positions[None]))
+            return turn(modules[index], x, *self._angles(modules[index], x, positions[None]))
 
         def remembered(index: int) -> Tensor:
             module, layer, query = modules[index], state.managed[index], queries[index]
             if layer.latent is None or layer.latent.is_silent:
                 return torch.zeros(query.shape[:3], device=query.device)
-            key = self._turn_slots(module, layer.keys[:, :, : layer.held], layer, run, 0)
-            values = layer.values[:, :, : layer.held]
+            key = self._turn_slots(module, layer.all_keys(), layer, run, 0)
+            values = layer.all_values()
             softcap = getattr(module, "attn_logit_softcapping", None)
             turned = self._turn_new(module, query, layer, run)
             _, lse = ops.attend_with_lse(turned, key, values, module.scaling, None, softcap)
@@ -264,6 +265,8 @@ class Backbone:
         if managed and run.want_queries:
             run.queries.append(query)
         turned_query = self._turn_new(module, query, layer, run)
+        if managed and run.new_tokens == 1 and ops.uses_kernels(query):
+            return self._attend_one(module, turned_query, query, layer, scaling, softcap)
         if managed and run.new_tokens <= SHORT_PASS_TOKENS:
             turned_key = layer.rotated_keys(
                 lambda fresh, first: self._turn_slots(module, fresh, layer, run, first)
@@ -287,6 +290,42 @@ class Backbone:
             mask = self._mask(run, query, key.shape[2], window)
             out = ops.attend(turned_query, turned_key, value, scaling, mask, window, softcap)
         return out.transpose(1, 2)
+
+    def _attend_one(self, module, turned, query, layer, scaling, softcap) -> Tensor:
+        """Attend from one token in one kernel, over slots and latent memory; [B, 1, H, D].
+
+        Keys that all layers turn alike are turned as they are read; others are kept turned.
+        """
+        run, held = self._run, layer.held
+        if run.state.uniform or run.state.compact:
+            slots = {"key": layer.keys, "value": layer.values}
+            if layer.int8:
+                slots |= {"key_scale": layer.key_scales, "value_scale": layer.value_scales}
+            slots = {name: rows[:, :, :held] for name, rows in slots.items()}
+            positions = slot_positions(layer, run.state)[None]
+            exact = torch.empty(0, device=query.device)  # angles are made in its dtype
+            angles = self._shared_angles(module, exact, positions, run, 0)
+            slots |= {
+                name: angle[..., : angle.shape[-1] // 2]
+                for name, angle in zip(("cos", "sin"), angles, strict=True)
+            }
+        else:
+            key = layer.rotated_keys(
+                lambda fresh, first: self._turn_slots(module, fresh, layer, run, first)
+            )
+            slots = {"key": key, "value": layer.all_values()}
+        segments = [ops.Segment(turned[:, :, 0], **slots)]
+        latent = layer.latent if layer.latent is not None and not layer.latent.is_silent else None
+        joined = hasattr(latent, "segment")
+        if joined:
+            segments.append(latent.segment(self._turn_far(module, query)[:, :, 0]))
+        out, lse, paid = ops.attend_segments(segments, scaling, softcap, run.want_attention)
+        if run.want_attention:
+            run.attention.append(_largest(paid.softmax(-1).unsqueeze(2), layer.keys))
+        out = out.unsqueeze(2)
+        if latent is not None and not joined:
+            out = latent.read(self._turn_far(module, query), out, lse.unsqueeze(2), scaling)
+        return out.to(query.dtype).transpose(1, 2)
 
     def _watch(self, module, args, options) -> None:
         """Forward pre-hook on attention: keep its input, if a scorer wants to see it."""
@@ -341,31 +380,32 @@ class Backbone:
 
     def _turn_new(self, module, query: Tensor, layer, run: _Pass) -> Tensor:
         """Rotate the queries of the newest tokens, [B, H, T, D], which every head holds alike."""
-        positions = _slot_positions(layer, run.state)
+        positions = slot_positions(layer, run.state)
         first = positions.shape[-1] - query.shape[2]
         positions = positions.reshape(-1, positions.shape[-1])[:1, first:]
-        return _turn(module, query, *self._shared_angles(module, query, positions, run, first))
+        return turn(module, query, *self._shared_angles(module, query, positions, run, first))
 
     def _turn_far(self, module, query: Tensor) -> Tensor:
         """Rotate queries to the fixed distance from which they see a latent memory."""
         far = torch.tensor([[FAR_TOKENS]], device=query.device)
-        return _turn(module, query, *self._angles(module, query, far))
+        return turn(module, query, *self._angles(module, query, far))
 
     def _turn_slots(self, module, keys: Tensor, layer, run: _Pass, first: int) -> Tensor:
         """Rotate the keys [B, G, n, D] of the slots from `first` on."""
-        positions = _slot_positions(layer, run.state)[..., first : first + keys.shape[2]]
+        positions = slot_positions(layer, run.state)[..., first : first + keys.shape[2]]
         if positions.dim() == 1:
             angles = self._shared_angles(module, keys, positions[None], run, first)
-            return _turn(module, keys, *angles)
+            return turn(module, keys, *angles)
         rows = keys.flatten(0, 1).unsqueeze(1)  # heads that hold other positions become rows
-        turned = _turn(module, rows, *self._angles(module, rows, positions.flatten(0, 1)))
+        turned = turn(module, rows, *self._angles(module, rows, positions.flatten(0, 1)))
         return turned.reshape(keys.shape)
 
     def _shared_angles(self, module, like, positions: Tensor, run: _Pass, first: int):
         """Angles of positions [1, n] that all layers of a kind hold alike, made once a pass."""
         if not (run.state.uniform or run.state.compact):
             return self._angles(module, like, positions)
-        key = (getattr(module, "layer_type", None), first, positions.shape[1], like.device)
+        place = (like.device, like.dtype)
+        key = (getattr(module, "layer_type", None), first, positions.shape[1], *place)
         if key not in run.angles:
             run.angles[key] = self._angles(module, like, positions)
         return run.angles[key]
@@ -386,25 +426,3 @@ def _device_of(module) -> torch.device:
 def _largest(weights: Tensor, key: Tensor) -> Tensor:
     """The largest weight of any row and head of the group: [B, H, T, N] to [B, G, N]."""
     return weights.unflatten(1, (key.shape[1], -1)).amax(dim=(2, 3))
-
-
-def _slot_positions(layer: LayerState | WindowState, state: MemoryState) -> Tensor:
-    """The position each slot is rotated to: int64 [N] where all heads agree, else [B, G, N]."""
-    if isinstance(layer, WindowState) or state.compact:
-        return torch.arange(layer.held, device=layer.keys.device)
-    positions = layer.positions[:, :, : layer.held]
-    return positions[0, 0] if state.uniform else positions
-
-
-def _no_rotation(module, args, output):
-    """Forward hook on the rotary embedding: angle 0 for everything."""
-    cos, sin = output
-    return torch.ones_like(cos), torch.zeros_like(sin)
-
-
-def _turn(module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [X, heads, n, D] by angles [X or 1, n, r] in the layout of the model's own code."""
-    apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
-    part = x[..., : cos.shape[-1]]
-    turned, _ = apply(part, part[:, :0], cos, sin)  # the second argument is for keys: none here
-    return torch.cat([turned, x[..., cos.shape[-1] :]], dim=-1) if part is not x else turned

@@ -24,6 +24,8 @@ ALL_GPUS = "all"
 """The device that is every GPU there is."""
 QUANTS = ("auto", "none", "int8", "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = ("model", "int8")
+AUTO = "auto"
 POSITIONS = ("auto", "original", "compact")
 DATE_ORDERS = ("dmy", "mdy", "ymd")
 POLICIES = {
@@ -56,6 +58,15 @@ def parse_size(text: str) -> int:
             f"not a number of tokens: {text!r}", "write it as 4096, 4k, 1.5k or 1m (k = 1024)"
         )
     return int(tokens)
+
+
+def parse_budget(text: str | None) -> int | Literal["auto"] | None:
+    """Read a budget: a number of tokens, `auto`, or None for what suits the model.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    return text if text in (AUTO, None) else parse_size(text)
 
 
 def parse_pages(text: str) -> tuple[tuple[int, int], ...]:
@@ -158,8 +169,12 @@ class ModelConfig:
     the weights do not fit one."""
     offline: bool = False
     """Never open a network connection."""
+    kv_dtype: str = "model"
+    """What kept keys and values are stored in. model: the dtype computed in. int8: half of 16 bits,
+    with a scale for every token and head."""
 
     def __post_init__(self) -> None:
+        _check_choice("type of keys and values", self.kv_dtype, KV_DTYPES)
         _check_choice("quantisation", self.quant, QUANTS)
         _check_choice("dtype", self.dtype, DTYPES)
 
@@ -168,8 +183,9 @@ class ModelConfig:
 class MemoryConfig:
     """How much is kept while reading, and by which rule."""
 
-    budget_tokens: int | None = None
-    """Tokens kept per layer and head, at least 1. None: 4096, or what the model's window allows."""
+    budget_tokens: int | Literal["auto"] | None = None
+    """Tokens kept per layer and head, at least 1. None: 4096, or what the model's window allows.
+    auto: the most that fits the memory that is free."""
     chunk_tokens: int | None = None
     """Tokens read at a time, at least 1. None: a quarter of the window, at most 2048."""
     policy: str | None = None
@@ -196,7 +212,8 @@ class MemoryConfig:
             object.__setattr__(self, "policy", BY_MODEL if self.recall else FOCUS)
         _check_choice("policy", self.policy, (*POLICIES, BY_MODEL))
         _check_choice("position mode", self.positions, POSITIONS)
-        _check_at_least("budget", self.budget_tokens, 1)
+        if self.budget_tokens != AUTO:
+            _check_at_least("budget", self.budget_tokens, 1)
         _check_at_least("chunk", self.chunk_tokens, 1)
         _check_at_least("number of tokens to answer from", self.answer_from_tokens, 1)
         _check_at_least("recent window", self.recent_tokens, 0)

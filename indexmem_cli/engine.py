@@ -53,12 +53,12 @@ class Reader:
     shares: Sequence[float] = ()
     """Of the budget, by managed layer, as in `memory.update.split_budget`; none for all alike."""
     state: MemoryState = field(init=False)
-    _piece_tokens: int = field(init=False, repr=False)
-    """How much of a chunk the model is given at once: all of it, unless there was no room."""
+    step_tokens: int = field(init=False)
+    """Most tokens that pass the model at once; halved where memory runs out."""
 
     def __post_init__(self) -> None:
         plan = self.plan
-        self._piece_tokens = plan.chunk_tokens
+        self.step_tokens = plan.chunk_tokens
         slots = plan.budget_tokens + plan.chunk_tokens + len(self.closing_ids)
         self.state = self.backbone.new_state(slots, plan.sink_tokens, plan.recent_tokens)
         self.state.watched_layers = getattr(self.scorer, "watched_layers", ())
@@ -112,7 +112,7 @@ class Reader:
         """
         parts, at = [], 0
         while at < len(ids):
-            piece = ids[at : at + self._piece_tokens]
+            piece = ids[at : at + self.step_tokens]
             try:
                 parts.append(self.backbone.read(piece, self.state, want_queries))
                 at += len(piece)
@@ -120,7 +120,7 @@ class Reader:
             except OutOfMemory:
                 if len(piece) <= self.plan.chunk_tokens // LEAST_PIECE:
                     raise
-                self._piece_tokens = -(-len(piece) // 2)
+                self.step_tokens = -(-len(piece) // 2)
             self.backbone.give_back()  # out here, where the error holds nothing any more
         if len(parts) == 1:
             return parts[0]

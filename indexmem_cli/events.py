@@ -31,6 +31,8 @@ class ModelInfo:
     device: str
     window_tokens: int
     """Longest context the model was trained for."""
+    kv_dtype: str = "model"
+    """model: kept keys and values are of the dtype computed in; int8: rows with a scale each."""
 
 
 @dataclass(frozen=True)

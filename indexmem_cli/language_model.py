@@ -94,8 +94,12 @@ def check_fits(manifest: Manifest, model: LanguageModel) -> None:
         MemoryFileError: another model or tokenizer read it.
     """
     info, key = model.backbone.info, manifest.key
-    made = {"dtype": key.settings.get("dtype"), "quantisation": key.settings.get("quant")}
-    here = {"dtype": info.dtype, "quantisation": info.quant}
+    made = {
+        "dtype": key.settings.get("dtype"),
+        "quantisation": key.settings.get("quant"),
+        "type of keys and values": key.settings.get("kv_dtype", "model"),
+    }
+    here = dict(zip(made, (info.dtype, info.quant, info.kv_dtype), strict=True))
     wrong = [name for name in made if made[name] != here[name]]
     if key.model != info.revision:
         wrong = ["weights"]

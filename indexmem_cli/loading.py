@@ -92,6 +92,7 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
         dtype=str(dtype).removeprefix("torch."),
         device="+".join(sorted({str(torch.device(place)) for place in places})),
         window_tokens=checkpoint.window_tokens,
+        kv_dtype=config.kv_dtype,
     )
     backbone = Backbone(model, info, checkpoint.layer_windows)
     if checkpoint.adapter_path:

@@ -280,8 +280,14 @@ class Reading:
                     if len(chunk.ids) < plan.chunk_tokens and len(self.chain.links) >= BASE_CHUNKS:
                         self._checkpoint()
                 if base is None or len(self.chain.links) >= base.chunks:
+                    step = self.reader.step_tokens
                     for _ in self.reader.read([chunk.ids]):
                         pass
+                    if self.reader.step_tokens < step:
+                        step = self.reader.step_tokens
+                        notices.append(
+                            f"out of memory: {step:,} tokens are read at a time from here"
+                        )
                 self._keep(chunk, notices)
                 while notices:
                     yield Notice(notices.pop())

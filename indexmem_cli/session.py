@@ -19,12 +19,12 @@ from indexmem_cli.config import (
     ModelConfig,
     ReadConfig,
     StoreConfig,
+    parse_budget,
     parse_pages,
-    parse_size,
 )
 from indexmem_cli.coverage import coverage_of, join_coverage
 from indexmem_cli.documents import Sources, join_sources, open_each, open_sources, open_text
-from indexmem_cli.errors import ConfigError, MemoryFileError
+from indexmem_cli.errors import ConfigError, MemoryFileError, OutOfMemory
 from indexmem_cli.events import (
     Answer,
     Event,
@@ -34,6 +34,7 @@ from indexmem_cli.events import (
     Loaded,
     Notice,
 )
+from indexmem_cli.fitting import describe_shortage, settle_budget
 from indexmem_cli.language_model import LanguageModel, check_fits, load_language_model
 from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
@@ -254,7 +255,8 @@ class Memory:
         yield from self._load_engine()
         plan, notices = self._plan(0)
         yield from map(Notice, notices)
-        yield from self._remember(plan, "", [])
+        with self._explained():
+            yield from self._remember(plan, "", [])
         yield Ingested(
             memories=tuple(reading.remembered for reading in self._readings),
             coverage=join_coverage([reading.coverage for reading in self._readings]),
@@ -275,19 +277,33 @@ class Memory:
         plan, notices = self._plan(len(closing))
         yield from map(Notice, notices)
         if not self._readings or self.memory.policy == FOCUS:
-            yield from self._remember(plan, question, closing)
+            with self._explained():
+                yield from self._remember(plan, question, closing)
         try:
-            yield from answer_question(
-                engine, self._readings, question, closing, self.memory, config, tuple(notices)
-            )
+            with self._explained():
+                yield from answer_question(
+                    engine, self._readings, question, closing, self.memory, config, tuple(notices)
+                )
         finally:  # also when the answer was stopped: what was read need not be read again
             for reading in self._readings:
                 reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
     def _load_engine(self) -> Iterator[Event]:
-        self.engine = self.engine or load_language_model(self.model)
+        if self.engine is None:
+            self.memory, notices = settle_budget(self.memory, self.model)
+            yield from map(Notice, notices)
+            with self._explained():
+                self.engine = load_language_model(self.model)
         self.memory = self.memory.settled(self.engine.backbone.has_adapter)
         yield Loaded(self.engine.backbone.info, self.engine.load_s)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of a lack of memory what would fit."""
+        try:
+            yield
+        except OutOfMemory as error:
+            raise describe_shortage(self.memory, self.model) from error
 
     def _plan(self, closing_tokens: int) -> tuple[Plan, list[str]]:
         """Work out the settings; but for one question, they leave room for most questions."""
@@ -338,6 +354,7 @@ class Memory:
             "seed": self.memory.seed,
             "dtype": info.dtype,
             "quant": info.quant,
+            **({} if info.kv_dtype == "model" else {"kv_dtype": info.kv_dtype}),
             # Which files of a folder are read shows in the content; the rest of it is said here.
             "read": str(replace(read, password=None, include=(), exclude=())),
         }
@@ -394,5 +411,5 @@ def _configs(budget: int | str | None, options: dict[str, Any]) -> tuple[MemoryC
     unknown = set(memory) - {f.name for f in fields(MemoryConfig)}
     if unknown:
         raise ConfigError(f"unknown option: {', '.join(sorted(unknown))}")
-    tokens = parse_size(budget) if isinstance(budget, str) else budget
+    tokens = parse_budget(budget) if isinstance(budget, str) else budget
     return MemoryConfig(budget_tokens=tokens, **memory), ModelConfig(**model)

@@ -14,6 +14,9 @@ from hypothesis import settings
 
 # torch reads this when it is imported: idle threads must sleep, the cores are shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not Path("/dev/nvidiactl").exists():
+    # Triton reads this when it is imported: without a device its kernels are interpreted.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples in every run, and no time limit that a busy machine could break.
 settings.register_profile("indexmem", deadline=None, database=None, derandomize=True)

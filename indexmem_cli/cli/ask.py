@@ -34,6 +34,7 @@ def ask(
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "model",
     device: options.Device = "auto",
     offline: options.Offline = False,
     pages: options.Pages = None,
@@ -97,7 +98,7 @@ def ask(
     chosen = (authors, since, until, date_order, allow_network and not offline)
     read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from, recall, focus)
-    backbone = options.model_config(model, quant, dtype, device, offline)
+    backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     store = StoreConfig(save=save, fresh=fresh)
     explain = explain or picture is not None
     answering = AnswerConfig(max_tokens, temperature, seed, extract, explain)

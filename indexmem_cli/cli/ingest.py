@@ -31,6 +31,7 @@ def ingest(
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "model",
     device: options.Device = "auto",
     offline: options.Offline = False,
     pages: options.Pages = None,
@@ -74,7 +75,7 @@ def ingest(
         sources = ["-"]
     read = options.read_config(pages, encoding, password_file, include, exclude)
     memory = options.memory_config(budget, chunk, policy, span)
-    backbone = options.model_config(model, quant, dtype, device, offline)
+    backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     store = StoreConfig(fresh=fresh, name=name)
 
     hush_libraries(verbose=False)

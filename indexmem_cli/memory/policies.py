@@ -40,13 +40,11 @@ class Block:
 
     def keys(self, layer: int) -> Tensor:
         """Keys of a managed layer before rotation, [B, G, N, D]."""
-        held = self.state.managed[layer]
-        return held.keys[:, :, : held.held]
+        return self.state.managed[layer].all_keys()
 
     def values(self, layer: int) -> Tensor:
         """Values of a managed layer, [B, G, N, D]."""
-        held = self.state.managed[layer]
-        return held.values[:, :, : held.held]
+        return self.state.managed[layer].all_values()
 
     def positions(self, layer: int) -> Tensor:
         """Positions of a managed layer's slots in the text, int64 [B, G, N]."""

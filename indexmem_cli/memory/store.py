@@ -102,7 +102,7 @@ def load_state(
     for latent, parts, device in latents:
         _fill_latent(latent, parts, device)
     for layer, parts, device in made:
-        _fill(layer, parts, device)
+        _fill(layer, parts, dtype, device)
     state.pins = [(first, end) for first, end in pins]
     for name, value in (counts | flags).items():
         setattr(state, name, value)
@@ -110,7 +110,7 @@ def load_state(
 
 def _names(layer: LayerState | WindowState) -> tuple[str, ...]:
     managed = isinstance(layer, LayerState)
-    return ("keys", "values", "positions", "scores", "notes") if managed else ("keys", "values")
+    return (*layer.buffers, "notes") if managed else ("keys", "values")
 
 
 def _take(
@@ -138,9 +138,12 @@ def _checked(
         raise ValueError(f"layer {index} is not whole")
     held = parts["keys"].shape[2] if parts["keys"].dim() == 4 else -1
     heads, size = shape
+    stored = torch.int8 if getattr(layer, "int8", False) else dtype
     expected = {
-        "keys": ((1, heads, held, size), dtype),
-        "values": ((1, heads, held, size), dtype),
+        "keys": ((1, heads, held, size), stored),
+        "values": ((1, heads, held, size), stored),
+        "key_scales": ((1, heads, held), torch.float32),
+        "value_scales": ((1, heads, held), torch.float32),
         "positions": ((1, heads, held), torch.int64),
         "scores": ((1, heads, held), torch.float32),
     }
@@ -162,13 +165,18 @@ def _checked(
     return parts
 
 
-def _fill(layer: LayerState | WindowState, parts: dict[str, Tensor], device: torch.device) -> None:
-    keys, values = parts["keys"].to(device), parts["values"].to(device)
-    layer.append(keys, values, 0)
+def _fill(
+    layer: LayerState | WindowState,
+    parts: dict[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    parts = {name: tensor.to(device) for name, tensor in parts.items()}
     if isinstance(layer, LayerState):
-        layer.positions[:, :, : layer.held] = parts["positions"].to(device)
-        layer.scores[:, :, : layer.held] = parts["scores"].to(device)
-        layer.notes = parts["notes"].to(device) if "notes" in parts else None
+        layer.restore(parts, dtype)
+        layer.notes = parts.get("notes")
+    else:
+        layer.append(parts["keys"], parts["values"], 0)
 
 
 def _fill_latent(latent: Any, parts: dict[str, Tensor], device: torch.device) -> None:

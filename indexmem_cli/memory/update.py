@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.memory.state import MemoryState
-from indexmem_cli.ops import pool_spans
+from indexmem_cli.ops import pool_spans, select_slots, uses_kernels
 
 
 def select_kept(scores: Tensor, pinned: Tensor, budget: int) -> Tensor:
@@ -23,6 +24,14 @@ def select_kept(scores: Tensor, pinned: Tensor, budget: int) -> Tensor:
     Returns:
         int64 [..., budget], ascending.
     """
+    if uses_kernels(scores):
+        rows = scores.reshape(1, -1, scores.shape[-1])
+        place = torch.arange(rows.shape[2], device=rows.device).expand_as(rows)
+        pins = pinned.expand_as(scores).reshape(rows.shape)
+        counts = (budget, rows.shape[2])
+        stay, held = (torch.full(rows.shape[:2], n, device=rows.device) for n in counts)
+        kept = select_slots(rows, place, pins, stay, held, budget).kept
+        return kept.long().reshape(*scores.shape[:-1], budget)
     ranked = scores.nan_to_num(nan=float("-inf")).masked_fill(pinned, float("inf"))
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     return order[..., :budget].sort(dim=-1).values
@@ -86,7 +95,9 @@ def evict(
             if shared and score.shape[1] == 1:
                 positions = positions[:, :1]
             pinned = pinned_slots(state, positions)
-            most = int(pinned.sum(-1).max())
+            # Counting waits for the device, so only where there may be too many.
+            bound = state.sink_tokens + state.recent_tokens + sum(b - a for a, b in state.pins)
+            most = int(pinned.sum(-1).max()) if bound > budget else 0
             if most > budget:
                 raise ConfigError(
                     f"budget of {budget:,} tokens cannot hold the {most:,} that always stay",

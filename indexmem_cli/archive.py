@@ -5,7 +5,6 @@ One SQLite file. Text is data only: what a question or a document holds never be
 
 import contextlib
 import json
-import re
 import sqlite3
 import sys
 from array import array
@@ -15,11 +14,11 @@ from pathlib import Path
 
 from indexmem_cli.documents import Place
 from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.terms import searchable
 from indexmem_cli.tokens import Entry
 
 BLOCK_TOKENS = 128
 """A block ends before the passage that would make it longer than this."""
-MAX_TERMS = 64
 QUESTION = "question"
 """Passages of this unit are kept but not found: nothing is as like a question as itself."""
 FORMAT = 1
@@ -40,10 +39,6 @@ CREATE TABLE blocks (
 );
 CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='porter unicode61');
 """
-# Scripts without spaces between words are searched character by character.
-_UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])")
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_WORD = re.compile(r"\w+")
 
 
 Decode = Callable[[Sequence[int]], str]
@@ -307,23 +302,6 @@ class Archive:
         """Run one statement and return its rows."""
         with _explained(self.path):
             return self._db.execute(statement, values).fetchall()
-
-
-def searchable(text: str) -> str:
-    """Return a text as the index sees it: camelCase and scripts without spaces are taken apart."""
-    text = text.replace("\0", " ")
-    return _UNSPACED.sub(r" \1 ", _CAMEL.sub(" ", text))
-
-
-def words_of(text: str) -> list[str]:
-    """The different words of a text in lower case, in order."""
-    words = _WORD.findall(searchable(text).replace("_", " "))
-    return list(dict.fromkeys(word.lower() for word in words))
-
-
-def terms_of(text: str) -> list[str]:
-    """The first `MAX_TERMS` different words of a text: what is searched for."""
-    return words_of(text)[:MAX_TERMS]
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

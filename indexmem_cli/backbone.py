@@ -7,13 +7,11 @@ keys unrotated, so that each pass can rotate them to the positions it wants.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache
-from transformers.cache_utils import CacheLayerMixin
 
 from indexmem_cli import ops
 from indexmem_cli.errors import BackboneError, OutOfMemory
@@ -22,54 +20,13 @@ from indexmem_cli.memory.adapter import Adapter
 from indexmem_cli.memory.policies import Block
 from indexmem_cli.memory.room import describe_room, is_out_of_memory
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
+from indexmem_cli.passes import CacheLayer, Pass
 from indexmem_cli.rotation import no_rotation, slot_positions, turn
 
 ATTENTION = "indexmem"
 FAR_TOKENS = 256
 """The distance from which all queries see a latent memory, whose tokens have no position."""
 SHORT_PASS_TOKENS = 16  # passes up to this length reuse rotated keys; longer ones rotate afresh
-
-
-@dataclass
-class _Pass:
-    """One run of the model over new tokens: what the attention function needs to know."""
-
-    state: MemoryState
-    new_tokens: int
-    want_queries: bool = False
-    want_attention: bool = False
-    watched: tuple[int, ...] = ()
-    hidden: dict[int, Tensor] = field(default_factory=dict)
-    queries: list[Tensor] = field(default_factory=list)
-    attention: list[Tensor] = field(default_factory=list)
-    # Layers on one device share these.
-    masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict)
-    angles: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-
-class _CacheLayer(CacheLayerMixin):
-    """A transformers cache layer that writes into one layer of a `MemoryState`."""
-
-    is_sliding = False
-
-    def __init__(self, state: MemoryState, layer: LayerState | WindowState) -> None:
-        super().__init__()
-        self.state, self.layer = state, layer
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        pass
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        return self.layer.append(key_states, value_states, self.state.seen)
-
-    def get_seq_length(self) -> int:
-        return self.state.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        raise AssertionError("masks are made in the attention function")
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, **options):
@@ -90,7 +47,7 @@ class Backbone:
         self.device = _device_of(self.decoder.get_input_embeddings())
         self.layer_devices = [_device_of(layer) for layer in self.decoder.layers]
         self.load_adapter: Callable[[], Adapter] | None = None
-        self._run: _Pass | None = None
+        self._run: Pass | None = None
         self._rope = self.decoder.rotary_emb
         self._rope_by_layer_type = "layer_type" in inspect.signature(self._rope.forward).parameters
         self._attention_before = model.config._attn_implementation
@@ -220,7 +177,7 @@ class Backbone:
 
     def block(self, state: MemoryState, new_tokens: int, queries: list[Tensor]) -> Block:
         """Describe the newest tokens of `state` to a scorer; `queries` as returned by `read`."""
-        run = _Pass(state, new_tokens)
+        run = Pass(state, new_tokens)
         pairs = zip(self.decoder.layers, state.layers, strict=True)
         modules = [here.self_attn for here, kept in pairs if isinstance(kept, LayerState)]
 
@@ -337,9 +294,9 @@ class Backbone:
     @torch.no_grad()
     def _forward(self, model, ids, state, *, want_queries=False, want_attention=False, **options):
         tokens = torch.tensor([ids], device=self.device)
-        cache = Cache(layers=[_CacheLayer(state, layer) for layer in state.layers])
+        cache = Cache(layers=[CacheLayer(state, layer) for layer in state.layers])
         watched = state.watched_layers
-        self._run = run = _Pass(state, len(ids), want_queries, want_attention, watched)
+        self._run = run = Pass(state, len(ids), want_queries, want_attention, watched)
         before = state.marks()
         try:
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
@@ -371,14 +328,14 @@ class Backbone:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _mask(self, run: _Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
+    def _mask(self, run: Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
         """The causal mask of a pass, shared by the layers that hold as many slots."""
         key = (slots, window, query.device)
         if key not in run.masks:
             run.masks[key] = ops.make_mask(query, slots, window)
         return run.masks[key]
 
-    def _turn_new(self, module, query: Tensor, layer, run: _Pass) -> Tensor:
+    def _turn_new(self, module, query: Tensor, layer, run: Pass) -> Tensor:
         """Rotate the queries of the newest tokens, [B, H, T, D], which every head holds alike."""
         positions = slot_positions(layer, run.state)
         first = positions.shape[-1] - query.shape[2]
@@ -390,7 +347,7 @@ class Backbone:
         far = torch.tensor([[FAR_TOKENS]], device=query.device)
         return turn(module, query, *self._angles(module, query, far))
 
-    def _turn_slots(self, module, keys: Tensor, layer, run: _Pass, first: int) -> Tensor:
+    def _turn_slots(self, module, keys: Tensor, layer, run: Pass, first: int) -> Tensor:
         """Rotate the keys [B, G, n, D] of the slots from `first` on."""
         positions = slot_positions(layer, run.state)[..., first : first + keys.shape[2]]
         if positions.dim() == 1:
@@ -400,7 +357,7 @@ class Backbone:
         turned = turn(module, rows, *self._angles(module, rows, positions.flatten(0, 1)))
         return turned.reshape(keys.shape)
 
-    def _shared_angles(self, module, like, positions: Tensor, run: _Pass, first: int):
+    def _shared_angles(self, module, like, positions: Tensor, run: Pass, first: int):
         """Angles of positions [1, n] that all layers of a kind hold alike, made once a pass."""
         if not (run.state.uniform or run.state.compact):
             return self._angles(module, like, positions)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from indexmem_cli.archive import terms_of, words_of
 from indexmem_cli.archives import Archives
 from indexmem_cli.config import NOT_STATED
 from indexmem_cli.events import Source
+from indexmem_cli.terms import terms_of, words_of
 from indexmem_cli.tokens import Entry
 
 MAX_SOURCES = 3

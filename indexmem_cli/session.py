@@ -1,4 +1,4 @@
-"""The use cases: inspect, read, ask. The only place where documents, model and memory meet.
+"""The use cases: read, ask. The only place where documents, model and memory meet.
 
 Yields events and never prints. Parts that need torch are imported when they are used.
 """
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from indexmem_cli.asking import answer as answer_question
-from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import (
     FOCUS,
     LEARNED,
@@ -22,15 +21,13 @@ from indexmem_cli.config import (
     parse_budget,
     parse_pages,
 )
-from indexmem_cli.coverage import coverage_of, join_coverage
-from indexmem_cli.documents import Sources, join_sources, open_each, open_sources, open_text
+from indexmem_cli.coverage import join_coverage
+from indexmem_cli.documents import Sources, join_sources, open_each, open_text
 from indexmem_cli.errors import ConfigError, MemoryFileError, OutOfMemory
 from indexmem_cli.events import (
     Answer,
     Event,
-    FileReport,
     Ingested,
-    Inspection,
     Loaded,
     Notice,
 )
@@ -40,7 +37,6 @@ from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
 from indexmem_cli.plan import Plan, make_plan
 from indexmem_cli.reading import Reading
-from indexmem_cli.tokens import count_tokens, load_tokenizer
 
 QUESTION_TOKENS = 256
 """Room that a reading leaves for questions, so that one memory serves most of them."""
@@ -108,38 +104,6 @@ def open_to_ingest(
     if store.name is not None:
         Library().check_name(store.name, str(Path(sources[0]).absolute()))
     return open_parts(sources, read, memory, store, stdin)
-
-
-def inspect(
-    sources: Sequence[str],
-    *,
-    read: ReadConfig,
-    memory: MemoryConfig,
-    model: ModelConfig,
-    stdin: BinaryIO | None = None,
-) -> Inspection:
-    """Count what reading the sources would mean, without loading a model."""
-    opened = open_sources(sources, read, stdin)
-    checkpoint = find_checkpoint(model.model, model.offline)
-    tokenizer = load_tokenizer(checkpoint.path)
-    files = []
-    for document in opened.documents:
-        tokens = count_tokens(document.passages(), tokenizer)
-        size = document.size_bytes or 0
-        about = (document.name, document.kind, document.pages_total, tokens, size)
-        files.append(FileReport(*about, inner=document.header))
-    total = sum(file.tokens for file in files)
-    plan, _ = make_plan(memory, checkpoint.window_tokens)
-    per_token = checkpoint.kv_bytes_per_token(checkpoint.likely_dtype(model.dtype, model.device))
-    return Inspection(
-        files=tuple(files),
-        coverage=coverage_of(opened, total),
-        model=model.model,
-        budget_tokens=plan.budget_tokens,
-        kv_bytes=min(total, plan.budget_tokens) * per_token,
-        full_kv_bytes=total * per_token,
-        kv_bytes_per_token=per_token,
-    )
 
 
 @dataclass

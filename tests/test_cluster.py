@@ -14,9 +14,9 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from indexmem_cli import session
 from indexmem_cli.cli.app import app
 from indexmem_cli.config import MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.inspecting import inspect
 from indexmem_cli.library import Library
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +109,7 @@ def test_a_killed_worker_loses_no_memory_and_makes_none_twice(
     assert sorted(memory["id"] for memory in memories) == Library().ids()
     assert len(Library().ids()) == 20
     how = {"read": ReadConfig(), "memory": MemoryConfig(96, 32)}
-    files = session.inspect(names, model=ModelConfig(str(tiny_model_dir)), **how).files
+    files = inspect(names, model=ModelConfig(str(tiny_model_dir)), **how).files
     for memory, file in zip(memories, files, strict=True):
         Library().verify(memory["id"])
         assert Library().load(memory["id"]).tokens == memory["tokens"] == file.tokens

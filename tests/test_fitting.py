@@ -146,10 +146,10 @@ def test_int8_slots_move_copy_and_rotate_as_their_numbers_do():
 
 @pytest.mark.parametrize("limit", [16, 32])
 def test_a_chunk_that_does_not_fit_is_read_in_parts(monkeypatch, limit):
-    whole, cut = reader_of(chunk=limit), reader_of(chunk=64)
+    whole, cut = reader_of(chunk=64), reader_of(chunk=64)
     starve(monkeypatch, cut.backbone, limit)
-    list(whole.read(IDS[first : first + limit] for first in range(0, 192, limit)))
-    assert list(cut.read([IDS[:64], IDS[64:128], IDS[128:192]])) == [64, 64, 64]
+    chunks = [IDS[:64], IDS[64:128], IDS[128:192]]
+    assert list(whole.read(chunks)) == list(cut.read(chunks)) == [64, 64, 64]
     assert cut.step_tokens == limit
     for one, other in zip(whole.state.managed, cut.state.managed, strict=True):
         assert torch.equal(one.positions[:, :, : one.held], other.positions[:, :, : other.held])

@@ -79,13 +79,13 @@ def ingest(
     store = StoreConfig(fresh=fresh, name=name)
 
     hush_libraries(verbose=False)
-    from indexmem_cli import session
+    from indexmem_cli import inspecting, session
     from indexmem_cli.render import show_inspection, show_json
     from indexmem_cli.render.ingestion import show_ingestion
 
     stdin = options.stdin_of(sources)
     if dry_run:
-        found = session.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
+        found = inspecting.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
         show_json(found.as_json()) if as_json else show_inspection(found, verbose=False)
         return
     how = {"read": read, "memory": memory, "model": backbone, "store": store}

@@ -82,8 +82,8 @@ def open_conversation(
             memory = replace(memory, budget_tokens=session.budget_tokens)
         session = replace(session, model=model.model, budget_tokens=memory.budget_tokens)
     talk = Conversation(store, session, memory, model, save, _notices=notices)
-    talk._enter()
     try:
+        talk._enter()
         talk._open_sources(session.sources, sources)
     except BaseException:
         talk.close()
@@ -351,8 +351,7 @@ class Conversation:
         """Write a turn down, as far as the disk lets."""
         self.num_turns = turn.number
         try:
-            if turn.number == 1:
-                self._put()
+            self._put()
             self.store.put_turn(self.session.id, turn)
         except OSError as error:
             self._notices.append(f"what was said is not saved: {error}")

@@ -151,8 +151,9 @@ class GrowingReading(Reading):
             except BaseException:
                 saver.abandon()
                 raise
+        if not self.saved_turns:  # those of another model or budget
+            forget(library, key.content, but=key.id)
         self.saved_turns = self.turns
-        forget(library, key.content, but=key.id)
         return self.manifest
 
     def _chunks(self, passages: list[Passage]) -> Iterator[Chunk]:

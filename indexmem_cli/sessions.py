@@ -127,7 +127,12 @@ class SessionStore:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         with self._explained():
             self._db = sqlite3.connect(self._path or ":memory:", timeout=10)
-            for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "foreign_keys = ON"):
+            for pragma in (
+                "trusted_schema = OFF",
+                "cell_size_check = ON",
+                "foreign_keys = ON",
+                "secure_delete = ON",  # what is removed is overwritten
+            ):
                 self._db.execute(f"PRAGMA {pragma}")
             self._open_tables()
 
@@ -136,7 +141,7 @@ class SessionStore:
         self._db.close()
 
     def put(self, session: Session) -> None:
-        """Add a conversation, or change what is known of it.
+        """Add a conversation, or change what is known of it: it was used now.
 
         Raises:
             OSError: it cannot be written.
@@ -160,11 +165,9 @@ class SessionStore:
             "INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?, ?, ?)",
             (session_id, *said, json.dumps(turn.sources)),
         )
-        self._write("UPDATE sessions SET used_s = ? WHERE id = ?", (time.time(), session_id))
 
     def delete(self, session_id: str) -> None:
         """Forget a conversation."""
-        self._write("PRAGMA secure_delete = ON", ())
         self._write("DELETE FROM sessions WHERE id = ?", (session_id,))
 
     def all(self) -> list[Session]:

@@ -41,11 +41,24 @@ class SafeMarkdown:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render it, as Rich asks for."""
         width = max(1, options.max_width - _ECHO_COLUMNS)
-        lines = console.render_lines(self.page, options.update(width=width), pad=False)
-        full = [i for i, line in enumerate(lines) if "".join(part.text for part in line).strip()]
+        # Without the spaces that fill lines: they would wrap when the window becomes narrower.
+        lines = [
+            _without_fill(line)
+            for line in console.render_lines(self.page, options.update(width=width), pad=False)
+        ]
+        full = [i for i, line in enumerate(lines) if line]
         for line in lines[full[0] : full[-1] + 1] if full else ():
             yield from line
             yield Segment.line()
+
+
+def _without_fill(line: list[Segment]) -> list[Segment]:
+    while line and not line[-1].text.strip():
+        line = line[:-1]
+    if line:
+        text, style, control = line[-1]
+        line = [*line[:-1], Segment(text.rstrip(), style, control)]
+    return line
 
 
 def _clean(tokens: Iterable[Token]) -> None:

@@ -123,7 +123,7 @@ def test_an_uneven_memory_is_saved_and_goes_on(backbone, tmp_path):
     layout = save_state(tmp_path / "state", reader.state, reader.scorer)
     again = Reader(backbone, reader.plan, shared_scorer(), QUESTION, SHARES)
     data = (tmp_path / "state").read_bytes()
-    kinds = (backbone.kv_shapes, torch.float32, torch.device("cpu"))
+    kinds = (backbone.kv_shapes, torch.float32, [torch.device("cpu")] * 3)
     load_state(data, layout, again.state, again.scorer, *kinds)
     for one in (reader, again):
         list(one.read([token_ids(40, seed=5)]))

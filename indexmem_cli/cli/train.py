@@ -234,7 +234,7 @@ def budgets(
     ] = 0.125,
     power: Annotated[
         float, typer.Option(metavar="NUMBER", min=0, help="0: all alike; 1: by what is lost.")
-    ] = 1.0,
+    ] = 0.25,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the texts.")] = 0,
     threads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="CPU threads.")] = 3,
 ) -> None:

@@ -72,7 +72,7 @@ def calibrate_budgets(
     adapter_file: Path,
     *,
     keep_fraction: float = 0.125,
-    power: float = 1.0,
+    power: float = 0.25,
     num_batches: int = 4,
     seed: int = 0,
     threads: int = 3,

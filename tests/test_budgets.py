@@ -13,7 +13,7 @@ from indexmem_cli.memory.policies import make_scorer
 from indexmem_cli.memory.store import load_state, save_state
 from indexmem_cli.memory.update import split_budget
 from indexmem_cli.plan import make_plan
-from indexmem_cli.train.budgets import STEPS, fill_up
+from indexmem_cli.train.budgets import shares_of
 
 IDS = token_ids(400)
 QUESTION = token_ids(9, seed=1)
@@ -135,12 +135,12 @@ def test_an_uneven_memory_is_saved_and_goes_on(backbone, tmp_path):
         load_state(data, layout, backbone.new_state(0), even.scorer, *kinds)
 
 
-def test_layers_whose_attention_is_spread_get_more():
-    points = torch.arange(1, STEPS + 1) / STEPS
-    curves = torch.stack([points**0.1, points**0.5, points])  # sharp, middling, flat
-    shares = fill_up(curves, 0.25)
-    assert shares.mean() == pytest.approx(1) and shares[0] < shares[1] < shares[2]
-    assert torch.equal(fill_up(curves[:1].expand(3, -1), 0.25), torch.ones(3))
+def test_shares_follow_what_is_lost_without_a_layer():
+    damage = torch.tensor([0.01, 2.0, 0.1])
+    shares = shares_of(damage, 1.0)
+    assert shares.mean() == pytest.approx(1) and shares[1] > 2.8 and shares[0] < shares[2]
+    assert shares_of(damage, 0.5)[1] < shares[1]
+    assert torch.equal(shares_of(damage, 0.0), torch.ones(3))
 
 
 def test_a_question_finds_its_tokens_in_heads_that_hold_others(backbone):

@@ -232,10 +232,13 @@ def budgets(
     keep: Annotated[
         float, typer.Option(metavar="SHARE", min=0.01, max=0.99, help="Of a text, to plan for.")
     ] = 0.125,
+    power: Annotated[
+        float, typer.Option(metavar="NUMBER", min=0, help="0: all alike; 1: by what is lost.")
+    ] = 0.25,
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the texts.")] = 0,
     threads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="CPU threads.")] = 3,
 ) -> None:
-    """Split the budget among the layers, by what each needs along the adapter's ranking.
+    """Split the budget among the layers, by what is lost when one alone is evicted.
 
     \b
     Examples:
@@ -248,7 +251,14 @@ def budgets(
     from indexmem_cli.train.budgets import calibrate_budgets
 
     shares = calibrate_budgets(
-        model, data, cache, adapter_file, keep_fraction=keep, seed=seed, threads=threads
+        model,
+        data,
+        cache,
+        adapter_file,
+        keep_fraction=keep,
+        power=power,
+        seed=seed,
+        threads=threads,
     )
     typer.echo(" ".join(f"{share:.2f}" for share in shares))
 

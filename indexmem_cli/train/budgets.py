@@ -1,6 +1,7 @@
-"""How a budget is split among layers: measured along an adapter's own ranking, kept in its file.
+"""How a budget is split among layers: by what the answers lose when one layer alone is evicted.
 
-Layers that spread their attention over more of what the adapter ranks low get more slots.
+In a small model one layer may do all the finding: it needs every token it can get, and the others
+next to none. What was tried before, and failed, stands in benchmarks/LOG.md.
 """
 
 from dataclasses import replace
@@ -16,64 +17,52 @@ from indexmem_cli.errors import ConfigError
 from indexmem_cli.loading import load_backbone
 from indexmem_cli.memory.adapter import load_adapter, save_adapter
 from indexmem_cli.memory.indexer import TokenIndexer
-from indexmem_cli.ops import pool_spans
 from indexmem_cli.train.adapter import AdapterRecipe, Batch, make_batch
 from indexmem_cli.train.data import Corpus, prepare
 from indexmem_cli.train.episodes import EpisodeMaker
-from indexmem_cli.train.teachers import WholeModel
-
-STEPS = 256
-"""Points of a curve: shares of the tokens kept, from 1 / STEPS to 1."""
-FLOOR = 0.25
-"""Part of the budget that every layer has; as in `memory.update.evict`."""
+from indexmem_cli.train.loss import reverse_kl
+from indexmem_cli.train.teachers import WholeModel, hide_evicted
 
 
 @torch.no_grad()
-def attention_curves(
-    model: WholeModel, indexer: TokenIndexer, batch: Batch, recipe: AdapterRecipe
+def layer_damage(
+    model: WholeModel,
+    indexer: TokenIndexer,
+    batch: Batch,
+    recipe: AdapterRecipe,
+    keep_fraction: float,
 ) -> Tensor:
-    """Share of the answers' attention to a text that its best-ranked tokens receive.
+    """What each layer's eviction alone does to the answers of a batch.
 
     Returns:
-        fp32 [L, STEPS], the mean over the batch's texts; entry i keeps (i + 1) / STEPS of a text.
+        fp32 [L], KL( whole model || the one layer evicted ) in nats per token of the answers.
     """
-    watched = indexer.config.watched_layers
-    whole = model.run(batch.ids, watched=watched, rows=batch.answering)
-    counted, curves = batch.counted(recipe.sink_tokens).to(batch.ids.device), []
-    for score, received in zip(indexer(whole.hidden), whole.received, strict=True):
-        score = score.expand_as(received)
-        for b, mine in enumerate(counted):
-            where = mine.nonzero()[:, 0]
-            pooled = pool_spans(score[b, :, where].float(), where, recipe.span_tokens)
-            order = pooled.argsort(dim=-1, descending=True, stable=True)
-            paid = received[b, :, where].gather(1, order).mean(0).cumsum(0)
-            at = torch.arange(1, STEPS + 1) * len(where) / STEPS
-            curves.append(paid[at.ceil().long() - 1] / paid[-1])
-    return torch.stack(curves).unflatten(0, (len(whole.received), -1)).mean(1).cpu()
+    whole = model.run(batch.ids, watched=indexer.config.watched_layers)
+    truth = model.predict_from(whole.output[batch.answering])
+    pins = recipe.sink_tokens + recipe.recent_tokens
+    budgets = [max(pins + 1, int(end * keep_fraction)) for end in batch.ends]
+    damage = []
+    for place, score in enumerate(indexer(whole.hidden)):
+        hidden = hide_evicted(
+            score,
+            batch.ends,
+            budgets,
+            recipe.chunk_tokens,
+            recipe.sink_tokens,
+            recipe.recent_tokens,
+            recipe.span_tokens,
+        )
+        nothing = torch.zeros_like(hidden)
+        gates = [hidden if i == place else nothing for i in range(len(model.managed))]
+        output = model.run(batch.ids, gates=gates).output
+        damage.append(reverse_kl(truth, model.predict_from(output[batch.answering])))
+    return torch.stack(damage).cpu()
 
 
-def fill_up(curves: Tensor, keep_fraction: float) -> Tensor:
-    """Shares above the floor that bring all layers to the same part of their attention.
-
-    Args:
-        curves: as `attention_curves` returns them. keep_fraction: of the text, on average.
-
-    Returns:
-        fp32 [L], 1 on average.
-    """
-    total = keep_fraction * len(curves)
-    floor = FLOOR * keep_fraction
-
-    def needed(part: float) -> Tensor:
-        steps = (curves < part).sum(1) + 1
-        return (steps.clamp(max=STEPS) / STEPS).clamp(min=floor)
-
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(needed(middle).sum()) <= total else (low, middle)
-    above = needed(low) - floor
-    return above / above.mean() if above.sum() > 0 else torch.ones(len(curves))
+def shares_of(damage: Tensor, power: float) -> Tensor:
+    """Shares of the layers in what a budget has above its floor, fp32 [L], 1 on average."""
+    weights = damage.clamp(min=1e-6) ** power
+    return weights / weights.mean()
 
 
 def calibrate_budgets(
@@ -83,11 +72,16 @@ def calibrate_budgets(
     adapter_file: Path,
     *,
     keep_fraction: float = 0.125,
-    num_batches: int = 16,
+    power: float = 0.25,
+    num_batches: int = 4,
     seed: int = 0,
     threads: int = 3,
 ) -> list[float]:
     """Measure the shares of the layers and write them into the adapter's file.
+
+    Args:
+        keep_fraction: part of a text that a layer keeps when it alone is evicted.
+        power: of the damage that a share is in proportion to; 0 makes all shares equal.
 
     Returns:
         The shares, 1 on average.
@@ -103,11 +97,11 @@ def calibrate_budgets(
     backbone = load_backbone(checkpoint, ModelConfig(model, dtype="float32", device="cpu"))
     encoding = prepare(data, cache, checkpoint.path, checkpoint.window_tokens)
     maker = EpisodeMaker(Corpus(cache, encoding), data)
-    whole, recipe, curves = WholeModel(backbone, in_bf16=True), AdapterRecipe(), []
+    whole, recipe, damage = WholeModel(backbone, in_bf16=True), AdapterRecipe(), []
     for number in range(num_batches):
         rng = Random(f"budgets {seed} {number}")
         batch = make_batch(maker, rng, recipe.rows, recipe.length_tokens)
-        curves.append(attention_curves(whole, adapter.indexer, batch, recipe))
-    shares = fill_up(torch.stack(curves).mean(0), keep_fraction)
+        damage.append(layer_damage(whole, adapter.indexer, batch, recipe, keep_fraction))
+    shares = shares_of(torch.stack(damage).mean(0), power)
     save_adapter(replace(adapter, layer_shares=shares), adapter_file)
     return shares.tolist()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import WINDOW, make_backbone, token_ids
 
-from indexmem_cli import ops
+from indexmem_cli import Memory, ops
 from indexmem_cli.config import AnswerConfig, MemoryConfig
 from indexmem_cli.engine import Reader
 from indexmem_cli.errors import ConfigError
@@ -117,6 +117,22 @@ def fast_weights():
 )
 def test_latent_memories_take_in_and_answer_the_same(monkeypatch, make_latent, also):
     agree(monkeypatch, also, make_latent=make_latent)
+
+
+def test_the_embedded_model_answers_the_same(monkeypatch):
+    text = (
+        "The mill stands by the river. Its miller is called Orlin Vask. "
+        + "Rain fell on the hills for days, and the carts stood idle in the yard. " * 9
+        + "In autumn the flour is sold in Brennen."
+    )
+    answers = []
+    for choice in ("reference", "interpret"):
+        monkeypatch.setenv("INDEXMEM_KERNELS", choice)
+        memory = Memory.read_text(text, budget=96, chunk_tokens=96)
+        answers.append(memory.ask("What is the miller called?", max_tokens=6))
+    assert answers[0].memory.kv_tokens < answers[0].memory.full_kv_tokens
+    assert "Orlin Vask" in str(answers[0])
+    assert [str(answer) for answer in answers] == [str(answers[0])] * 2
 
 
 def test_an_unknown_choice_of_kernels_is_refused(monkeypatch):

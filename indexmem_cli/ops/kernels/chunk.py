@@ -26,7 +26,7 @@ from indexmem_cli.ops.kernels.launch import (
 @tuned(
     tiles(
         [
-            ({"TILE_T": 32, "TILE_N": 32}, 4, 2),
+            ({"TILE_T": 64, "TILE_N": 32}, 8, 2),
             ({"TILE_T": 64, "TILE_N": 64}, 4, 2),
             ({"TILE_T": 128, "TILE_N": 32}, 8, 2),
             ({"TILE_T": 128, "TILE_N": 64}, 8, 2),

@@ -15,7 +15,6 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from indexmem_cli.ops.kernels import chunk, decode, launch, remember, score, select
@@ -40,7 +39,7 @@ class Compiled:
     registers: int
     """Per thread."""
     spilled_bytes: int
-    """Stores and loads of registers that did not fit, per thread."""
+    """Stack per thread: registers that did not fit."""
     shared_bytes: int
     num_warps: int
 
@@ -98,13 +97,12 @@ def _type_of(value) -> str:
 
 def _compile(source: ASTSource, form: str, arch: int, options: dict) -> Compiled:
     program = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=options)
-    ptx = program.asm["ptx"]
-    registers, spilled = _resources(ptx, arch)
+    registers, spilled = _resources(program.asm["cubin"])
     return Compiled(
         kernel=source.name.strip("_").removesuffix("_kernel"),
         form=form,
         arch=arch,
-        ptx_bytes=len(ptx),
+        ptx_bytes=len(program.asm["ptx"]),
         registers=registers,
         spilled_bytes=spilled,
         shared_bytes=program.metadata.shared,
@@ -112,21 +110,17 @@ def _compile(source: ASTSource, form: str, arch: int, options: dict) -> Compiled
     )
 
 
-def _resources(ptx: str, arch: int) -> tuple[int, int]:
-    """Registers and spilled bytes per thread, as the assembler that Triton ships reports them."""
-    target = re.search(r"\.target (\w+)", ptx)[1]
+def _resources(program: bytes) -> tuple[int, int]:
+    """Registers and spilled bytes per thread, as written into a program."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.ptx"
-        file.write_text(ptx)
-        command = [get_ptxas(arch).path, "-v", f"--gpu-name={target}", str(file)]
-        done = subprocess.run(
-            [*command, "-o", str(file.with_suffix(".cubin"))],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    spilled = re.findall(r"(\d+) bytes spill", done.stderr)
-    return int(re.search(r"Used (\d+) registers", done.stderr)[1]), sum(map(int, spilled))
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(program)
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (
+        int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")
+    )
+    return registers, stack + local
 
 
 def _launch_all(dtype: torch.dtype, size: int, group: int) -> None:

@@ -13,7 +13,7 @@ STAMP := .venv/installed
 export QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help install ask test check bench wheel man clean
+.PHONY: help install ask test check bench soak wheel sbom man clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,20 @@ check: install  ## lint and check the formatting
 bench: install  ## measure memory and speed (about 20 minutes; rows go to benchmarks/results)
 	@.venv/bin/python benchmarks/memory.py --threads 1 --runs 1
 	@.venv/bin/python benchmarks/speed.py --repeats 1
+
+soak: install  ## the long tests of reliability (hours; rows go to benchmarks/results)
+	@.venv/bin/python -m pytest -m slow tests/test_hostile.py tests/test_faults.py
+	@.venv/bin/python benchmarks/fuzz.py --mutations 2000 $(if $(CORPUS),--corpus $(CORPUS))
+	@.venv/bin/python benchmarks/fuzz_memories.py --cases 10000
+	@.venv/bin/python benchmarks/crash.py --kills 500
+	@.venv/bin/python benchmarks/soak.py --tokens 5000000 --questions 10000 --requests 2000
+
+sbom: install  ## write dist/indexmem.cdx.json, a list of all that is installed
+	@mkdir -p dist
+	@test -x .venv/sbom/bin/cyclonedx-py || { $(PYTHON) -m venv .venv/sbom \
+		&& .venv/sbom/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0; }
+	@.venv/sbom/bin/cyclonedx-py environment .venv/bin/python --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/indexmem.cdx.json
 
 wheel: install  ## build dist/*.whl, which carries the embedded model
 	@.venv/bin/python -m build --wheel --no-isolation

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from indexmem_cli.archive import terms_of
 from indexmem_cli.bench.tasks import EXAMPLES
 from indexmem_cli.config import ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
+from indexmem_cli.terms import terms_of
 from indexmem_cli.train.data import NUM_VALIDATION_BOOKS, PROSE_SHARDS, read_records
 from indexmem_cli.train.gate import CHAINS, HELD_OUT_CHAINS
 from indexmem_cli.train.natural import BY_FORM

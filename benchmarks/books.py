@@ -12,14 +12,15 @@ import tempfile
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 from book_sets import EXAMPLE, WINDOW_TOKENS, Asked, Part, ask_pages, make_books
 
 from indexmem_cli import Memory
+from indexmem_cli.archive import Archive, Block
 from indexmem_cli.bench import rows
 from indexmem_cli.bench.reader import ModelReader
 from indexmem_cli.bench.rows import Row, wilson_interval
@@ -28,9 +29,10 @@ from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import FOCUS, ModelConfig
 from indexmem_cli.memory.recall import find_candidates
 
-MODES = ("recall", "no-recall", "focus", "passages", "passage", "full")
-"""`passages` and `passage` give the model the best passages by words and no memory: up to 512
-tokens, and up to the 160 that recall has in its first round. `full` keeps everything."""
+PASSAGE_TOKENS = {"passages": 512, "passage": 160}
+"""The best passages by words, and no memory; 160 is what recall has in its first round."""
+MODES = ("recall", "no-recall", "focus", *PASSAGE_TOKENS, "full")
+FULL_TOKENS = 1.15 * WINDOW_TOKENS
 FOCUS_TOKENS = 10_000  # every question reads the text again, so no longer ones
 COLUMNS = ["set", "length", "mode", "tokens", "n", "right", "accuracy", "interval_95", "f1"]
 COLUMNS += ["refused", "found", "recalled", "source_of_right", "precision_of_right", "ask_s"]
@@ -43,50 +45,67 @@ class Ways:
         self.options = options
         self.model = {"model": options.model, "dtype": options.dtype, "device": options.device}
         self.plain = ModelReader(ModelConfig(**self.model, offline=True))
-        self._engine = None
+        self.engine = None
 
     def memory(self, path: Path | None, text: str = "", **settings) -> Memory:
         """A memory of a text that is read when it is first asked."""
         settings = {"budget": self.options.budget, "chunk_tokens": self.options.chunk} | settings
         settings |= {**self.model, "offline": True}
         made = Memory.read(path, **settings) if path else Memory.read_text(text, **settings)
-        made._engine = self._engine
+        made.engine = self.engine
         return made
 
-    def of_book(self, path: Path) -> Callable[[str, Asked], Row | None]:
-        """Read a book; return a function that answers a question of it in one of the ways."""
-        with_recall = self.memory(path)
-        with_recall.ask("-", max_tokens=1)
-        self._engine = with_recall._engine
-        [reading] = with_recall._readings
-        archive, tokens = reading.archive, reading.tokens
+    def read(self, path: Path) -> "ReadBook":
+        """Read a book for all questions."""
+        memory = self.memory(path)
+        memory.ask("-", max_tokens=1)
+        self.engine = memory.engine
         # What is kept is the same with recall and without: one reading serves both.
-        alone = replace(with_recall, memory=replace(with_recall.memory, recall=False))
-        alone._engine, alone._readings = self._engine, with_recall._readings
+        alone = replace(memory, memory=replace(memory.memory, recall=False))
+        alone.engine, alone._readings = self.engine, memory._readings
+        return ReadBook(self, path, memory, alone)
 
-        def ask(mode: str, asked: Asked) -> Row | None:
-            question, most = asked.question, self.options.max_tokens
-            if mode == "full":
-                if tokens > WINDOW_TOKENS * 1.15:
-                    return None
-                text = "".join(archive.text(block) for block in archive)
-                reply = self.plain.answer(text, question)
-                return None if reply.streamed else {"text": reply.text}
-            if mode == "focus":
-                if tokens > FOCUS_TOKENS:
-                    return None
-                return row_of(self.memory(path, recall=False, policy=FOCUS), question, most)
-            if mode in ("passages", "passage"):
-                blocks = best_passages(archive, question, 512 if mode == "passages" else 160)
-                text = "".join(archive.text(block) for block in blocks) or "-"
-                found = row_of(
-                    self.memory(None, text, recall=False, policy=FOCUS, budget=1024), question, most
-                )
-                return {"text": found["text"], "blocks": [block.number for block in blocks]}
-            return row_of(with_recall if mode == "recall" else alone, question, most)
 
-        ask.archive, ask.tokens = archive, tokens
-        return ask
+@dataclass(frozen=True)
+class ReadBook:
+    """A book that was read, to ask in any of the ways."""
+
+    ways: Ways
+    path: Path
+    with_recall: Memory
+    alone: Memory
+
+    @property
+    def archive(self) -> Archive:
+        """Its text."""
+        return self.with_recall._readings[0].archive
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of text in it."""
+        return self.with_recall._readings[0].tokens
+
+    def ask(self, mode: str, question: str) -> Row | None:
+        """Answer in one of the ways; None where the book is too long for it."""
+        if mode == "full":
+            if self.tokens > FULL_TOKENS:
+                return None
+            text = "".join(self.archive.text(block) for block in self.archive)
+            reply = self.ways.plain.answer(text, question)
+            return None if reply.streamed else {"text": reply.text}
+        if mode == "focus":
+            if self.tokens > FOCUS_TOKENS:
+                return None
+            memory = self.ways.memory(self.path, recall=False, policy=FOCUS)
+            return row_of(memory, question, self.ways.options.max_tokens)
+        if mode in PASSAGE_TOKENS:
+            blocks = best_passages(self.archive, question, PASSAGE_TOKENS[mode])
+            text = "".join(self.archive.text(block) for block in blocks) or "-"
+            memory = self.ways.memory(None, text, recall=False, policy=FOCUS, budget=1024)
+            found = row_of(memory, question, self.ways.options.max_tokens)
+            return {"text": found["text"], "blocks": [block.number for block in blocks]}
+        memory = self.with_recall if mode == "recall" else self.alone
+        return row_of(memory, question, self.ways.options.max_tokens)
 
 
 def row_of(memory: Memory, question: str, max_tokens: int) -> Row:
@@ -96,7 +115,7 @@ def row_of(memory: Memory, question: str, max_tokens: int) -> Row:
     return {"text": answer.text, "sources": answer.sources, "blocks": blocks}
 
 
-def best_passages(archive, question: str, room_tokens: int) -> list:
+def best_passages(archive: Archive, question: str, room_tokens: int) -> list[Block]:
     """The blocks that share most words with the question, in the order of the text."""
     blocks = []
     for candidate in find_candidates(archive, question):
@@ -114,7 +133,7 @@ def holds_words(text: str, accepted: Sequence[str]) -> bool:
     return any(f" {' '.join(normalise(a))} " in given for a in accepted if normalise(a))
 
 
-def judge(result: Row, asked: Asked, text: str, archive) -> Row:
+def judge(result: Row, asked: Asked, text: str, archive: Archive) -> Row:
     """Score one answer and the sources shown with it."""
     lines = [
         (text.count("\n", 0, start) + 1, text.count("\n", 0, max(start, end - 1)) + 1)
@@ -190,14 +209,14 @@ def measure(name: str, length: str, ways: Ways, options: Namespace, folder: Path
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     tokens = []
     for path, book in books:
-        ask = ways.of_book(path)
-        tokens.append(ask.tokens)
+        read = ways.read(path)
+        tokens.append(read.tokens)
         for mode, asked in itertools.product(modes, book.asked):
             started = time.perf_counter()
-            result = ask(mode, asked)
+            result = read.ask(mode, asked.question)
             if result is not None:
                 seconds[mode].append(round(time.perf_counter() - started, 4))
-                results[mode].append(judge(result, asked, book.text, ask.archive))
+                results[mode].append(judge(result, asked, book.text, read.archive))
     for mode in modes:
         if results[mode]:
             shared = {"set": name, "length": length, "mode": mode, "books": len(books)}

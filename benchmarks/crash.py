@@ -1,6 +1,6 @@
-"""Kill a reading at random moments: does the old or the new memory load every time?
+"""Kill readings and removals at random moments: is the old or the new memory whole every time?
 
-python benchmarks/crash.py --kills 200
+python benchmarks/crash.py --kills 500
 """
 
 import os
@@ -32,8 +32,8 @@ from indexmem_cli.plan import make_plan
 from indexmem_cli.reading import Reading
 
 CHUNK = 64
-SCENES = ("first reading", "reading again", "grown text")
-COLUMNS = ["scene", "n", "moments", "whole", "resumed", "wrong"]
+SCENES = ("first reading", "reading again", "grown text", "removal")
+COLUMNS = ["scene", "n", "moments", "whole", "resumed", "swept", "wrong"]
 
 
 class Scene:
@@ -52,7 +52,7 @@ class Scene:
             self.source.write_text(self.before)
             self.read()
         self.source.write_text(self.text)
-        if self.kind == "reading again":
+        if self.kind in ("reading again", "removal"):
             self.read()
 
     def read(self, **store) -> Reading:
@@ -68,13 +68,31 @@ class Scene:
             pass
         return reading
 
+    def work(self) -> None:
+        """Do what will be killed."""
+        if self.kind == "removal":
+            for memory_id in self.library.ids():
+                self.library.delete(memory_id)
+        else:
+            self.read(fresh=self.kind == "reading again")
+
+    def sweep(self) -> int:
+        """Remove what a killed removal left, as if an hour had passed; count it."""
+        left = list(self.library.root.glob(".gone-*"))
+        for folder in left:
+            os.utime(folder, (1, 1))
+        self.library.sweep()
+        if any(folder.exists() for folder in left):
+            raise RuntimeError("a removed memory is still on the disk")
+        return len(left)
+
     def kill_at(self, seconds: float) -> bool:
         """Read in a process that is killed after so long; tell whether it was still at work."""
         process = os.fork()
         if process == 0:
             with contextlib.suppress(BaseException):
                 Saver.is_due = lambda saver: True  # save after every chunk: most kills hit a save
-                self.read(fresh=self.kind == "reading again")
+                self.work()
                 os._exit(0)
             traceback.print_exc()
             os._exit(1)
@@ -111,13 +129,18 @@ def run(engine, text: str, kind: str, kills: int, seed: int) -> dict:
         started = time.monotonic()
         expected = digest(scene.read(fresh=True))
         longest_s = 2.5 * (time.monotonic() - started)  # saving after every chunk takes longer
+        if kind == "removal":
+            started = time.monotonic()
+            scene.work()
+            longest_s = 2.5 * (time.monotonic() - started)
         scene.prepare()
         for _ in range(kills):
             seen["moments"] += scene.kill_at(chance.uniform(0, longest_s))
             folders = map(scene.library.folder, scene.library.ids())
             whole = [folder.name for folder in folders if (folder / MANIFEST).exists()]
             seen["whole"] += bool(whole)
-            if kind != "first reading" and not whole:
+            seen["swept"] += scene.sweep()
+            if kind in ("reading again", "grown text") and not whole:
                 seen["wrong"] += 1
             for memory_id in whole:
                 scene.library.verify(memory_id)

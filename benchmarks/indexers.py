@@ -7,183 +7,49 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
 
+import re
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from random import Random
+from time import monotonic
 
 import numpy as np
 import torch
+from indexer_texts import TASKS, Ask, Text, Texts
 
-from indexmem_cli.bench.rows import Row, append_row, common_fields, option_parser, print_table
+from indexmem_cli.bench.rows import (
+    Row,
+    append_row,
+    common_fields,
+    option_parser,
+    print_table,
+    read_rows,
+    state_of_code,
+)
 from indexmem_cli.bench.scores import score_f1
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import POLICIES, AnswerConfig, ModelConfig
 from indexmem_cli.engine import Reader
 from indexmem_cli.loading import load_backbone, load_prompt
-from indexmem_cli.memory.adapter import load_adapter
+from indexmem_cli.memory.adapter import hash_adapter, load_adapter
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.latent import CentroidMemory
 from indexmem_cli.memory.policies import make_scorer
 from indexmem_cli.plan import Plan
-from indexmem_cli.train.data import Corpus, prepare, read_records
-from indexmem_cli.train.tasks import capitalise, fill, make_development_fact, make_kind_fact
-from indexmem_cli.train.templates import DEVELOPMENT_KINDS
+from indexmem_cli.train.data import Corpus, prepare
 
-TASKS = ("single", "keys", "values", "chain", "squadshifts", "fairytaleqa", "prose")
 FRACTIONS = (0.5, 0.25, 0.125, 0.0625)
 FULL = "full"
+UNANSWERABLE = {("prose", "oracle"), ("prose", "question")}
 LEARNED_VARIANTS = ("", ":shuffled", "+centroids", "+mixed")
 MAX_ANSWER_TOKENS = 24
 COLUMNS = ["task", "kept", "mode", "n", "documents", "score", "interval_95", "evidence_kept"]
 COLUMNS += ["over_twin"]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One question of a text."""
-
-    question: str
-    answers: tuple[str, ...]
-    evidence: tuple[tuple[int, int], ...]
-    """Tokens of the text [first, end) that hold the answer."""
-
-
-@dataclass
-class Text:
-    """A text with what is asked of it afterwards; without questions its tokens are predicted."""
-
-    task: str
-    ids: list[int]
-    asks: list[Ask] = field(default_factory=list)
-
-
-class Texts:
-    """Makes texts in wordings, of books and of question sets that nothing was trained on."""
-
-    def __init__(self, corpus: Corpus, data: Path, tokens: int) -> None:
-        self.corpus, self.data, self.tokens = corpus, data, tokens
-        self.encode = corpus.encoding.encode_ordinary
-        self._passages: dict[str, list] = {}
-
-    def make(self, task: str, number: int) -> Text:
-        """Make text `number` of a task: the same whenever it is asked for."""
-        rng = Random(f"{task} {number}")
-        if task == "prose":
-            return Text(task, self.corpus.packed(rng, "prose", self.tokens))
-        if task in ("squadshifts", "fairytaleqa"):
-            return self._reading(task, rng)
-        return self._needles(task, *getattr(self, f"_{task}")(rng))
-
-    def _single(self, rng: Random):
-        fact = make_development_fact(rng)
-        turn = rng.choice(fact.turns)
-        return rng, list(fact.sentences), [(turn.question, (turn.answer,), (0,))]
-
-    def _keys(self, rng: Random):
-        kinds, facts, known = (rng.choice(DEVELOPMENT_KINDS),), [], set()
-        while len(facts) < 4:
-            fact = make_kind_fact(rng, kinds, with_article=False)
-            turn = rng.choice(fact.turns)
-            if turn.question not in known:
-                known.add(turn.question)
-                facts.append((fact.sentences[0], turn))
-        asked = [(t.question, (t.answer,), (i,)) for i, (_, t) in enumerate(facts)]
-        return rng, [sentence for sentence, _ in facts], asked
-
-    def _values(self, rng: Random):
-        person: dict[str, str] = {}
-        things = []
-        while len(things) < 3:
-            values = dict(person)
-            sentence = fill(rng, "Among the goods of {person} is the {thing}.", values)
-            person = {"person": values["person"]}
-            things.append((sentence, values["thing"]))
-        question = fill(rng, "Name the goods of {person}.", person)
-        answers = tuple(thing for _, thing in things)
-        return rng, [sentence for sentence, _ in things], [(question, answers, (0, 1, 2))]
-
-    def _chain(self, rng: Random):
-        values: dict[str, str] = {}
-        first = fill(rng, "The keeper of the {thing} is {person}.", values)
-        second = fill(rng, "{person} may be found in {place}.", values)
-        question = fill(rng, "In what place may the keeper of the {thing} be found?", values)
-        return rng, [first, second], [(question, (values["place"],), (0, 1))]
-
-    def _needles(self, task: str, rng: Random, sentences: list[str], asked) -> Text:
-        pieces = [self.encode(" " + capitalise(sentence)) for sentence in sentences]
-        room = self.tokens - sum(map(len, pieces))
-        prose = self.corpus.packed(rng, "prose", room)
-        places = [0, *self.corpus.sentence_starts(prose)]
-        if len(places) < len(pieces):  # a text without sentences
-            places = range(len(prose))
-        chosen = sorted(rng.sample(places, len(pieces)))
-        order = list(range(len(pieces)))
-        rng.shuffle(order)
-        ids, spans, last = [], {}, 0
-        for place, i in zip(chosen, order, strict=True):
-            ids += prose[last:place]
-            spans[i] = (len(ids), len(ids) + len(pieces[i]))
-            ids += pieces[i]
-            last = place
-        ids += prose[last:]
-        asks = [Ask(q, answers, tuple(spans[i] for i in of)) for q, answers, of in asked]
-        return Text(task, ids, asks)
-
-    def _reading(self, name: str, rng: Random) -> Text:
-        passages = self.passages(name)
-        chosen = rng.sample(passages, 40)
-        gold, records = next(p for p in chosen if len(self.encode(p[0])) < self.tokens // 2)
-        parts = [gold]
-        left = self.tokens - len(self.encode("\n" + gold + "\n"))
-        for other, _ in chosen:
-            size = len(self.encode("\n" + other + "\n"))
-            if other != gold and size <= left:
-                parts.append(other)
-                left -= size
-        rng.shuffle(parts)
-        ids, span = [], (0, 0)
-        for part in parts:
-            fresh = self.encode("\n" + part + "\n")
-            if part == gold:
-                span = (len(ids), len(ids) + len(fresh))
-            ids += fresh
-        asks = []
-        for record in rng.sample(records, min(3, len(records))):
-            near = _answer_tokens(self.encode, gold, record["answers"], span)
-            asks.append(Ask(record["question"], tuple(record["answers"]), (near,)))
-        return Text(name, ids, asks)
-
-    def passages(self, name: str) -> list:
-        """Passages of a development set, each with its answerable questions."""
-        if name not in self._passages:
-            folder = self.data / "qa" / "dev"
-            documents = {r["doc_id"]: r["text"] for r in read_records(folder / "docs.jsonl.xz")}
-            grouped = defaultdict(list)
-            for record in read_records(folder / f"{name}.jsonl.xz"):
-                if not record["answerable"]:
-                    continue
-                text = record.get("context") or documents[record["doc_id"]]
-                if record.get("evidence") and "doc_id" in record:
-                    spans = record["evidence"]
-                    text = text[min(s for s, _ in spans) : max(e for _, e in spans)]
-                grouped[text].append(record)
-            self._passages[name] = sorted(grouped.items())
-        return self._passages[name]
-
-
-def _answer_tokens(encode, gold: str, answers: Sequence[str], span: tuple[int, int]):
-    """The tokens around an answer's place in its passage; the whole passage if it has none."""
-    place = next((gold.find(a) for a in answers if a in gold), -1)
-    if place < 0:
-        return span
-    start = span[0] + len(encode("\n" + gold[:place]))
-    return max(span[0], start - 24), min(span[1], start + 24)
 
 
 class Oracle:
@@ -235,6 +101,9 @@ class Mixed(CentroidMemory):
         return keys, values
 
 
+LATENTS = {"centroids": CentroidMemory, "mixed": Mixed}
+
+
 class Bench:
     """One model reading texts under one scorer after the other."""
 
@@ -255,20 +124,26 @@ class Bench:
             name: load_adapter(Path(path), checkpoint.path, self.backbone.device)
             for name, path in options["adapters"].items()
         }
+        self.done = {identity(row) for row in read_rows(options["raw"])} if options["raw"] else {}
 
     def reader(self, mode: str, text: Text, fraction: float, closing: list[int] = ()) -> Reader:
         """A fresh reader: scorer, `:shuffled` for its twin, `+centroids` for a latent memory.
 
         The memory's slots are taken out of the budget. `+mixed` is its twin: each cluster has the
-        mean value of another.
+        mean value of another. `+budgets` splits the budget among the layers by the adapter's table,
+        and its twin `+moved` by that of the next layer.
         """
-        name, _, memory = mode.partition("+")
+        name, _, part = mode.partition("+")
+        memory = part if part in LATENTS else ""
         plan = self.plan(name, fraction, len(text.ids))
         slots = max(8, plan.budget_tokens // 8) if memory else 0
         plan = replace(plan, budget_tokens=plan.budget_tokens - slots)
         reader = Reader(self.backbone, plan, self.scorer(name, text), closing)
+        if part in ("budgets", "moved"):
+            shares = self.adapters[name].shares
+            reader.shares = shares if part == "budgets" else shares[1:] + shares[:1]
         for layer in reader.state.managed if memory else ():
-            layer.latent = {"centroids": CentroidMemory, "mixed": Mixed}[memory](slots)
+            layer.latent = LATENTS[memory](slots)
         if memory and name in self.adapters and self.adapters[name].log_mass is not None:
             for layer, bias in zip(reader.state.managed, self.adapters[name].log_mass, strict=True):
                 layer.latent.bias = bias
@@ -296,16 +171,18 @@ class Bench:
         return Plan(budget, self.options["chunk"], sinks, recent, span, budget, window)
 
     def run(self, task: str, number: int) -> Iterator[Row]:
-        """Read one text under every scorer and budget; yield what came of each."""
+        """Read one text under every scorer and budget; yield what came of each, once."""
         text = self.texts.make(task, number)
         for fraction in self.options["fractions"]:
             for mode in self.options["modes"]:
                 if mode == FULL and fraction != self.options["fractions"][0]:
                     continue
-                if task == "prose" and mode in ("oracle", "question"):
+                if (task, mode) in UNANSWERABLE:
                     continue
                 row = {"task": task, "number": number, "mode": mode, "kept": fraction}
-                yield row | self.measure(text, mode, fraction)
+                row["of"] = self.options["of"][mode]
+                if identity(row) not in self.done:
+                    yield row | self.measure(text, mode, fraction)
 
     def measure(self, text: Text, mode: str, fraction: float) -> Row:
         """Scores of one text's questions, or the loss over its second half."""
@@ -313,9 +190,9 @@ class Bench:
             loss = self.loss(text, self.reader(mode, text, fraction))
             return {"scores": [loss], "evidence_kept": None}
         scores, kept, reader = [], [], None
-        for ask in text.asks:
+        for ask in text.asks[:1] if mode == "question" else text.asks:
             closing = self.prompt.closing(self.encoding.encode_ordinary(ask.question))
-            if reader is None or mode == "question":  # it reads anew for every question
+            if reader is None:
                 reader = self.reader(mode, text, fraction, closing)
                 for _ in reader.read([*self.chunks(self.prompt.opening + text.ids)]):
                     pass
@@ -365,10 +242,35 @@ def grade(task: str, given: str, ask: Ask) -> float:
     return float(np.mean([answer.lower() in given.lower() for answer in ask.answers]))
 
 
+def identity(row: Row) -> tuple:
+    """What a measurement is of: the same identity, the same result."""
+    return tuple(row[name] for name in ("of", "task", "number", "mode", "kept"))
+
+
 def run_share(share: list[tuple[str, int]], options: dict) -> list[Row]:
-    """Run some texts in a process of their own."""
-    bench = Bench(options)
-    return [row for task, number in share for row in bench.run(task, number)]
+    """Run some texts in a process of their own, until the time is up."""
+    bench, rows = Bench(options), []
+    for task, number in share:
+        for row in bench.run(task, number):
+            rows.append(row)
+            if options["raw"]:
+                append_row(options["raw"], row)
+            if monotonic() > options["until"]:
+                return rows
+    return rows
+
+
+def complete(results: list[Row], modes: Sequence[str]) -> list[Row]:
+    """Leave out texts that were not read under every scorer, budget by budget."""
+    found = defaultdict(set)
+    for row in results:
+        found[row["task"], row["number"], row["kept"]].add(row["mode"])
+    wanted = {
+        task: {m for m in modes if m != FULL and (task, m) not in UNANSWERABLE}
+        for task, _, _ in found
+    }
+    whole = {key for key, has in found.items() if wanted[key[0]] <= has}
+    return [row for row in results if (row["task"], row["number"], row["kept"]) in whole]
 
 
 def bootstrap(by_document: Sequence[Sequence[float]], draws: int = 2000) -> tuple[float, float]:
@@ -381,8 +283,9 @@ def bootstrap(by_document: Sequence[Sequence[float]], draws: int = 2000) -> tupl
 
 def twin_of(mode: str) -> str | None:
     """The control of a scorer or of a memory."""
-    if mode.endswith("+centroids"):
-        return mode.replace("+centroids", "+mixed")
+    for part, twin in (("+centroids", "+mixed"), ("+budgets", "+moved")):
+        if mode.endswith(part):
+            return mode.replace(part, twin)
     return None if "+" in mode or ":" in mode else f"{mode}:shuffled"
 
 
@@ -440,21 +343,29 @@ def parse(arguments: list[str] | None) -> Namespace:
     add("--first", type=int, default=0, help="number of the first text")
     add("--span", type=int, default=17)
     add("--workers", type=int, default=1)
+    add("--raw", type=Path, help="file that every measurement goes to, and is not repeated from")
+    add("--minutes", type=float, default=float("inf"), help="stop after so long")
     parser.set_defaults(threads=1, chunk=128)
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure all scorers on the same texts, append rows, print a table."""
-    options = parse(arguments)
-    adapters = dict(item.split("=", 1) for item in options.adapter)
-    modes = options.modes.split(",") if options.modes else default_modes(adapters)
+def measure_all(options: Namespace, adapters: dict[str, str], modes: list[str]) -> list[Row]:
+    """Measure what is not measured yet; return all there is of these texts and scorers."""
     settings = {name: getattr(options, name) for name in ("model", "dtype", "device", "threads")}
-    settings |= {name: getattr(options, name) for name in ("tokens", "chunk", "span")}
+    settings |= {name: getattr(options, name) for name in ("tokens", "chunk", "span", "raw")}
     settings |= {"data": str(options.data), "cache": str(options.cache), "adapters": adapters}
     settings |= {"modes": modes, "fractions": [float(f) for f in options.fractions.split(",")]}
+    revision = find_checkpoint(options.model, offline=True).revision
+    of = [*state_of_code(), revision, *(settings[n] for n in ("dtype", "tokens", "chunk", "span"))]
+    hashes = {name: hash_adapter(Path(path)) for name, path in adapters.items()}
+    settings["of"] = {
+        mode: " ".join(map(str, [*of, hashes.get(re.split("[:+]", mode)[0], "")])) for mode in modes
+    }
+    settings["until"] = monotonic() + 60 * options.minutes
+    before = read_rows(options.raw) if options.raw else []
     numbers = range(options.first, options.first + options.count)
-    jobs = [(task, number) for number in numbers for task in options.tasks.split(",")]
+    tasks = options.tasks.split(",")
+    jobs = [(task, number) for number in numbers for task in tasks]
     shares = [jobs[i :: options.workers] for i in range(options.workers)]
     run = partial(run_share, options=settings)
     if options.workers == 1:
@@ -462,6 +373,22 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
             results = [row for share in pool.map(run, shares) for row in share]
+    before = [
+        row
+        for row in before
+        if row["of"] == settings["of"].get(row["mode"])
+        and (row["task"], row["number"]) in jobs
+        and row["kept"] in settings["fractions"]
+    ]
+    return complete(before + results, modes)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure all scorers on the same texts, append rows, print a table."""
+    options = parse(arguments)
+    adapters = dict(item.split("=", 1) for item in options.adapter)
+    modes = options.modes.split(",") if options.modes else default_modes(adapters)
+    results = measure_all(options, adapters, modes)
     said = common_fields(find_checkpoint(options.model, offline=True), options.device)
     said |= {"benchmark": "indexers", "threads": options.threads, "tokens": options.tokens}
     said |= {"chunk_tokens": options.chunk, "span_tokens": options.span, "dtype": options.dtype}

@@ -1,7 +1,13 @@
 """Where the program starts: what must happen before anything heavy is imported."""
 
 import os
+import signal
 import sys
+from typing import NoReturn
+
+
+class Terminated(BaseException):
+    """SIGTERM came; on its way up the terminal and the disk are left in order."""
 
 
 def main() -> None:
@@ -18,12 +24,21 @@ def main() -> None:
 
         print(version_line())
         return
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         from indexmem_cli.cli.app import app
-    except KeyboardInterrupt:  # app.py handles every later one
+
+        app(prog_name="indexmem")
+    except KeyboardInterrupt:  # while importing; app.py handles every later one
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    app(prog_name="indexmem")
+    except Terminated:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    signal.signal(signum, signal.SIG_DFL)  # a second one ends it at once
+    raise Terminated
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ One SQLite file. Text is data only: what a question or a document holds never be
 
 import contextlib
 import json
-import re
 import sqlite3
 import sys
 from array import array
@@ -15,11 +14,11 @@ from pathlib import Path
 
 from indexmem_cli.documents import Place
 from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.terms import searchable
 from indexmem_cli.tokens import Entry
 
 BLOCK_TOKENS = 128
 """A block ends before the passage that would make it longer than this."""
-MAX_TERMS = 64
 QUESTION = "question"
 """Passages of this unit are kept but not found: nothing is as like a question as itself."""
 FORMAT = 1
@@ -40,10 +39,6 @@ CREATE TABLE blocks (
 );
 CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='porter unicode61');
 """
-# Scripts without spaces between words are searched character by character.
-_UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])")
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_WORD = re.compile(r"\w+")
 
 
 Decode = Callable[[Sequence[int]], str]
@@ -100,9 +95,14 @@ class Archive:
         Raises:
             MemoryFileError: the file exists, or cannot be written.
         """
-        if path is not None and path.exists():
-            raise MemoryFileError(f"{path}: there is an archive already")
-        archive = cls(path, _connect(path, "rwc") if path else _configured(""), decode)
+        if path is not None:
+            try:
+                path.touch(mode=0o600, exist_ok=False)  # SQLite would make it for everybody
+            except FileExistsError as error:
+                raise MemoryFileError(f"{path}: there is an archive already") from error
+            except OSError as error:
+                raise MemoryFileError(f"{path}: {error.strerror or error}") from error
+        archive = cls(path, _connect(path, "rw") if path else _configured(""), decode)
         with _explained(path):
             archive._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         return archive
@@ -302,18 +302,6 @@ class Archive:
         """Run one statement and return its rows."""
         with _explained(self.path):
             return self._db.execute(statement, values).fetchall()
-
-
-def searchable(text: str) -> str:
-    """Return a text as the index sees it: camelCase and scripts without spaces are taken apart."""
-    text = text.replace("\0", " ")
-    return _UNSPACED.sub(r" \1 ", _CAMEL.sub(" ", text))
-
-
-def terms_of(text: str) -> list[str]:
-    """The different words of a text in lower case, in order, at most `MAX_TERMS`."""
-    words = _WORD.findall(searchable(text).replace("_", " "))
-    return list(dict.fromkeys(word.lower() for word in words))[:MAX_TERMS]
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -2,17 +2,19 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from indexmem_cli.archive import Block
 from indexmem_cli.archives import Archives
-from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig
+from indexmem_cli.config import FOCUS, LEARNED, AnswerConfig, MemoryConfig
+from indexmem_cli.copying import Copying
 from indexmem_cli.coverage import join_coverage
 from indexmem_cli.events import (
     Answer,
     Event,
+    Explanation,
     MemoryUse,
     RecalledBlock,
     RecallRound,
@@ -24,7 +26,7 @@ from indexmem_cli.language_model import LanguageModel
 from indexmem_cli.reading import Reading
 
 if TYPE_CHECKING:
-    from indexmem_cli.engine import Reader
+    from indexmem_cli.engine import Reader, Step
 
 LEAST_RECALL_TOKENS = 160
 """Room for passages even where a model answers from fewer tokens: for one block."""
@@ -36,6 +38,8 @@ class Grounds:
 
     reader: "Reader"
     places: Archives
+    blocks: Sequence[Block] = ()
+    """What was looked up, or all there is where that fits; in the order of the text."""
     origins: dict[int, int] = field(default_factory=dict)
     """First position of the tokens read again, by their new one."""
     rounds: tuple[RecallRound, ...] | None = None
@@ -69,7 +73,8 @@ def find_grounds(
     reader = _new_reader(first, closing) if stands_alone else first.reader.fork_for(closing)
     state, plan = reader.state, reader.plan
     if not several and state.held == state.seen <= plan.answer_from_tokens:
-        return Grounds(reader, places, rounds=())  # the whole text is in memory
+        blocks = [places.block(number) for number in range(len(places))]
+        return Grounds(reader, places, blocks, rounds=())  # the whole text is in memory
     budget = plan.budget_tokens - plan.sink_tokens
     recall = Recall(places, question, load_gate())
     recall.run(min(max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS), budget), budget)
@@ -82,7 +87,7 @@ def find_grounds(
         RecallRound(query, tuple(_describe(one.block, one.odds) for one in found))
         for query, found in recall.rounds
     )
-    return Grounds(reader, places, origins, rounds)
+    return Grounds(reader, places, recall.blocks, origins, rounds)
 
 
 def answer(
@@ -104,9 +109,18 @@ def answer(
     """
     started, text, times = time.perf_counter(), "", []
     grounds = find_grounds(readings, question, closing, memory.recall, from_first)
-    use = _memory_use(model, readings, grounds, memory.policy or "", from_first)
+    saved = readings[0].manifest
+    policy = saved.key.settings["policy"] if saved else memory.policy
+    use = _memory_use(model, readings, grounds, policy or "", from_first)
+    explanation = _explain(readings, grounds, closing) if config.explain else None
     evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
-    for step in grounds.reader.answer(closing, config, model.backbone.eos_ids):
+    steps: Iterable[Step] = ()
+    if config.extract and not grounds.blocks:
+        notices = (*notices, "no passage fits the question: there is nothing to quote")
+    else:
+        copying = _copying(model, grounds) if config.extract else None
+        steps = grounds.reader.answer(closing, config, model.backbone.eos_ids, copying)
+    for step in steps:
         times.append(time.perf_counter())
         evidence.add(step.attended)
         text += (piece := _continue(text, stream.push(step.token_id)))
@@ -119,7 +133,7 @@ def answer(
     tokens = sum(reading.tokens - reading.tokens_reused for reading in readings)
     yield Answer(
         text=text.rstrip(),
-        sources=evidence.sources(grounds.places, model.tokenizer),
+        sources=evidence.sources(grounds.places, text.rstrip()),
         coverage=join_coverage([reading.coverage for reading in readings]),
         memory=MemoryUse(
             **use,
@@ -138,7 +152,30 @@ def answer(
         notices=notices,
         recall=grounds.rounds,
         memories=tuple(reading.remembered for reading in readings),
+        explanation=explanation,
     )
+
+
+def _explain(readings: Sequence[Reading], grounds: Grounds, closing: list[int]) -> Explanation:
+    """What was kept of the text; of several, what is left of the passages they are answered by."""
+    from indexmem_cli.explain import explain
+
+    memory = readings[0].reader if len(readings) == 1 else grounds.reader
+    return explain(memory, grounds.reader, closing)
+
+
+def _copying(model: LanguageModel, grounds: Grounds) -> Copying:
+    """What lets an answer be one span of what was looked up."""
+    copying = Copying(model.tokenizer, frozenset(model.backbone.eos_ids))
+    text, end = "", None
+    for block in grounds.blocks:
+        if block.first != end:
+            copying.add_text(text)
+            text = ""
+        text += grounds.places.text(block)
+        end = block.end
+    copying.add_text(text)
+    return copying
 
 
 def _memory_use(
@@ -147,12 +184,13 @@ def _memory_use(
     grounds: Grounds,
     policy: str,
     from_first: bool,
-) -> dict[str, str | int]:
+) -> dict[str, str | int | None]:
     """What is kept of what was read; of several sources, what the answer is written from."""
     reader = readings[0].reader if from_first or len(readings) == 1 else grounds.reader
     full = sum(len(model.prompt.opening) + reading.tokens for reading in readings)
     return {
         "policy": policy,
+        "adapter": model.backbone.adapter.kind if policy == LEARNED else None,
         "budget_tokens": readings[0].reader.plan.budget_tokens,
         "kv_tokens": reader.state.held,
         "kv_bytes": reader.state.nbytes,

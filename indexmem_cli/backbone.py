@@ -6,68 +6,27 @@ keys unrotated, so that each pass can rotate them to the positions it wants.
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache
-from transformers.cache_utils import CacheLayerMixin
 
 from indexmem_cli import ops
 from indexmem_cli.errors import BackboneError, OutOfMemory
 from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import Adapter
 from indexmem_cli.memory.policies import Block
+from indexmem_cli.memory.room import describe_room, is_out_of_memory
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
+from indexmem_cli.passes import CacheLayer, Pass
+from indexmem_cli.rotation import no_rotation, slot_positions, turn
 
 ATTENTION = "indexmem"
 FAR_TOKENS = 256
 """The distance from which all queries see a latent memory, whose tokens have no position."""
 SHORT_PASS_TOKENS = 16  # passes up to this length reuse rotated keys; longer ones rotate afresh
-
-
-@dataclass
-class _Pass:
-    """One run of the model over new tokens: what the attention function needs to know."""
-
-    state: MemoryState
-    new_tokens: int
-    want_queries: bool = False
-    want_attention: bool = False
-    watched: tuple[int, ...] = ()
-    hidden: dict[int, Tensor] = field(default_factory=dict)
-    queries: list[Tensor] = field(default_factory=list)
-    attention: list[Tensor] = field(default_factory=list)
-    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
-    angles: dict[tuple[str | None, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-
-class _CacheLayer(CacheLayerMixin):
-    """A transformers cache layer that writes into one layer of a `MemoryState`."""
-
-    is_sliding = False
-
-    def __init__(self, state: MemoryState, layer: LayerState | WindowState) -> None:
-        super().__init__()
-        self.state, self.layer = state, layer
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        pass
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        return self.layer.append(key_states, value_states, self.state.seen)
-
-    def get_seq_length(self) -> int:
-        return self.state.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        raise AssertionError("masks are made in the attention function")
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, **options):
@@ -85,15 +44,16 @@ class Backbone:
         self.model, self.info = model, info
         self.layer_windows = list(layer_windows)
         self.decoder = model.get_decoder()
-        self.device = next(model.parameters()).device
+        self.device = _device_of(self.decoder.get_input_embeddings())
+        self.layer_devices = [_device_of(layer) for layer in self.decoder.layers]
         self.load_adapter: Callable[[], Adapter] | None = None
-        self._run: _Pass | None = None
+        self._run: Pass | None = None
         self._rope = self.decoder.rotary_emb
         self._rope_by_layer_type = "layer_type" in inspect.signature(self._rope.forward).parameters
         self._attention_before = model.config._attn_implementation
         AttentionInterface.register(ATTENTION, _attention)
         model.set_attn_implementation(ATTENTION)
-        self._hooks = [self._rope.register_forward_hook(_no_rotation)]
+        self._hooks = [self._rope.register_forward_hook(no_rotation)]
         for layer in self.decoder.layers:
             # In a tuple, so that torch does not take the backbone for a submodule.
             layer.self_attn.indexmem_backbone = (self,)
@@ -108,6 +68,11 @@ class Backbone:
         for layer in self.decoder.layers:
             del layer.self_attn.indexmem_backbone
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether something was trained for this model."""
+        return self.load_adapter is not None
+
     @cached_property
     def adapter(self) -> Adapter:
         """What was trained for this model, read when it is first needed.
@@ -115,10 +80,15 @@ class Backbone:
         Raises:
             BackboneError: there is none, or it does not fit the model.
         """
-        if self.load_adapter is None:
+        if not self.has_adapter:
             raise BackboneError(
                 f"{self.info.id} has no adapter, which the policy 'learned' needs",
                 "choose another --policy, or train one: indexmem train adapter",
+            )
+        if len({self.device, *self.layer_devices}) > 1:
+            raise BackboneError(
+                f"the policy 'learned' needs {self.info.id} on one device, not {self.info.device}",
+                "choose another --policy, or one GPU: --device cuda:0",
             )
         return self.load_adapter()
 
@@ -142,10 +112,10 @@ class Backbone:
         return set(ids) if isinstance(ids, list) else {ids} - {None}
 
     def gpu_peak_bytes(self) -> int | None:
-        """Most GPU memory held at once by this process; None on other devices."""
+        """Most memory of its GPUs held at once by this process; None on other devices."""
         if self.device.type != "cuda":
             return None
-        return torch.cuda.max_memory_allocated(self.device)
+        return sum(map(torch.cuda.max_memory_allocated, {self.device, *self.layer_devices}))
 
     def new_state(self, slots: int, sink_tokens: int = 0, recent_tokens: int = 0) -> MemoryState:
         """Return an empty memory.
@@ -153,7 +123,8 @@ class Backbone:
         Args:
             slots: most slots per head that will be held at once, as far as known.
         """
-        layers = [WindowState(w) if w else LayerState(slots) for w in self.layer_windows]
+        int8 = self.info.kv_dtype == "int8"
+        layers = [WindowState(w) if w else LayerState(slots, int8) for w in self.layer_windows]
         return MemoryState(layers, 0, sink_tokens, recent_tokens)
 
     def read(
@@ -206,7 +177,7 @@ class Backbone:
 
     def block(self, state: MemoryState, new_tokens: int, queries: list[Tensor]) -> Block:
         """Describe the newest tokens of `state` to a scorer; `queries` as returned by `read`."""
-        run = _Pass(state, new_tokens)
+        run = Pass(state, new_tokens)
         pairs = zip(self.decoder.layers, state.layers, strict=True)
         modules = [here.self_attn for here, kept in pairs if isinstance(kept, LayerState)]
 
@@ -214,20 +185,20 @@ class Backbone:
             module, layer = modules[index], state.managed[index]
             seen = layer.held - (new_tokens - end)  # slots up to the last row asked for
             query = self._turn_new(module, queries[index], layer, run)[:, :, first:end]
-            key = self._turn_slots(module, layer.keys[:, :, :seen], layer, run, 0)
+            key = self._turn_slots(module, layer.all_keys()[:, :, :seen], layer, run, 0)
             softcap = getattr(module, "attn_logit_softcapping", None)
             weights = ops.attention_weights(query, key, module.scaling, None, softcap)
             return torch.nn.functional.pad(weights, (0, layer.held - seen))
 
         def rotate(index: int, x: Tensor, positions: Tensor) -> Tensor:
-            return _turn(modules[index], x, *self._angles(modules[index], x, positions[None]))
+            return turn(modules[index], x, *self._angles(modules[index], x, positions[None]))
 
         def remembered(index: int) -> Tensor:
             module, layer, query = modules[index], state.managed[index], queries[index]
             if layer.latent is None or layer.latent.is_silent:
                 return torch.zeros(query.shape[:3], device=query.device)
-            key = self._turn_slots(module, layer.keys[:, :, : layer.held], layer, run, 0)
-            values = layer.values[:, :, : layer.held]
+            key = self._turn_slots(module, layer.all_keys(), layer, run, 0)
+            values = layer.all_values()
             softcap = getattr(module, "attn_logit_softcapping", None)
             turned = self._turn_new(module, query, layer, run)
             _, lse = ops.attend_with_lse(turned, key, values, module.scaling, None, softcap)
@@ -251,6 +222,8 @@ class Backbone:
         if managed and run.want_queries:
             run.queries.append(query)
         turned_query = self._turn_new(module, query, layer, run)
+        if managed and run.new_tokens == 1 and ops.uses_kernels(query):
+            return self._attend_one(module, turned_query, query, layer, scaling, softcap)
         if managed and run.new_tokens <= SHORT_PASS_TOKENS:
             turned_key = layer.rotated_keys(
                 lambda fresh, first: self._turn_slots(module, fresh, layer, run, first)
@@ -275,6 +248,42 @@ class Backbone:
             out = ops.attend(turned_query, turned_key, value, scaling, mask, window, softcap)
         return out.transpose(1, 2)
 
+    def _attend_one(self, module, turned, query, layer, scaling, softcap) -> Tensor:
+        """Attend from one token in one kernel, over slots and latent memory; [B, 1, H, D].
+
+        Keys that all layers turn alike are turned as they are read; others are kept turned.
+        """
+        run, held = self._run, layer.held
+        if run.state.uniform or run.state.compact:
+            slots = {"key": layer.keys, "value": layer.values}
+            if layer.int8:
+                slots |= {"key_scale": layer.key_scales, "value_scale": layer.value_scales}
+            slots = {name: rows[:, :, :held] for name, rows in slots.items()}
+            positions = slot_positions(layer, run.state)[None]
+            exact = torch.empty(0, device=query.device)  # angles are made in its dtype
+            angles = self._shared_angles(module, exact, positions, run, 0)
+            slots |= {
+                name: angle[..., : angle.shape[-1] // 2]
+                for name, angle in zip(("cos", "sin"), angles, strict=True)
+            }
+        else:
+            key = layer.rotated_keys(
+                lambda fresh, first: self._turn_slots(module, fresh, layer, run, first)
+            )
+            slots = {"key": key, "value": layer.all_values()}
+        segments = [ops.Segment(turned[:, :, 0], **slots)]
+        latent = layer.latent if layer.latent is not None and not layer.latent.is_silent else None
+        joined = hasattr(latent, "segment")
+        if joined:
+            segments.append(latent.segment(self._turn_far(module, query)[:, :, 0]))
+        out, lse, paid = ops.attend_segments(segments, scaling, softcap, run.want_attention)
+        if run.want_attention:
+            run.attention.append(_largest(paid.softmax(-1).unsqueeze(2), layer.keys))
+        out = out.unsqueeze(2)
+        if latent is not None and not joined:
+            out = latent.read(self._turn_far(module, query), out, lse.unsqueeze(2), scaling)
+        return out.to(query.dtype).transpose(1, 2)
+
     def _watch(self, module, args, options) -> None:
         """Forward pre-hook on attention: keep its input, if a scorer wants to see it."""
         run = self._run
@@ -285,57 +294,75 @@ class Backbone:
     @torch.no_grad()
     def _forward(self, model, ids, state, *, want_queries=False, want_attention=False, **options):
         tokens = torch.tensor([ids], device=self.device)
-        cache = Cache(layers=[_CacheLayer(state, layer) for layer in state.layers])
+        cache = Cache(layers=[CacheLayer(state, layer) for layer in state.layers])
         watched = state.watched_layers
-        self._run = run = _Pass(state, len(ids), want_queries, want_attention, watched)
+        self._run = run = Pass(state, len(ids), want_queries, want_attention, watched)
+        before = state.marks()
         try:
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            state.undo(before)
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory(
-                f"out of memory on {self.device} while reading {len(ids):,} tokens at a time",
-                "lower --chunk or --budget, or choose --quant nf4",
+                f"out of memory on {self.info.device} while reading {len(ids):,} tokens at a time"
+                + describe_room(self.device),
+                "lower --chunk or --budget, or choose --quant nf4 or a smaller model",
             ) from error
         finally:
             self._run = None
+        last = out.logits[:, -1] if "logits" in out else out.last_hidden_state[:, -1]
+        if not bool(last.isfinite().all()):  # what is wrong anywhere before shows in the last token
+            raise BackboneError(
+                f"{self.info.id} computes numbers that are not finite (in {self.info.dtype})",
+                "its weights are damaged, or --dtype float32 is needed",
+            )
         state.seen += len(ids)
         for layer, fresh in run.hidden.items():
             before = [state.hidden[layer]] if layer in state.hidden else []
             state.hidden[layer] = torch.cat([*before, fresh], dim=1)
         return run, out
 
-    def _mask(self, run: _Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
-        """The causal mask of a pass, shared by the layers that hold as many slots."""
-        if (slots, window) not in run.masks:
-            run.masks[slots, window] = ops.make_mask(query, slots, window)
-        return run.masks[slots, window]
+    def give_back(self) -> None:
+        """Let the device have the memory that nothing is in."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-    def _turn_new(self, module, query: Tensor, layer, run: _Pass) -> Tensor:
+    def _mask(self, run: Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
+        """The causal mask of a pass, shared by the layers that hold as many slots."""
+        key = (slots, window, query.device)
+        if key not in run.masks:
+            run.masks[key] = ops.make_mask(query, slots, window)
+        return run.masks[key]
+
+    def _turn_new(self, module, query: Tensor, layer, run: Pass) -> Tensor:
         """Rotate the queries of the newest tokens, [B, H, T, D], which every head holds alike."""
-        positions = _slot_positions(layer, run.state)
+        positions = slot_positions(layer, run.state)
         first = positions.shape[-1] - query.shape[2]
         positions = positions.reshape(-1, positions.shape[-1])[:1, first:]
-        return _turn(module, query, *self._shared_angles(module, query, positions, run, first))
+        return turn(module, query, *self._shared_angles(module, query, positions, run, first))
 
     def _turn_far(self, module, query: Tensor) -> Tensor:
         """Rotate queries to the fixed distance from which they see a latent memory."""
         far = torch.tensor([[FAR_TOKENS]], device=query.device)
-        return _turn(module, query, *self._angles(module, query, far))
+        return turn(module, query, *self._angles(module, query, far))
 
-    def _turn_slots(self, module, keys: Tensor, layer, run: _Pass, first: int) -> Tensor:
+    def _turn_slots(self, module, keys: Tensor, layer, run: Pass, first: int) -> Tensor:
         """Rotate the keys [B, G, n, D] of the slots from `first` on."""
-        positions = _slot_positions(layer, run.state)[..., first : first + keys.shape[2]]
+        positions = slot_positions(layer, run.state)[..., first : first + keys.shape[2]]
         if positions.dim() == 1:
             angles = self._shared_angles(module, keys, positions[None], run, first)
-            return _turn(module, keys, *angles)
+            return turn(module, keys, *angles)
         rows = keys.flatten(0, 1).unsqueeze(1)  # heads that hold other positions become rows
-        turned = _turn(module, rows, *self._angles(module, rows, positions.flatten(0, 1)))
+        turned = turn(module, rows, *self._angles(module, rows, positions.flatten(0, 1)))
         return turned.reshape(keys.shape)
 
-    def _shared_angles(self, module, like, positions: Tensor, run: _Pass, first: int):
+    def _shared_angles(self, module, like, positions: Tensor, run: Pass, first: int):
         """Angles of positions [1, n] that all layers of a kind hold alike, made once a pass."""
         if not (run.state.uniform or run.state.compact):
             return self._angles(module, like, positions)
-        key = (getattr(module, "layer_type", None), first, positions.shape[1])
+        place = (like.device, like.dtype)
+        key = (getattr(module, "layer_type", None), first, positions.shape[1], *place)
         if key not in run.angles:
             run.angles[key] = self._angles(module, like, positions)
         return run.angles[key]
@@ -343,31 +370,16 @@ class Backbone:
     def _angles(self, module, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine [X, n, r] of positions [X, n], by the model's own rotary embedding."""
         kind = (module.layer_type,) if self._rope_by_layer_type else ()
-        return self._rope.forward(like, positions, *kind)
+        cos, sin = self._rope.forward(like, positions, *kind)
+        return cos.to(like.device), sin.to(like.device)
+
+
+def _device_of(module) -> torch.device:
+    """Where a module computes; accelerate may keep its weights elsewhere, and fetch them."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if place is None else torch.device(place)
 
 
 def _largest(weights: Tensor, key: Tensor) -> Tensor:
     """The largest weight of any row and head of the group: [B, H, T, N] to [B, G, N]."""
     return weights.unflatten(1, (key.shape[1], -1)).amax(dim=(2, 3))
-
-
-def _slot_positions(layer: LayerState | WindowState, state: MemoryState) -> Tensor:
-    """The position each slot is rotated to: int64 [N] where all heads agree, else [B, G, N]."""
-    if isinstance(layer, WindowState) or state.compact:
-        return torch.arange(layer.held, device=layer.keys.device)
-    positions = layer.positions[:, :, : layer.held]
-    return positions[0, 0] if state.uniform else positions
-
-
-def _no_rotation(module, args, output):
-    """Forward hook on the rotary embedding: angle 0 for everything."""
-    cos, sin = output
-    return torch.ones_like(cos), torch.zeros_like(sin)
-
-
-def _turn(module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [X, heads, n, D] by angles [X or 1, n, r] in the layout of the model's own code."""
-    apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
-    part = x[..., : cos.shape[-1]]
-    turned, _ = apply(part, part[:, :0], cos, sin)  # the second argument is for keys: none here
-    return torch.cat([turned, x[..., cos.shape[-1] :]], dim=-1) if part is not x else turned

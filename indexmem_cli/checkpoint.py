@@ -90,7 +90,12 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
-        return sum(file.stat().st_size for file in _weight_files(self.path))
+        return sum(file.stat().st_size for file in self.weight_files)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files of the weights, without the adapter."""
+        return _weight_files(self.path)
 
     @property
     def adapter_path(self) -> Path | None:

@@ -1,7 +1,7 @@
 """The options of each act as frozen, checked dataclasses. Imports nothing heavy."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -10,12 +10,22 @@ from indexmem_cli.errors import ConfigError
 DEFAULT_MODEL = "indexmem-mini"
 ADAPTER_FILE = "adapter.safetensors"  # beside the weights of the model it was trained for
 DEFAULT_BUDGET_TOKENS = 4096
+NOT_STATED = "Not stated in the document."
+"""What models are asked to answer where the document does not say."""
 FOCUS = "question"
 """The policy that has to know the question before reading."""
+LEARNED = "learned"
+"""The policy that needs an adapter."""
 UNFOCUSED = "keydiff"
-"""The policy for a reading that is asked later, with recall."""
+"""The policy for a reading that is asked later, for a model without an adapter."""
+BY_MODEL = "auto"
+"""In place of a policy: `LEARNED` for a model with an adapter, else `UNFOCUSED`."""
+ALL_GPUS = "all"
+"""The device that is every GPU there is."""
 QUANTS = ("auto", "none", "int8", "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = ("model", "int8")
+AUTO = "auto"
 POSITIONS = ("auto", "original", "compact")
 DATE_ORDERS = ("dmy", "mdy", "ymd")
 POLICIES = {
@@ -48,6 +58,15 @@ def parse_size(text: str) -> int:
             f"not a number of tokens: {text!r}", "write it as 4096, 4k, 1.5k or 1m (k = 1024)"
         )
     return int(tokens)
+
+
+def parse_budget(text: str | None) -> int | Literal["auto"] | None:
+    """Read a budget: a number of tokens, `auto`, or None for what suits the model.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    return text if text in (AUTO, None) else parse_size(text)
 
 
 def parse_pages(text: str) -> tuple[tuple[int, int], ...]:
@@ -146,11 +165,16 @@ class ModelConfig:
     dtype: str = "auto"
     """auto | float32 | bfloat16 | float16."""
     device: str = "auto"
-    """auto | cpu | cuda | cuda:1 | mps."""
+    """auto | cpu | cuda | cuda:1 | all | mps. auto is one GPU, and all of them, like `all`, where
+    the weights do not fit one."""
     offline: bool = False
     """Never open a network connection."""
+    kv_dtype: str = "model"
+    """What kept keys and values are stored in. model: the dtype computed in. int8: half of 16 bits,
+    with a scale for every token and head."""
 
     def __post_init__(self) -> None:
+        _check_choice("type of keys and values", self.kv_dtype, KV_DTYPES)
         _check_choice("quantisation", self.quant, QUANTS)
         _check_choice("dtype", self.dtype, DTYPES)
 
@@ -159,12 +183,13 @@ class ModelConfig:
 class MemoryConfig:
     """How much is kept while reading, and by which rule."""
 
-    budget_tokens: int | None = None
-    """Tokens kept per layer and head, at least 1. None: 4096, or what the model's window allows."""
+    budget_tokens: int | Literal["auto"] | None = None
+    """Tokens kept per layer and head, at least 1. None: 4096, or what the model's window allows.
+    auto: the most that fits the memory that is free."""
     chunk_tokens: int | None = None
     """Tokens read at a time, at least 1. None: a quarter of the window, at most 2048."""
     policy: str | None = None
-    """The scorer that decides what stays: a key of POLICIES. None: `UNFOCUSED` with recall, so that
+    """The scorer that decides what stays: a key of POLICIES. None: `BY_MODEL` with recall, so that
     one reading serves every question, and `FOCUS` without."""
     recall: bool = True
     """Whether passages are looked up in the archive and read again when a question comes."""
@@ -184,16 +209,22 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         if self.policy is None:
-            object.__setattr__(self, "policy", UNFOCUSED if self.recall else FOCUS)
-        _check_choice("policy", self.policy, tuple(POLICIES))
+            object.__setattr__(self, "policy", BY_MODEL if self.recall else FOCUS)
+        _check_choice("policy", self.policy, (*POLICIES, BY_MODEL))
         _check_choice("position mode", self.positions, POSITIONS)
-        _check_at_least("budget", self.budget_tokens, 1)
+        if self.budget_tokens != AUTO:
+            _check_at_least("budget", self.budget_tokens, 1)
         _check_at_least("chunk", self.chunk_tokens, 1)
         _check_at_least("number of tokens to answer from", self.answer_from_tokens, 1)
         _check_at_least("recent window", self.recent_tokens, 0)
         _check_at_least("number of sinks", self.sink_tokens, 0)
         if self.span_tokens < 1 or self.span_tokens % 2 == 0:
             raise ConfigError(f"span must be an odd number of tokens, not {self.span_tokens}")
+
+    def settled(self, has_adapter: bool) -> "MemoryConfig":
+        """Return it with the policy that `BY_MODEL` comes to."""
+        chosen = LEARNED if has_adapter else UNFOCUSED
+        return replace(self, policy=chosen) if self.policy == BY_MODEL else self
 
 
 @dataclass(frozen=True)
@@ -222,6 +253,10 @@ class AnswerConfig:
     """0 takes the likeliest token every time; above 0 samples."""
     seed: int = 0
     """Seed of the sampling."""
+    extract: bool = False
+    """Answer with one span of what was looked up, copied word by word."""
+    explain: bool = False
+    """Whether to say which tokens were kept, and what the question attends to."""
 
     def __post_init__(self) -> None:
         _check_at_least("longest answer", self.max_tokens, 1)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from indexmem_cli.backbone import Backbone
-from indexmem_cli.config import AnswerConfig, MemoryConfig
+from indexmem_cli.config import LEARNED, AnswerConfig, MemoryConfig
+from indexmem_cli.errors import OutOfMemory
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import Scorer, make_scorer
 from indexmem_cli.memory.state import MemoryState
@@ -16,6 +18,8 @@ from indexmem_cli.plan import Plan
 
 DECODE_BLOCK_TOKENS = 128  # while answering, the memory is brought back to its budget this often
 ATTENDED_PER_TOKEN = 16
+LEAST_PIECE = 4
+"""A chunk that does not fit the device is read in two pieces, then in this many, then given up."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,16 @@ class Step:
     """Positions of the text that the token rests on and the attention each received, best first."""
 
 
+class Constraint(Protocol):
+    """Which tokens an answer may go on with."""
+
+    def next_ids(self) -> Sequence[int]:
+        """Return the tokens that may come next, at least one."""
+
+    def push(self, token_id: int) -> None:
+        """Take note of the token that came."""
+
+
 @dataclass
 class Reader:
     """A backbone reading one stream into one memory."""
@@ -36,17 +50,22 @@ class Reader:
     scorer: Scorer
     closing_ids: list[int] = field(default_factory=list)
     """The question with what surrounds it, for a scorer that `needs_question`."""
+    shares: Sequence[float] = ()
+    """Of the budget, by managed layer, as in `memory.update.split_budget`; none for all alike."""
     state: MemoryState = field(init=False)
+    step_tokens: int = field(init=False)
+    """Most tokens that pass the model at once; halved where memory runs out."""
 
     def __post_init__(self) -> None:
         plan = self.plan
+        self.step_tokens = plan.chunk_tokens
         slots = plan.budget_tokens + plan.chunk_tokens + len(self.closing_ids)
         self.state = self.backbone.new_state(slots, plan.sink_tokens, plan.recent_tokens)
         self.state.watched_layers = getattr(self.scorer, "watched_layers", ())
 
     def fork(self) -> "Reader":
         """Return a reader with a copy of the memory, to answer from without changing this one."""
-        copy = Reader(self.backbone, self.plan, self.scorer, self.closing_ids)
+        copy = Reader(self.backbone, self.plan, self.scorer, self.closing_ids, self.shares)
         copy.state = self.state.clone()
         return copy
 
@@ -54,6 +73,7 @@ class Reader:
         """Like `fork`, with a question that decides from now on what stays."""
         copy = Reader(self.backbone, self.plan, make_scorer("question"), closing_ids)
         copy.state = self.state.clone()
+        copy.state.watched_layers, copy.state.hidden = (), {}
         return copy
 
     def recall(self, ids: Sequence[int]) -> None:
@@ -67,8 +87,8 @@ class Reader:
         step = self.plan.chunk_tokens
         for first in range(0, len(ids), step):
             part = ids[first : first + step]
-            self._number_slots(len(part) + len(self.closing_ids))
-            self.backbone.read(part, self.state)
+            self.number_slots(len(part) + len(self.closing_ids))
+            self._take_in(part, want_queries=False)
 
     def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[int]:
         """Read token ids chunk by chunk; yield the number of tokens after each.
@@ -77,23 +97,51 @@ class Reader:
         most budget + chunk slots are ever held.
         """
         for ids in chunks:
-            self._number_slots(len(ids) + len(self.closing_ids))
-            queries = self.backbone.read(ids, self.state, self.scorer.needs_queries)
+            self.number_slots(len(ids) + len(self.closing_ids))
+            queries = self._take_in(ids, self.scorer.needs_queries)
             self._fit(len(ids), queries, self.plan.budget_tokens)
             yield len(ids)
 
+    def _take_in(self, ids: Sequence[int], want_queries: bool) -> list[Tensor]:
+        """Pass tokens through the model, from now on in smaller pieces where there is no room.
+
+        Nothing is evicted between the pieces: what is kept depends on them by rounding alone.
+
+        Raises:
+            OutOfMemory: not even for a quarter of a chunk.
+        """
+        parts, at = [], 0
+        while at < len(ids):
+            piece = ids[at : at + self.step_tokens]
+            try:
+                parts.append(self.backbone.read(piece, self.state, want_queries))
+                at += len(piece)
+                continue
+            except OutOfMemory:
+                if len(piece) <= self.plan.chunk_tokens // LEAST_PIECE:
+                    raise
+                self.step_tokens = -(-len(piece) // 2)
+            self.backbone.give_back()  # out here, where the error holds nothing any more
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(layer, dim=2) for layer in zip(*parts, strict=True)]
+
     def answer(
-        self, closing_ids: Sequence[int], config: AnswerConfig, stop_ids: set[int]
+        self,
+        closing_ids: Sequence[int],
+        config: AnswerConfig,
+        stop_ids: set[int],
+        constraint: Constraint | None = None,
     ) -> Iterator[Step]:
         """Generate an answer; the question stays in memory until it is complete.
 
         Ends without a word more at a token of `stop_ids`, or after `config.max_tokens`.
         """
         state = self.state
-        self._narrow()
+        self.narrow()
         question = (state.seen, state.seen + len(closing_ids))
         state.pins.append(question)
-        self._number_slots(len(closing_ids) + config.max_tokens)
+        self.number_slots(len(closing_ids) + config.max_tokens)
         chance = torch.Generator().manual_seed(config.seed)
         pending: list[list[Tensor]] = []
         ids, unscored = list(closing_ids), 0
@@ -103,9 +151,13 @@ class Reader:
             )
             pending.append(queries)
             unscored += len(ids)
+            if constraint:
+                logits = only(logits, constraint.next_ids())
             token = sample(logits, config.temperature, chance)
             if token in stop_ids:
                 break
+            if constraint:
+                constraint.push(token)
             yield Step(token, _attended(state, paid, question[0]))
             ids = [token]
             if state.held >= self.plan.budget_tokens + len(closing_ids) + DECODE_BLOCK_TOKENS:
@@ -113,7 +165,7 @@ class Reader:
                 self._fit(unscored, merged, self.plan.budget_tokens + len(closing_ids))
                 pending, unscored = [], 0
 
-    def _narrow(self) -> None:
+    def narrow(self) -> None:
         """Keep only what the question attends to most, of old and new tokens alike.
 
         Small models find more in less; measured in benchmarks/LOG.md.
@@ -127,7 +179,7 @@ class Reader:
         self._fit(0, [], tokens)
         self.state.recent_tokens = recent
 
-    def _number_slots(self, more_tokens: int) -> None:
+    def number_slots(self, more_tokens: int) -> None:
         """Leave the text's own positions behind before they pass the trained window."""
         if self.state.seen + more_tokens > self.plan.window_tokens:
             self.state.use_compact_positions()
@@ -135,14 +187,22 @@ class Reader:
     @torch.no_grad()
     def _fit(self, new_tokens: int, queries: list[Tensor], budget: int) -> None:
         """Score all slots and bring every layer to the budget."""
-        full = self.state.held > budget
+        full = self.state.held > budget or self.shares  # a small layer is full before the others
         if not self.state.managed or not (full or self.scorer.accumulates):
             return
         block = self.backbone.block(self.state, new_tokens, queries)
         if self.scorer.needs_question:
             block.question_attention = self.backbone.probe(self.closing_ids, self.state)
-        evict(self.state, self.scorer.score(block), budget, self.plan.span_tokens)
+        scores = self.scorer.score(block)
+        evict(self.state, scores, budget, self.plan.span_tokens, self.shares)
         self.state.hidden = {}
+
+
+def only(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Return logits [V] that leave nothing possible but `ids`."""
+    allowed = torch.full_like(logits, float("-inf"))
+    allowed[list(ids)] = logits[list(ids)]
+    return allowed
 
 
 def sample(logits: Tensor, temperature: float, chance: torch.Generator) -> int:
@@ -176,8 +236,9 @@ def make_reader(
     Raises:
         BackboneError: the policy is `learned`, and the model has no adapter that fits.
     """
-    if config.policy == "learned":
-        scorer = make_indexer_scorer(backbone.adapter.indexer)
-    else:
-        scorer = make_scorer(config.policy, config.seed)
-    return Reader(backbone, plan, scorer, closing_ids)
+    config = config.settled(backbone.has_adapter)
+    if config.policy == LEARNED:
+        adapter = backbone.adapter
+        scorer = make_indexer_scorer(adapter.indexer)
+        return Reader(backbone, plan, scorer, closing_ids, adapter.shares)
+    return Reader(backbone, plan, make_scorer(config.policy, config.seed), closing_ids)

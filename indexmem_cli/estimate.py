@@ -98,7 +98,7 @@ def read_weights(checkpoint: Checkpoint) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     shapes = []
-    for file in sorted(checkpoint.path.glob("*.safetensors")):
+    for file in checkpoint.weight_files:
         try:
             with safe_open(file, "np") as tensors:
                 names = tensors.keys()
@@ -139,16 +139,21 @@ def estimate_need(
         form.dtype,
         plan.budget_tokens,
         form.weight_bytes,
-        _kv_bytes(checkpoint.config, checkpoint.layer_windows, plan, form.dtype),
-        _working_bytes(checkpoint.config, plan, form.dtype),
+        _kv_bytes(checkpoint, plan, form.dtype, model.kv_dtype == "int8", gpu),
+        _working_bytes(checkpoint.config, plan, form.dtype, model.kv_dtype == "int8"),
         form.overhead_bytes,
     )
 
 
 def largest_budget(
-    checkpoint: Checkpoint, weights: Weights, model: ModelConfig, total_bytes: int
+    checkpoint: Checkpoint,
+    weights: Weights,
+    model: ModelConfig,
+    total_bytes: int,
+    gpu: bool = True,
+    chunk_tokens: int | None = None,
 ) -> int | None:
-    """Return the largest budget, in tokens, with which a GPU of this size is enough.
+    """Return the largest budget, in tokens, with which a device of this size is enough.
 
     At most what fits the model's window; None where not even a budget of 256 fits.
     """
@@ -156,7 +161,8 @@ def largest_budget(
 
     def fits(budget: int) -> bool:
         try:
-            need = estimate_need(checkpoint, weights, MemoryConfig(budget), model, gpu=True)
+            memory = MemoryConfig(budget, chunk_tokens)
+            need = estimate_need(checkpoint, weights, memory, model, gpu)
         except ConfigError:
             return False
         return need.total_bytes <= total_bytes
@@ -166,31 +172,36 @@ def largest_budget(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    plan, _ = make_plan(MemoryConfig(low), checkpoint.window_tokens, 0, QUESTION_TOKENS)
+    memory = MemoryConfig(low, chunk_tokens)
+    plan, _ = make_plan(memory, checkpoint.window_tokens, 0, QUESTION_TOKENS)
     return plan.budget_tokens
 
 
-def _kv_bytes(config: dict, windows: list[int | None], plan: Plan, dtype: str) -> int:
-    heads, size = _kv_shape(config)
+def _kv_bytes(checkpoint: Checkpoint, plan: Plan, dtype: str, int8: bool, gpu: bool) -> int:
+    heads, size = _kv_shape(checkpoint.config)
     pair = 2 * heads * size * DTYPE_BYTES[dtype]
+    stored = 2 * heads * (size + 4) if int8 else pair
     slots = plan.budget_tokens + plan.chunk_tokens + QUESTION_TOKENS
     total = 0.0
-    for window in windows:
+    for window in checkpoint.layer_windows:
         if window is None:
             # Reading: keys, values, and 12 bytes of position and score per head. Answering: a copy
-            # of the budget and its keys rotated.
-            total += slots * (pair + 12 * heads) + 1.5 * plan.budget_tokens * pair
+            # of the budget and its keys rotated, which a GPU does as it reads int8 ones.
+            rotated = 0.0 if int8 and gpu else 0.5 * pair
+            total += slots * (stored + 12 * heads) + plan.budget_tokens * (stored + rotated)
         else:
             total += 2 * (window + plan.chunk_tokens) * pair
     return int(total)
 
 
-def _working_bytes(config: dict, plan: Plan, dtype: str) -> int:
+def _working_bytes(config: dict, plan: Plan, dtype: str, int8: bool) -> int:
     each, tokens = DTYPE_BYTES[dtype], plan.chunk_tokens
     slots = plan.budget_tokens + tokens + QUESTION_TOKENS
     heads, size = config["num_attention_heads"], _kv_shape(config)[1]
     layer = tokens * each * (4 * config["hidden_size"] + 3 * config["intermediate_size"])
     attention = tokens * heads * size * each * 4 + slots * heads * size * each * 2
+    if int8:  # the rows of one layer as numbers of the dtype computed in
+        attention += slots * _kv_shape(config)[0] * size * (2 * each + 4)
     mask = tokens * slots * (each + 1)
     probe = 3 * 4 * QUESTION_TOKENS * slots * heads
     logits = 4 * 2 * config["vocab_size"]

@@ -6,6 +6,7 @@ Notice*  Loaded  Progress*  TokenText*  Answer
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+LEAST_SUPPORT = 0.5
 NO_LOSS = frozenset({"ignored", "binary", "generated", "not a file", "not selected"})
 """Reasons for which a file of a folder may be left out with nothing lost."""
 
@@ -30,6 +31,8 @@ class ModelInfo:
     device: str
     window_tokens: int
     """Longest context the model was trained for."""
+    kv_dtype: str = "model"
+    """model: kept keys and values are of the dtype computed in; int8: rows with a scale each."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,9 @@ class Source:
     """When a message was written, as `2024-03-05 14:02`; in a recording, `00:14:02`."""
     symbol: str | None = None
     """Function or class of source code, as `Reader.read`."""
+    holds: float = 0.0
+    """Share in [0, 1] of the answer's words, rare ones counting more, that stand here and in no
+    source before this one."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,8 @@ class MemoryUse:
     full_kv_bytes: int
     process_peak_bytes: int
     gpu_peak_bytes: int | None
+    adapter: str | None = None
+    """What chose what was kept, with the policy `learned`: trained | quick."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,45 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class KeptByLayers:
+    """Layers that keep the same tokens, and which."""
+
+    layers: tuple[int, ...]
+    runs: tuple[tuple[int, int, float], ...]
+    """Spans [first, end) of tokens, and the share of the layer's heads that holds them."""
+
+
+@dataclass(frozen=True)
+class LayerMass:
+    """Where the attention of a question goes in one layer; the parts add up to 1."""
+
+    layer: int
+    sinks: float
+    """The first tokens of the stream."""
+    kept: float
+    """What else was kept of the text."""
+    recent: float
+    """The last tokens of the text."""
+    recalled: float
+    """Passages that were read again."""
+    question: float
+    """The question's own tokens."""
+    memory: float
+    """The latent memory of what was evicted."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was kept of a text, and what a question makes of it."""
+
+    tokens: int
+    """Of the text, with the prompt's opening."""
+    kept: tuple[KeptByLayers, ...]
+    attention: tuple[LayerMass, ...]
+    """By layer whose cache is kept under a budget."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer, where it comes from, and what it cost. Prints as its text."""
 
@@ -201,6 +248,13 @@ class Answer:
     """What was looked up and read again, round by round; None without an archive."""
     memories: tuple[Remembered, ...] = ()
     """The memory of each source."""
+    explanation: Explanation | None = None
+    """What was kept, where that was asked for."""
+
+    @property
+    def supported(self) -> bool:
+        """Whether at least half of the answer, by its words, stands in its sources."""
+        return sum(source.holds for source in self.sources) >= LEAST_SUPPORT
 
     def __str__(self) -> str:
         return self.text
@@ -210,6 +264,7 @@ class Answer:
         data = asdict(self)
         data["coverage"]["complete"] = self.coverage.complete
         text = data.pop("text")
+        data["supported"] = self.supported
         if self.memories:
             data["memory"]["id"] = self.memories[0].id
             data["memory"]["reused"] = all(m.tokens_reused == m.tokens for m in self.memories)

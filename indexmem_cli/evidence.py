@@ -1,16 +1,31 @@
-"""Which places of the text an answer rests on, from where attention went while it was written."""
+"""Which places of the text an answer rests on: they hold its words, or were attended to most."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from indexmem_cli.archives import Archives
+from indexmem_cli.config import NOT_STATED
 from indexmem_cli.events import Source
-from indexmem_cli.tokens import Entry, Tokenizer
+from indexmem_cli.terms import terms_of, words_of
+from indexmem_cli.tokens import Entry
 
 MAX_SOURCES = 3
 LEAST_SHARE = 0.2  # of the best place's attention, for another one to be shown
+LEAST_NEW = 0.2  # of the answer's words, for a place to be shown that adds them
 QUOTE_CHARS = 240
+_COMMON = 3000  # a word in so many passages tells no place
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """A passage that the answer may rest on."""
+
+    entry: Entry
+    attention: float
+    terms: frozenset[str]
+    """Words of the answer that it holds."""
 
 
 @dataclass
@@ -27,45 +42,113 @@ class Evidence:
             position = self.origins.get(position, position)
             self.weights[position] = self.weights.get(position, 0.0) + weight
 
-    def sources(self, places: Archives, tokenizer: Tokenizer) -> tuple[Source, ...]:
-        """Return the best attended places, best first; passages that follow each other are one."""
-        found = {}
-        for position, weight in self.weights.items():
-            entry = places.find(position)
-            if entry is not None:
-                _, so_far = found.get(entry.first, (entry, 0.0))
-                found[entry.first] = (entry, so_far + weight)
-        total = sum(weight for _, weight in found.values())
-        best = sorted(found.values(), key=lambda item: -item[1])[:MAX_SOURCES]
-        shown = sorted(
-            (item for item in best if item[1] >= LEAST_SHARE * best[0][1]),
-            key=lambda item: item[0].first,
-        )
-        groups: list[list] = []
-        for item in shown:
-            if groups and _follows(groups[-1][-1][0], item[0]):
-                groups[-1].append(item)
+    def sources(self, places: Archives, answer: str) -> tuple[Source, ...]:
+        """Return the places that an answer rests on, best first.
+
+        They are as few of the passages attended to, or read again, as hold the words of the
+        answer that any of them holds; of passages that hold the same, the most attended. Where
+        none holds any, the most attended ones. A refusal rests on none.
+        """
+        if answer.startswith(NOT_STATED.rstrip(".")):
+            return ()
+        rarity = _rarity(places, answer)
+        passages = self._passages(places, frozenset(rarity))
+        chosen = _cover(passages, rarity) or _most_attended(passages)
+        groups: list[list[_Passage]] = []
+        for passage in sorted(chosen, key=lambda passage: passage.entry.first):
+            if groups and _follows(groups[-1][-1].entry, passage.entry):
+                groups[-1].append(passage)
             else:
-                groups.append([item])
-        sources = [_source(group, total, tokenizer) for group in groups]
-        return tuple(sorted(sources, key=lambda source: -source.weight))
+                groups.append([passage])
+        groups.sort(key=lambda group: (-_mass(group, rarity), -_attention(group)))
+        attention = sum(passage.attention for passage in passages) or 1.0
+        sources, missing = [], dict(rarity)
+        for group in groups:
+            holds = _mass(group, missing) / (sum(rarity.values()) or 1.0)
+            missing = {t: r for t, r in missing.items() if not any(t in p.terms for p in group)}
+            sources.append(_source(group, _attention(group) / attention, holds, places))
+        return tuple(sources)
+
+    def _passages(self, places: Archives, terms: frozenset[str]) -> list[_Passage]:
+        """Every passage that was attended to or read again, in the order of the text."""
+        found: list[_Passage] = []
+        positions = sorted(self.weights.keys() | set(self.origins.values()))
+        at = 0
+        while at < len(positions):
+            entry, weight = places.find(positions[at]), 0.0
+            if entry is None:
+                at += 1
+                continue
+            while at < len(positions) and positions[at] < entry.end:
+                weight += self.weights.get(positions[at], 0.0)
+                at += 1
+            held = terms.intersection(words_of(places.text_of(entry)))
+            found.append(_Passage(entry, weight, held))
+        return found
 
 
-def _follows(before, after) -> bool:
+def _rarity(places: Archives, answer: str) -> dict[str, float]:
+    """How much each word of an answer tells of its place; words that stand everywhere are out."""
+    counts = {term: len(places.places_of((term,), _COMMON)) for term in terms_of(answer)}
+    return {
+        term: math.log(1 + (len(places) + 1) / (count + 1))
+        for term, count in counts.items()
+        if count < _COMMON
+    }
+
+
+def _cover(passages: list[_Passage], rarity: Mapping[str, float]) -> list[_Passage]:
+    """Take passages one after the other, as long as the next holds much that none so far does."""
+    chosen: list[_Passage] = []
+    missing, total = dict(rarity), sum(rarity.values())
+    while passages and missing and len(chosen) < MAX_SOURCES:
+        best = max(passages, key=lambda p: (_mass([p], missing), p.attention))
+        if _mass([best], missing) < LEAST_NEW * total:
+            break
+        chosen.append(best)
+        missing = {term: weight for term, weight in missing.items() if term not in best.terms}
+    return chosen
+
+
+def _most_attended(passages: list[_Passage]) -> list[_Passage]:
+    best = sorted(passages, key=lambda passage: -passage.attention)[:MAX_SOURCES]
+    return [p for p in best if p.attention and p.attention >= LEAST_SHARE * best[0].attention]
+
+
+def _follows(before: Entry, after: Entry) -> bool:
     """Whether two passages stand one after the other on one page, in one message or function."""
-    here, there = before.place, after.place
-    return here.spot == there.spot and before.first + len(before.ids) == after.first
+    return before.place.spot == after.place.spot and before.end == after.first
 
 
-def _source(group: list, total: float, tokenizer: Tokenizer) -> Source:
-    text = " ".join(tokenizer.decode([i for entry, _ in group for i in entry.ids]).split())
-    if len(text) > QUOTE_CHARS:
-        text = text[: QUOTE_CHARS - 1] + "…"
+def _mass(group: list[_Passage], rarity: Mapping[str, float]) -> float:
+    """Sum of the rarities of the words that stand in any of these passages."""
+    return sum(weight for term, weight in rarity.items() if any(term in p.terms for p in group))
+
+
+def _attention(group: list[_Passage]) -> float:
+    return sum(passage.attention for passage in group)
+
+
+def _source(group: list[_Passage], weight: float, holds: float, places: Archives) -> Source:
+    text = " ".join("".join(places.text_of(passage.entry) for passage in group).split())
     return Source(
-        weight=sum(weight for _, weight in group) / total,
-        quote=text,
-        **locate(group[0][0], group[-1][0]),
+        weight=weight,
+        holds=holds,
+        quote=_cut(text, frozenset[str]().union(*(passage.terms for passage in group))),
+        **locate(group[0].entry, group[-1].entry),
     )
+
+
+def _cut(text: str, terms: frozenset[str]) -> str:
+    """Shorten a quotation to where the first of the answer's words stands in it."""
+    if len(text) <= QUOTE_CHARS:
+        return text
+    lower = text.lower()
+    first = min((at for term in terms if (at := lower.find(term)) >= 0), default=0)
+    start = max(0, min(first - QUOTE_CHARS // 4, len(text) - QUOTE_CHARS))
+    start = text.find(" ", start) + 1 if start else 0
+    quote = text[start : start + QUOTE_CHARS - 2]
+    return f"{'…' if start else ''}{quote}{'…' if start + len(quote) < len(text) else ''}"
 
 
 def locate(first: Entry, last: Entry) -> dict[str, Any]:

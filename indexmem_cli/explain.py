@@ -1,129 +1,72 @@
-"""What a memory kept of a text, and what a question makes of it: numbers, a picture, some lines."""
-
-from dataclasses import dataclass
-from pathlib import Path
+"""What a memory kept of a text, and what a question makes of it."""
 
 import torch
 from torch import Tensor
 
 from indexmem_cli.engine import Reader
-from indexmem_cli.errors import ConfigError
-
-SHADES = " ░▒▓█"
-
-
-@dataclass(frozen=True)
-class LayerMass:
-    """Where the attention of a question goes in one layer; the parts add up to 1."""
-
-    layer: int
-    sinks: float
-    """The first tokens of the stream."""
-    kept: float
-    """What else was kept of the text."""
-    recent: float
-    """The last tokens of the text."""
-    question: float
-    """The question's own tokens."""
-    memory: float
-    """The latent memory of what was evicted."""
+from indexmem_cli.events import Explanation, KeptByLayers, LayerMass
+from indexmem_cli.memory.state import MemoryState
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What was kept of a text of N tokens, by groups of layers that keep the same."""
-
-    layers: tuple[tuple[int, ...], ...]
-    """The managed layers of each group."""
-    held: Tensor
-    """Share of a group's heads that hold each token, fp32 [groups, N]."""
-    masses: tuple[LayerMass, ...]
-
-    def lines(self, width: int = 72) -> list[str]:
-        """One line a group over the whole text: the darker, the more of that part was kept."""
-        lines = []
-        for group, held in zip(self.layers, self.held, strict=True):
-            parts = held.tensor_split(min(width, len(held)))
-            cells = [SHADES[-1 if p.mean() == 1 else int(p.mean() * 3.999 + 0.999)] for p in parts]
-            lines.append(f"{_name(group)} │{''.join(cells)}│")
-        return lines
-
-    def draw(self, path: Path) -> None:
-        """Write a heat map over the text, and the attention by layer beside it, as a PNG.
-
-        Raises:
-            ConfigError: matplotlib is not installed.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ConfigError(
-                "a picture needs matplotlib, which is not installed",
-                "pip install 'indexmem[bench]'",
-            ) from error
-        figure = Figure(figsize=(11, 1.6 + 0.35 * len(self.masses)), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(2.4, 1))
-        left.imshow(
-            self.held.numpy(),
-            aspect="auto",
-            interpolation="nearest",
-            cmap="viridis",
-            vmin=0,
-            vmax=1,
-        )
-        left.set(xlabel="token of the text", title="kept, by layers")
-        left.set_yticks(range(len(self.layers)), [_name(group) for group in self.layers])
-        start = [0.0] * len(self.masses)
-        for part in ("sinks", "kept", "recent", "question", "memory"):
-            sizes = [getattr(mass, part) for mass in self.masses]
-            right.barh([str(mass.layer) for mass in self.masses], sizes, left=start, label=part)
-            start = [a + b for a, b in zip(start, sizes, strict=True)]
-        right.set(xlim=(0, 1), title="attention of the question, by layer")
-        right.invert_yaxis()
-        right.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
-        figure.savefig(path, dpi=120)
-
-
-def explain(reader: Reader, closing_ids: list[int]) -> Explanation:
-    """Say what `reader` kept, and what the question attends to; the reader stays as it was.
+def explain(memory: Reader, grounds: Reader, closing_ids: list[int]) -> Explanation:
+    """Say what `memory` kept, and what the question attends to; both readers stay as they were.
 
     Args:
+        grounds: what the answer is written from: `memory` itself, or a fork of it that has read
+            passages again since.
         closing_ids: the question with what surrounds it.
     """
-    fork = reader.fork()
-    state, backbone = fork.state, reader.backbone
-    seen, question = state.seen, len(closing_ids)
-    numbers = [i for i, window in enumerate(backbone.layer_windows) if window is None]
-    layers, rows = [], []
+    seen = memory.state.seen
+    layers = [i for i, window in enumerate(memory.backbone.layer_windows) if window is None]
+    return Explanation(
+        tokens=seen,
+        kept=tuple(_kept_by_layers(memory.state, layers)),
+        attention=tuple(_attention(grounds.fork(), closing_ids, layers, seen)),
+    )
+
+
+def _kept_by_layers(state: MemoryState, numbers: list[int]) -> list[KeptByLayers]:
+    """Neighbouring layers that keep the same tokens are one group."""
+    groups: list[KeptByLayers] = []
     for number, layer in zip(numbers, state.managed, strict=True):
         places = layer.positions[0, :, : layer.held]
-        row = torch.zeros(seen).index_add_(
+        share = torch.zeros(state.seen).index_add_(
             0, places.flatten().cpu(), torch.full((places.numel(),), 1 / len(places))
         )
-        if rows and torch.equal(rows[-1], row):
-            layers[-1] += (number,)
+        runs = _runs(share)
+        if groups and groups[-1].runs == runs:
+            groups[-1] = KeptByLayers((*groups[-1].layers, number), runs)
         else:
-            layers.append((number,))
-            rows.append(row)
-    fork._number_slots(question)
-    queries = backbone.read(closing_ids, state, want_queries=True)
-    block = backbone.block(state, question, queries)
-    masses = []
+            groups.append(KeptByLayers((number,), runs))
+    return groups
+
+
+def _runs(share: Tensor) -> tuple[tuple[int, int, float], ...]:
+    """Spans [first, end) of tokens that the same share of heads, more than none, holds."""
+    values, sizes = torch.unique_consecutive(share, return_counts=True)
+    ends = sizes.cumsum(0).tolist()
+    firsts = [0, *ends[:-1]]
+    runs = zip(firsts, ends, values.tolist(), strict=True)
+    return tuple((first, end, round(value, 4)) for first, end, value in runs if value)
+
+
+def _attention(fork: Reader, closing_ids: list[int], numbers: list[int], seen: int):
+    """Yield where the question's attention goes in each layer; `fork` is used up."""
+    fork.narrow()
+    state, backbone, question = fork.state, fork.backbone, len(closing_ids)
+    before = state.seen
+    fork.number_slots(question)
+    block = backbone.block(state, question, backbone.read(closing_ids, state, want_queries=True))
     for i, number in enumerate(numbers):
         weights, places = block.attention(i, 0, question)[0], block.positions(i)[0]
         memory = block.remembered(i)[0].mean().item()
-        asked = places >= seen
+        asked, again = places >= before, (places >= seen) & (places < before)
         sinks = places < state.sink_tokens
-        recent = (places >= seen - state.recent_tokens) & ~asked & ~sinks
+        recent = (places >= seen - state.recent_tokens) & (places < seen) & ~sinks
+        kept = ~(sinks | recent | again | asked)
         grouped = weights.unflatten(0, (len(places), -1)).mean(dim=(1, 2))  # [G, N]
         parts = [
             float((grouped * part).sum(-1).mean()) * (1 - memory)
-            for part in (sinks, ~(sinks | recent | asked), recent, asked)
+            for part in (sinks, kept, recent, again, asked)
         ]
-        masses.append(LayerMass(number, *parts, memory))
-    return Explanation(tuple(layers), torch.stack(rows), tuple(masses))
-
-
-def _name(group: tuple[int, ...]) -> str:
-    first, last = group[0], group[-1]
-    return f"layer {first}" if first == last else f"layers {first}–{last}"
+        yield LayerMass(number, *parts, memory)

@@ -33,6 +33,11 @@ class LanguageModel:
     tokenizer_hash: str
     """Of the tokenizer and the prompt before the document."""
 
+    @property
+    def adapter_hash(self) -> str | None:
+        """Of what was trained for the model, if anything was."""
+        return self.backbone.adapter.digest if self.backbone.has_adapter else None
+
 
 def load_language_model(config: ModelConfig) -> LanguageModel:
     """Load a model with all that goes with it."""
@@ -89,13 +94,19 @@ def check_fits(manifest: Manifest, model: LanguageModel) -> None:
         MemoryFileError: another model or tokenizer read it.
     """
     info, key = model.backbone.info, manifest.key
-    made = {"dtype": key.settings.get("dtype"), "quantisation": key.settings.get("quant")}
-    here = {"dtype": info.dtype, "quantisation": info.quant}
+    made = {
+        "dtype": key.settings.get("dtype"),
+        "quantisation": key.settings.get("quant"),
+        "type of keys and values": key.settings.get("kv_dtype", "model"),
+    }
+    here = dict(zip(made, (info.dtype, info.quant, info.kv_dtype), strict=True))
     wrong = [name for name in made if made[name] != here[name]]
     if key.model != info.revision:
         wrong = ["weights"]
     elif key.tokenizer != model.tokenizer_hash:
         wrong = ["tokenizer or prompt"]
+    elif key.adapter is not None and key.adapter != model.adapter_hash:
+        wrong = ["adapter"]
     if wrong:
         raise MemoryFileError(
             f"memory {manifest.id} was made by {manifest.model} with another {' and '.join(wrong)}",

@@ -15,16 +15,19 @@ from transformers import (
 
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.checkpoint import LARGE_MODEL_BYTES, PLAIN, Checkpoint
-from indexmem_cli.config import ModelConfig
+from indexmem_cli.config import ALL_GPUS, NOT_STATED, ModelConfig
 from indexmem_cli.dequantise import read_dequantised
 from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
+from indexmem_cli.estimate import read_weights
 from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import load_adapter
+from indexmem_cli.memory.room import is_out_of_memory
 
 INSTRUCTION = (
     "Answer the question from the document alone, in few words. If the document does not say, "
-    "answer: Not stated in the document."
+    f"answer: {NOT_STATED}"
 )
+_WEIGHT_SHARE = 0.8  # of what is free on a GPU; the rest is for the memory and its work
 CHAT_INSTRUCTION = (
     "You talk with a user. The document holds what was said before and passages of the user's "
     "documents. Answer the user's last message; where it asks for facts, take them from the "
@@ -58,7 +61,6 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
         OutOfMemory: the weights do not fit the device.
     """
     device = _choose_device(config.device)
-    weight_bytes = checkpoint.weight_bytes
     quant = _choose_quant(config.quant, checkpoint, device)
     dtype = _choose_dtype(config.dtype, device)
     options = {}
@@ -66,26 +68,31 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
         options["quantization_config"] = make_quant_config(quant, dtype)
     if options or device.type != "cpu":
         options["device_map"] = {"": device}
+    if room := _room_on_several(checkpoint, config.device, quant, dtype):
+        options |= {"device_map": "auto", "max_memory": room}
     load = _load_plain if quant.endswith(PLAIN) else _load_stored
     try:
         model = load(checkpoint, dtype, options).eval()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"{checkpoint.id} ({weight_bytes / 2**30:.1f} GiB on disk) does not fit {device}",
-            "choose --quant nf4, a smaller model, or --device cpu",
-        ) from error
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError, SafetensorError),
+    ) as error:
+        if is_out_of_memory(error):
+            raise _too_large(checkpoint, str(device)) from error
         raise BackboneError(
             f"{checkpoint.id}: cannot be loaded: {(str(error).splitlines() or ['?'])[0]}",
             "check that all files of the model are there",
         ) from error
+    places = getattr(model, "hf_device_map", {}).values() if room else [device]
+    if room and {"cpu", "disk"} & set(map(str, places)):
+        raise _too_large(checkpoint, "all GPUs together")
     info = ModelInfo(
         id=checkpoint.id,
         revision=checkpoint.revision,
         quant=quant,
         dtype=str(dtype).removeprefix("torch."),
-        device=str(device),
+        device="+".join(sorted({str(torch.device(place)) for place in places})),
         window_tokens=checkpoint.window_tokens,
+        kv_dtype=config.kv_dtype,
     )
     backbone = Backbone(model, info, checkpoint.layer_windows)
     if checkpoint.adapter_path:
@@ -111,7 +118,7 @@ def _load_plain(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):
     """Make plain weights of quantised ones while reading them."""
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     del config.quantization_config
-    weights = read_dequantised(sorted(checkpoint.path.glob("*.safetensors")), dtype)
+    weights = read_dequantised(checkpoint.weight_files, dtype)
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, **options
     )
@@ -152,7 +159,36 @@ def _render(tokenizer, content: str, instruction: str) -> str:
     return text
 
 
+def _room_on_several(
+    checkpoint: Checkpoint, device: str, quant: str, dtype: torch.dtype
+) -> dict[int, int]:
+    """Bytes that weights may take on each GPU, where one will not do; nothing where it will.
+
+    Raises:
+        OutOfMemory: all of them will not do.
+    """
+    count = torch.cuda.device_count() if device in ("auto", ALL_GPUS) else 0
+    if count < 2:
+        return {}
+    room = {i: int(_WEIGHT_SHARE * torch.cuda.mem_get_info(i)[0]) for i in range(count)}
+    need = read_weights(checkpoint).nbytes(quant, str(dtype).removeprefix("torch."))
+    if device == "auto" and need <= room[torch.cuda.current_device()]:
+        return {}
+    if need > sum(room.values()):
+        raise _too_large(checkpoint, f"{count} GPUs together")
+    return room
+
+
+def _too_large(checkpoint: Checkpoint, place: str) -> OutOfMemory:
+    return OutOfMemory(
+        f"{checkpoint.id} ({checkpoint.weight_bytes / 2**30:.1f} GiB on disk) does not fit {place}",
+        "choose --quant nf4, a smaller model, or --device cpu",
+    )
+
+
 def _choose_device(name: str) -> torch.device:
+    if name == ALL_GPUS:
+        name = "cuda"
     if name != "auto":
         try:
             device = torch.device(name)

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from indexmem_cli.config import ALL_GPUS
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -26,25 +28,26 @@ class Machine:
     """Version of the NVIDIA driver; None where there is none."""
 
     def has_gpu(self, device: str) -> bool:
-        """Say whether a device is one of the NVIDIA GPUs."""
-        return self._gpu(device) is not None
+        """Say whether a device is one of the NVIDIA GPUs, or all of them."""
+        return bool(self._gpus(device))
 
     def free_bytes(self, device: str) -> int:
-        """Return what is free on a device: `auto`, `cpu`, `mps`, `cuda` or `cuda:1`."""
-        gpu = self._gpu(device)
-        return gpu.free_bytes if gpu else self.ram_free_bytes
+        """Return what is free on a device: `auto`, `cpu`, `mps`, `cuda`, `cuda:1` or `all`."""
+        gpus = self._gpus(device)
+        return sum(gpu.free_bytes for gpu in gpus) if gpus else self.ram_free_bytes
 
     def name_of(self, device: str) -> str:
         """Say what `free_bytes` speaks of."""
-        gpu = self._gpu(device)
-        return gpu.name if gpu else "RAM"
+        return " + ".join(gpu.name for gpu in self._gpus(device)) or "RAM"
 
-    def _gpu(self, device: str) -> Gpu | None:
+    def _gpus(self, device: str) -> tuple[Gpu, ...]:
         if device in ("cpu", "mps"):
-            return None
+            return ()
+        if device in ("auto", ALL_GPUS):  # what is larger than one is spread over all
+            return self.gpus
         index = device.partition(":")[2]
         at = int(index) if index.isdecimal() else 0
-        return self.gpus[at] if at < len(self.gpus) else None
+        return self.gpus[at : at + 1]
 
 
 def look_at_machine() -> Machine:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from indexmem_cli.config import DEFAULT_BUDGET_TOKENS, MemoryConfig
+from indexmem_cli.config import AUTO, DEFAULT_BUDGET_TOKENS, MemoryConfig
 from indexmem_cli.errors import ConfigError
 
 
@@ -54,6 +54,8 @@ def make_plan(
             "lower --chunk, or shorten the question",
         )
     budget = config.budget_tokens or min(DEFAULT_BUDGET_TOKENS, room)
+    if budget == AUTO:
+        budget = room
     if budget > room:
         notices.append(
             f"budget lowered from {budget:,} to {room:,} tokens: with a chunk of {chunk:,} "

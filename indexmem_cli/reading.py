@@ -260,7 +260,7 @@ class Reading:
             reader.scorer,
             backbone.kv_shapes,
             backbone.model.dtype,
-            backbone.device,
+            backbone.layer_devices,
         )
 
     def _read(self, saver: Saver | None, base: SavedState | None = None) -> Iterator[Event]:
@@ -280,8 +280,14 @@ class Reading:
                     if len(chunk.ids) < plan.chunk_tokens and len(self.chain.links) >= BASE_CHUNKS:
                         self._checkpoint()
                 if base is None or len(self.chain.links) >= base.chunks:
+                    step = self.reader.step_tokens
                     for _ in self.reader.read([chunk.ids]):
                         pass
+                    if self.reader.step_tokens < step:
+                        step = self.reader.step_tokens
+                        notices.append(
+                            f"out of memory: {step:,} tokens are read at a time from here"
+                        )
                 self._keep(chunk, notices)
                 while notices:
                     yield Notice(notices.pop())

@@ -1,4 +1,4 @@
-"""The use cases: inspect, read, ask. The only place where documents, model and memory meet.
+"""The use cases: read, ask. The only place where documents, model and memory meet.
 
 Yields events and never prints. Parts that need torch are imported when they are used.
 """
@@ -10,35 +10,33 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from indexmem_cli.asking import answer as answer_question
-from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import (
     FOCUS,
+    LEARNED,
     AnswerConfig,
     MemoryConfig,
     ModelConfig,
     ReadConfig,
     StoreConfig,
+    parse_budget,
     parse_pages,
-    parse_size,
 )
-from indexmem_cli.coverage import coverage_of, join_coverage
-from indexmem_cli.documents import Sources, join_sources, open_each, open_sources, open_text
-from indexmem_cli.errors import ConfigError, MemoryFileError
+from indexmem_cli.coverage import join_coverage
+from indexmem_cli.documents import Sources, join_sources, open_each, open_text
+from indexmem_cli.errors import ConfigError, MemoryFileError, OutOfMemory
 from indexmem_cli.events import (
     Answer,
     Event,
-    FileReport,
     Ingested,
-    Inspection,
     Loaded,
     Notice,
 )
+from indexmem_cli.fitting import describe_shortage, settle_budget
 from indexmem_cli.language_model import LanguageModel, check_fits, load_language_model
 from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
 from indexmem_cli.plan import Plan, make_plan
 from indexmem_cli.reading import Reading
-from indexmem_cli.tokens import count_tokens, load_tokenizer
 
 QUESTION_TOKENS = 256
 """Room that a reading leaves for questions, so that one memory serves most of them."""
@@ -106,38 +104,6 @@ def open_to_ingest(
     if store.name is not None:
         Library().check_name(store.name, str(Path(sources[0]).absolute()))
     return open_parts(sources, read, memory, store, stdin)
-
-
-def inspect(
-    sources: Sequence[str],
-    *,
-    read: ReadConfig,
-    memory: MemoryConfig,
-    model: ModelConfig,
-    stdin: BinaryIO | None = None,
-) -> Inspection:
-    """Count what reading the sources would mean, without loading a model."""
-    opened = open_sources(sources, read, stdin)
-    checkpoint = find_checkpoint(model.model, model.offline)
-    tokenizer = load_tokenizer(checkpoint.path)
-    files = []
-    for document in opened.documents:
-        tokens = count_tokens(document.passages(), tokenizer)
-        size = document.size_bytes or 0
-        about = (document.name, document.kind, document.pages_total, tokens, size)
-        files.append(FileReport(*about, inner=document.header))
-    total = sum(file.tokens for file in files)
-    plan, _ = make_plan(memory, checkpoint.window_tokens)
-    per_token = checkpoint.kv_bytes_per_token(checkpoint.likely_dtype(model.dtype, model.device))
-    return Inspection(
-        files=tuple(files),
-        coverage=coverage_of(opened, total),
-        model=model.model,
-        budget_tokens=plan.budget_tokens,
-        kv_bytes=min(total, plan.budget_tokens) * per_token,
-        full_kv_bytes=total * per_token,
-        kv_bytes_per_token=per_token,
-    )
 
 
 @dataclass
@@ -231,10 +197,20 @@ class Memory:
         return saved
 
     def ask(
-        self, question: str, *, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0
+        self,
+        question: str,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        extract: bool = False,
     ) -> Answer:
-        """Answer one question. The answer prints as its text; it has sources and statistics."""
-        *_, answer = self.events(question, AnswerConfig(max_tokens, temperature, seed))
+        """Answer one question. The answer prints as its text; it has sources and statistics.
+
+        Args:
+            extract: answer with one span of the text, copied word by word.
+        """
+        *_, answer = self.events(question, AnswerConfig(max_tokens, temperature, seed, extract))
         return answer
 
     def ingest(self) -> Iterator[Event]:
@@ -243,7 +219,8 @@ class Memory:
         yield from self._load_engine()
         plan, notices = self._plan(0)
         yield from map(Notice, notices)
-        yield from self._remember(plan, "", [])
+        with self._explained():
+            yield from self._remember(plan, "", [])
         yield Ingested(
             memories=tuple(reading.remembered for reading in self._readings),
             coverage=join_coverage([reading.coverage for reading in self._readings]),
@@ -254,24 +231,43 @@ class Memory:
         """Answer one question, yielding what happens on the way; the answer comes last."""
         if not question.strip():
             raise ConfigError("the question is empty", "say what you want to know")
+        if config.extract and not self.memory.recall:
+            raise ConfigError(
+                "--extract quotes passages that are looked up", "leave out --no-recall"
+            )
         yield from self._load_engine()
         engine = self.engine
         closing = engine.prompt.closing(engine.tokenizer.encode(question))
         plan, notices = self._plan(len(closing))
         yield from map(Notice, notices)
         if not self._readings or self.memory.policy == FOCUS:
-            yield from self._remember(plan, question, closing)
+            with self._explained():
+                yield from self._remember(plan, question, closing)
         try:
-            yield from answer_question(
-                engine, self._readings, question, closing, self.memory, config, tuple(notices)
-            )
+            with self._explained():
+                yield from answer_question(
+                    engine, self._readings, question, closing, self.memory, config, tuple(notices)
+                )
         finally:  # also when the answer was stopped: what was read need not be read again
             for reading in self._readings:
                 reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
     def _load_engine(self) -> Iterator[Event]:
-        self.engine = self.engine or load_language_model(self.model)
+        if self.engine is None:
+            self.memory, notices = settle_budget(self.memory, self.model)
+            yield from map(Notice, notices)
+            with self._explained():
+                self.engine = load_language_model(self.model)
+        self.memory = self.memory.settled(self.engine.backbone.has_adapter)
         yield Loaded(self.engine.backbone.info, self.engine.load_s)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of a lack of memory what would fit."""
+        try:
+            yield
+        except OutOfMemory as error:
+            raise describe_shortage(self.memory, self.model) from error
 
     def _plan(self, closing_tokens: int) -> tuple[Plan, list[str]]:
         """Work out the settings; but for one question, they leave room for most questions."""
@@ -290,14 +286,15 @@ class Memory:
         """Read or load every source."""
         from indexmem_cli.engine import make_reader
 
-        engine, readings = self.engine, []
+        engine, readings, config = self.engine, [], self.memory
         several = len(self.sources) > 1 or self.is_looked_up
         for part in self.sources:
             if isinstance(part, Manifest):
                 check_fits(part, engine)
                 plan = _plan_of(part, plan)
+                config = replace(config, policy=part.key.settings["policy"])
             documents = Sources(name=part.source) if isinstance(part, Manifest) else part
-            reader = make_reader(engine.backbone, plan, self.memory, closing)
+            reader = make_reader(engine.backbone, plan, config, closing)
             reading = Reading(documents, reader, engine.tokenizer, engine.prompt.opening)
             if isinstance(part, Manifest):
                 reading.load(self.library, part, with_state=not several)
@@ -321,11 +318,15 @@ class Memory:
             "seed": self.memory.seed,
             "dtype": info.dtype,
             "quant": info.quant,
+            **({} if info.kv_dtype == "model" else {"kv_dtype": info.kv_dtype}),
             # Which files of a folder are read shows in the content; the rest of it is said here.
             "read": str(replace(read, password=None, include=(), exclude=())),
         }
         focused = question if self.memory.policy == FOCUS else None
-        return Key("", info.revision, self.engine.tokenizer_hash, settings, question=focused)
+        adapter = self.engine.adapter_hash if self.memory.policy == LEARNED else None
+        return Key(
+            "", info.revision, self.engine.tokenizer_hash, settings, adapter, question=focused
+        )
 
 
 def _plan_of(manifest: Manifest, plan: Plan) -> Plan:
@@ -374,5 +375,5 @@ def _configs(budget: int | str | None, options: dict[str, Any]) -> tuple[MemoryC
     unknown = set(memory) - {f.name for f in fields(MemoryConfig)}
     if unknown:
         raise ConfigError(f"unknown option: {', '.join(sorted(unknown))}")
-    tokens = parse_size(budget) if isinstance(budget, str) else budget
+    tokens = parse_budget(budget) if isinstance(budget, str) else budget
     return MemoryConfig(budget_tokens=tokens, **memory), ModelConfig(**model)

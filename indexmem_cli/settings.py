@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, parse_size
+from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, parse_budget, parse_size
 from indexmem_cli.errors import ConfigError
 
 
@@ -63,6 +63,10 @@ def _size(value: Any) -> int:
     return parse_size(str(value))
 
 
+def _budget(value: Any) -> int | str | None:
+    return parse_budget(str(value))
+
+
 _TYPE_NAMES = {str: "a text in quotes", int: "a whole number", float: "a number"}
 _TYPE_NAMES[bool] = "true or false"
 _SIZE = (str, int)
@@ -72,6 +76,7 @@ SETTINGS = {
         Setting("model", (str,), ModelConfig, "model", "Qwen/Qwen3-4B"),
         Setting("quant", (str,), ModelConfig, "quant", "nf4"),
         Setting("dtype", (str,), ModelConfig, "dtype", "bfloat16"),
+        Setting("kv-dtype", (str,), ModelConfig, "kv_dtype", "int8"),
         Setting("device", (str,), ModelConfig, "device", "cpu"),
         Setting("offline", (bool,), ModelConfig, "offline", True),
         Setting(
@@ -81,7 +86,7 @@ SETTINGS = {
             "budget_tokens",
             "8k",
             if_unset="4k, or what the model's window allows",
-            parse=_size,
+            parse=_budget,
         ),
         Setting(
             "chunk",
@@ -129,7 +134,7 @@ def read_settings() -> dict[str, Any]:
     path = config_path()
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"

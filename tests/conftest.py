@@ -14,6 +14,9 @@ from hypothesis import settings
 
 # torch reads this when it is imported: idle threads must sleep, the cores are shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not Path("/dev/nvidiactl").exists():
+    # Triton reads this when it is imported: without a device its kernels are interpreted.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples in every run, and no time limit that a busy machine could break.
 settings.register_profile("indexmem", deadline=None, database=None, derandomize=True)
@@ -137,6 +140,14 @@ def _make_model(vocab_size: int, eos_token_id: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Qwen3ForCausalLM(config).float().eval()
+
+
+@pytest.fixture
+def parsed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take files apart in this process, for tests that look or reach into the parsers."""
+    from indexmem_cli.documents import formats
+
+    monkeypatch.setattr(formats, "ParsedApart", formats.open_parsed)
 
 
 @pytest.fixture

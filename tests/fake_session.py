@@ -36,7 +36,7 @@ COVERAGE = events.Coverage(
     pages_without_text=("book.pdf p. 2", "book.pdf p. 4"),
 )
 SOURCES = (
-    events.Source("book.pdf", 311, "299", 3, 5, 0.61, "the mill passes to\nAda's niece"),
+    events.Source("book.pdf", 311, "299", 3, 5, 0.61, "the mill passes to\nAda's niece", holds=1.0),
     events.Source("book.pdf", 311, "299", 9, 9, 0.20, "her name was Ruth"),
     events.Source("notes.txt", None, None, 8123, 8130, 0.19, "the second will"),
 )

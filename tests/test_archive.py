@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from indexmem_cli.archive import BLOCK_TOKENS, Archive, terms_of
+from indexmem_cli.archive import BLOCK_TOKENS, Archive
 from indexmem_cli.documents import Passage, Place
 from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.terms import terms_of
 from indexmem_cli.tokens import Entry, read_chunks
 
 HOSTILE = [

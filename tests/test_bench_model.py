@@ -9,11 +9,10 @@ from typer.testing import CliRunner
 from indexmem_cli.bench import baselines, card, model, scores, tasks
 from indexmem_cli.bench.reader import ModelReader, Reply
 from indexmem_cli.cli.app import app
-from indexmem_cli.config import ModelConfig
+from indexmem_cli.config import NOT_STATED, ModelConfig
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.render import describe_value, tabulate_measures
 from indexmem_cli.train.data import PROSE_SHARDS
-from indexmem_cli.train.templates import NOT_STATED
 
 PARAGRAPHS = [
     f"The ferry of {town} sails at {hour}. It is painted grey. Nobody fishes there."

@@ -3,10 +3,12 @@
 import importlib
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from test_train import make_prose, write_records
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 EXAMPLES = BENCHMARKS.parent / "examples"
@@ -29,8 +31,8 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("conversation", "memory", "needles", "recall", "second", "speed"):
-        sys.modules.pop(name, None)
+    for file in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 def read(path):
@@ -222,7 +224,72 @@ def test_second_question_reads_nothing_again(script, tiny_model_dir, tmp_path, m
     options = f"--tokens 1k --runs 1 --budget 96 --chunk 32 --model {tiny_model_dir} --out {out}"
     with monkeypatch.context() as patch:
         patch.setattr(second.os, "sched_setaffinity", lambda *_: None)
+        patch.delenv("INDEXMEM_HOME")
         second.main([str(tmp_path / "book.txt"), *options.split()])
     [row] = map(json.loads, out.read_text("utf-8").splitlines())
     assert row["tokens_reused"] == row["tokens"] > 900
     assert row["process_s"]["median"] > row["load_s"]["median"] > row["first_token_s"]["median"] > 0
+
+
+@pytest.fixture
+def reading_data(tmp_path):
+    """A data folder with paragraphs, a question on each, and books."""
+    records = []
+    for number in range(12):
+        text = f"In town {number} there is a mill. Its miller is Ann{number}, who bakes too."
+        question = f"Who is the miller of town {number}?"
+        about = {"answers": [f"Ann{number}"], "answer_start": text.index("Ann"), "answerable": True}
+        records.append({"context": text, "question": question, **about})
+    folder = tmp_path / "data"
+    write_records(folder / "qa" / "dev" / "squadshifts.jsonl.xz", records)
+    write_records(folder / "qa" / "dev" / "docs.jsonl.xz", [])
+    books = [{"id": str(n), "text": make_prose(n) * 4} for n in range(14)]
+    write_records(folder / "prose" / "gutenberg-03.jsonl.xz", books)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, length", [("squadshifts", "window"), ("squadshifts", "all"), ("chains", "window")]
+)
+def test_evidence_stands_where_the_books_say(script, reading_data, name, length):
+    options = Namespace(data=reading_data, count=5, seed=0)
+    books = script("book_sets").make_books(name, length, options)
+    asked = [(book, one) for book in books for one in book.asked]
+    assert len(asked) == 5
+    for book, one in asked:
+        *_, (start, end) = one.spans
+        assert one.answers[0] in book.text[start:end]
+
+
+def test_books_are_asked_in_every_way(script, tiny_model_dir, reading_data, tmp_path):
+    books, out = script("books"), tmp_path / "rows.jsonl"
+    options = f"--sets squadshifts --lengths all --count 3 --max-tokens 4 --model {tiny_model_dir}"
+    options += f" --modes recall,no-recall,focus,passage --budget 160 --chunk 32 --out {out}"
+    books.main([str(reading_data), *options.split()])
+    found = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [row["mode"] for row in found] == ["recall", "no-recall", "focus", "passage"]
+    assert all(row["n"] == len(row["results"]) == 3 for row in found)
+    assert found[0]["found"] == found[3]["found"] == 1 and found[0]["recalled"] > 0
+    assert "source" in found[0] and "source" not in found[3]
+
+
+def test_sources_count_if_the_true_line_is_among_them(script):
+    books = script("books")
+    place = Namespace(page=None, line_start=2, line_end=3)
+    asked = script("book_sets").Asked("Who?", ("Ann",), ((10, 13),))
+    judged = books.judge({"text": "It is Ann.", "sources": [place]}, asked, "1\n2\n3\n45 Ann", None)
+    assert (judged["right"], judged["sources"]) == (True, [False])
+    place.line_end = 4
+    judged = books.judge({"text": "Bob", "sources": [place]}, asked, "1\n2\n3\n45 Ann", None)
+    assert (judged["right"], judged["sources"]) == (False, [True])
+
+
+def test_keys_and_values_come_back_as_they_were_stored(script, tmp_path):
+    store_of = script("kv_recall").Store
+    numbers = torch.randn(70, 2, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    for bits, most in ((32, 0.0), (8, 0.02), (4, 0.3)):
+        store = store_of(tmp_path / str(bits), bits)
+        store.append(numbers[:50])
+        store.append(numbers[50:])
+        assert (store.read(45, 60) - numbers[45:60]).abs().max() <= most
+        assert store.path.stat().st_size == 70 * (96 * bits // 8 + (24 if bits < 32 else 0))

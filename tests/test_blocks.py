@@ -214,7 +214,7 @@ def test_a_word_file_is_read_in_order(tmp_path):
     assert numbers == [1, 2, 3, 3, 4, 5, 6, 7, 8, 9], "lines of one paragraph are one place"
 
 
-def test_memory_is_flat_however_long_a_word_file_is(tmp_path):
+def test_memory_is_flat_however_long_a_word_file_is(tmp_path, parsed_here):
     peaks = []
     for num in (300, 300, 6000):  # the first pass warms up
         body = word(*(para(f"{n} " + "word " * 20) for n in range(num)))
@@ -272,7 +272,7 @@ def test_zips_that_are_cut_off_or_changed_are_named(tmp_path):
         text_of(open_one(tmp_path / "x", whole[:at] + b"\xff\xff\xff" + whole[at + 3 :]))
 
 
-def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch, parsed_here):
     monkeypatch.setattr(unzip, "MIN_SUSPECT_BYTES", 100_000)
     bomb = {**WORD, "word/document.xml": BODY + " " * 10_000_000}
     tracemalloc.start()

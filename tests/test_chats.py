@@ -593,7 +593,7 @@ def test_broken_exports_give_one_error(tmp_path, content):
         assert "x.json" in error.message
 
 
-def test_memory_is_flat_however_long_a_chat_is(tmp_path, monkeypatch):
+def test_memory_is_flat_however_long_a_chat_is(tmp_path, monkeypatch, parsed_here):
     peaks = []
     for num in (700, 700, 3_500):  # the first pass warms up
         rows = "".join(
@@ -607,14 +607,14 @@ def test_memory_is_flat_however_long_a_chat_is(tmp_path, monkeypatch):
     assert peaks[2] < 1.5 * peaks[1]
 
 
-def test_a_record_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+def test_a_record_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, parsed_here):
     monkeypatch.setattr(exports, "MAX_RECORD_BYTES", 200_000)
     document = open_chat(tmp_path / "x", [{"role": "user", "content": "a"}, {"x": "y" * 300_000}])
     with pytest.raises(DocumentError, match="too large"):
         lines_of(document)
 
 
-def test_an_endless_message_comes_in_parts(tmp_path, monkeypatch):
+def test_an_endless_message_comes_in_parts(tmp_path, monkeypatch, parsed_here):
     monkeypatch.setattr("indexmem_cli.documents.chats.phone.MAX_MESSAGE_CHARS", 100)
     text = "31.12.21, 10:00 - Ann: a\n" + "more\n" * 99 + "31.12.21, 10:01 - Ann: b\n"
     lines = lines_of(open_chat(tmp_path / "x", text))

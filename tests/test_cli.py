@@ -100,7 +100,7 @@ class TestAsk:
     @pytest.mark.parametrize(
         ("options", "policy", "recall"),
         [
-            ("", "keydiff", True),
+            ("", "auto", True),
             ("--focus", "question", True),
             ("--no-recall", "question", False),
             ("--no-recall --policy recency", "recency", False),

@@ -166,7 +166,7 @@ def test_pages_have_an_index_and_a_label(tmp_path):
     assert text_of(document) and document.pages_read == 3  # the counts begin anew
 
 
-def test_memory_of_earlier_pages_is_given_back(tmp_path, monkeypatch):
+def test_memory_of_earlier_pages_is_given_back(tmp_path, monkeypatch, parsed_here):
     monkeypatch.setattr("indexmem_cli.documents.pdf._PAGES_CACHED", 2)
     document = open_one(make_pdf(tmp_path / "a.pdf", [[f"page {n}"] for n in range(9)]))
     assert text_of(document) == "".join(f"page {n}\n" for n in range(9))
@@ -229,7 +229,7 @@ def test_broken_files_give_one_line_and_no_noise(tmp_path, name, capfd, caplog):
     assert logging.getLogger("pypdf").level == logging.NOTSET
 
 
-def test_a_broken_page_counts_as_one_without_text(tmp_path, monkeypatch):
+def test_a_broken_page_counts_as_one_without_text(tmp_path, monkeypatch, parsed_here):
     path = make_pdf(tmp_path / "a.pdf", [["one"], ["two"]])
     extract = pypdf.PageObject.extract_text
 
@@ -250,7 +250,7 @@ def test_a_broken_page_counts_as_one_without_text(tmp_path, monkeypatch):
         open_one(path)
 
 
-def test_bad_labels_are_passed_over(tmp_path, monkeypatch):
+def test_bad_labels_are_passed_over(tmp_path, monkeypatch, parsed_here):
     path = make_pdf(tmp_path / "a.pdf", [["one"], [], []], labels=True)
     monkeypatch.setattr(pypdf.PdfReader, "page_labels", property(lambda self: [][0]))
     assert [p.place.page_label for p in open_one(path).passages()] == [None]

@@ -292,7 +292,7 @@ def saved(tiny_model_dir, tmp_path):
     config = IndexerConfig("shared", (0, 1), 32, 2, 4, 16)
     path = tmp_path / "adapter.safetensors"
     adapter = Adapter(make_indexer(config), *hash_model(tiny_model_dir), [512], {"kept": 0.5})
-    adapter.head_shares = torch.tensor([[0.5, 1.5], [1.0, 1.0]])
+    adapter.layer_shares = torch.tensor([0.5, 1.5])
     save_adapter(adapter, path)
     return path, adapter
 
@@ -303,7 +303,7 @@ def test_an_adapter_comes_back_as_it_was(saved, tiny_model_dir):
     states = {1: torch.randn(1, 7, 32)}
     assert torch.equal(again.indexer(states)[0], adapter.indexer(states)[0])
     assert again.trained_tokens == [512] and again.scores == {"kept": 0.5}
-    assert torch.equal(again.head_shares, adapter.head_shares) and again.log_mass is None
+    assert torch.equal(again.layer_shares, adapter.layer_shares) and again.log_mass is None
     assert not any(weight.requires_grad for weight in again.indexer.parameters())
 
 

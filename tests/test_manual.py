@@ -42,8 +42,8 @@ print(*found)""",
     "man": "import sys; assert sys.stdin.read().startswith('.TH INDEXMEM')",
     "code": "import sys; open(sys.argv[2])",
 }
-# What trains or measures takes minutes or more: its options are read, and no more.
-LONG = ("indexmem bench", "indexmem train")
+# What trains, measures or needs a cluster: its options are read, and no more.
+LONG = ("indexmem bench", "indexmem train", "indexmem ingest library/*.pdf --ray")
 # A server runs until it is stopped.
 ENDLESS = {"indexmem serve"}
 # Asks before it goes on.

@@ -25,10 +25,52 @@ from indexmem_cli.estimate import (
     estimate_need,
     largest_budget,
     read_weights,
+    sort_weights,
 )
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
 
 GIB = 2**30
+_QWEN3 = {"vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
+# Family, parameters as its hub page says, and shape.
+SHAPES = {
+    "Qwen3-4B": (
+        "qwen3",
+        4_022_468_096,
+        {
+            **_QWEN3,
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Qwen3-8B": (
+        "qwen3",
+        8_190_735_360,
+        {
+            **_QWEN3,
+            "hidden_size": 4096,
+            "intermediate_size": 12_288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "Llama-3.1-8B": (
+        "llama",
+        8_030_261_248,
+        {
+            "vocab_size": 128_256,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
 ROOT = Path(__file__).parents[1]
 
 
@@ -70,6 +112,23 @@ class TestEstimate:
         backbone = load_backbone(checkpoint, ModelConfig(dtype=dtype, device="cpu"))
         loaded = sum(weight.nbytes for weight in backbone.model.parameters())
         assert read_weights(checkpoint).nbytes("none", dtype) == loaded
+
+    @pytest.mark.parametrize("name", SHAPES)
+    def test_weights_of_models_that_are_used_counted_by_shape(self, name: str) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        kind, parameters, shape = SHAPES[name]
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))
+        tied = model.config.tie_word_embeddings
+        shapes = [(name, list(weight.shape)) for name, weight in model.state_dict().items()]
+        weights = sort_weights(shapes, 0, tied)
+        assert weights.parameters == parameters
+        assert weights.nbytes("none", "bfloat16") == 2 * parameters
+        linear = (part for part in model.modules() if isinstance(part, torch.nn.Linear))
+        packed = sum(part.weight.numel() for part in linear if part is not model.lm_head)
+        assert weights.matrices == packed  # what bitsandbytes quantises
 
     @pytest.mark.parametrize("quant", ["int8", "nf4"])
     def test_quantised_weights_are_what_the_loader_takes(
@@ -179,8 +238,9 @@ class TestMachine:
     def test_devices(self) -> None:
         gpus = (machine.Gpu("A", 8 * GIB, 7 * GIB), machine.Gpu("B", 80 * GIB, 79 * GIB))
         here = machine.Machine(16 * GIB, 10 * GIB, gpus, "600.1")
-        names = [here.name_of(name) for name in ("auto", "cuda", "cuda:1", "cpu", "cuda:9")]
-        assert names == ["A", "A", "B", "RAM", "RAM"]
+        names = [here.name_of(name) for name in ("all", "cuda", "cuda:1", "cpu", "cuda:9")]
+        assert names == ["A + B", "A", "B", "RAM", "RAM"]
+        assert here.free_bytes("auto") == 86 * GIB
         assert here.free_bytes("cuda:1") == 79 * GIB and here.free_bytes("mps") == 10 * GIB
 
 

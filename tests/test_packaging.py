@@ -68,7 +68,7 @@ def requirements_on(metadata, environment: dict[str, str]) -> set[str]:
 
 
 def test_wheel_carries_the_model(unpacked):
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer.tiktoken"):
+    for name in ("config.json", "model.safetensors", "adapter.safetensors", "tokenizer.json"):
         packed = unpacked / MODEL / name
         assert packed.read_bytes() == (ROOT / "models" / "indexmem-mini" / name).read_bytes()
     assert "model_type" in json.loads((unpacked / MODEL / "config.json").read_text("utf-8"))

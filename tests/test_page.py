@@ -36,8 +36,8 @@ HOLD_FIRST_LIST = """() => {
   const real = window.fetch;
   const released = new Promise((release) => { window.release = release; });
   window.fetch = async (path, options) => {
-    const response = await real(path, options);
     window.fetch = real;
+    const response = await real(path, options);
     await released;
     return response;
   };
@@ -82,6 +82,10 @@ def drop(page: Any, name: str, data: bytes) -> None:
     page.evaluate(DROP, [name, base64.b64encode(data).decode()])
 
 
+def last_brought(page: Any, name: str) -> str:
+    return page.locator("#documents li", has_text=name).locator("input").get_attribute("value")
+
+
 def make_pdf(path: Path, pages: int) -> bytes:
     from reportlab.pdfgen.canvas import Canvas
 
@@ -112,11 +116,28 @@ def test_drop_a_pdf_watch_it_being_read_and_ask(page: Any, tmp_path: Path) -> No
     source = card.locator(".source").first
     playwright.expect(source.locator("summary")).to_contain_text("mill.pdf p. ")
     source.locator("summary").click()
-    playwright.expect(source.locator("blockquote")).to_be_visible()
-    assert source.locator("blockquote").inner_text().strip()
+    playwright.expect(source.locator("blockquote").first).to_be_visible()
+    assert source.locator("blockquote").first.inner_text().strip()
+    places = card.locator(".source summary").all_inner_texts()
+    assert len(places) == len(set(places))
     share = card.locator(".gauge .bar div").evaluate("node => parseFloat(node.style.width)")
     assert 1 <= share < 50
     playwright.expect(card.locator(".status")).to_have_count(0)
+    page.press("#question", "Enter")
+    again = page.locator("article").first.locator(".gauge")
+    playwright.expect(again).to_contain_text("not read again")
+
+
+def test_messages_are_named_by_time_and_author(page: Any) -> None:
+    drop(page, "chat.txt", b"13/03/2024, 14:02 - Ann: the mill passes to Ruth\n" * 30)
+    page.locator("#documents li", has_text="chat.txt").wait_for()
+    for box in page.locator("#documents input:checked").all():
+        if box.get_attribute("value") != last_brought(page, "chat.txt"):
+            box.uncheck()
+    page.fill("#question", "Who has the mill?")
+    page.click("#send")
+    summary = page.locator("article .source summary").first
+    playwright.expect(summary).to_have_text("chat.txt · 2024-03-13 14:02 · Ann")
 
 
 def test_what_goes_wrong_is_said(page: Any) -> None:

@@ -1,5 +1,6 @@
 """What only a real process shows: start-up, signals, closed and full outputs, library noise."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -99,6 +100,25 @@ def test_interrupt() -> None:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, b"interrupted\n")
     assert out.endswith(b" \n")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", -signal.SIGTERM)])
+def test_a_terminal_gets_its_cursor_back(name: str, code: int) -> None:
+    terminal, inside = os.openpty()
+    environment = {**os.environ, "FAKE_DELAY_S": "0.5", "TERM": "xterm"}
+    command = [*FAKE_PROGRAM, "ask", "book.pdf", "Who?"]
+    with subprocess.Popen(command, stdin=inside, stderr=inside, env=environment) as process:
+        os.close(inside)
+        shown = b""
+        while b"Reading" not in shown:
+            shown += os.read(terminal, 1000)
+        process.send_signal(signal.Signals[name])
+        with contextlib.suppress(OSError):  # the end, as a terminal tells it
+            while piece := os.read(terminal, 1000):
+                shown += piece
+    os.close(terminal)
+    assert process.returncode == code
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") >= 0, shown[-200:]
 
 
 @pytest.mark.parametrize("args", [["-q"], []])

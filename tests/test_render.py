@@ -90,6 +90,17 @@ def test_every_character_is_judged() -> None:
     assert not any(map(is_dangerous, render.safe_text(everything)))
 
 
+@pytest.mark.parametrize("holds, said", [(0.2, True), (0.6, False)])
+def test_an_answer_that_is_not_in_its_sources_says_so(
+    holds: float, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = replace(ANSWER.sources[0], holds=holds)
+    answer = replace(ANSWER, sources=(source,))
+    render.Renderer(render.View(sources=True)).consume([answer])
+    assert ("do not stand in these places" in capsys.readouterr().err) is said
+    assert answer.as_json()["supported"] is not said
+
+
 def hostile_answer(text: str) -> events.Answer:
     """Return an answer with the text in every place that a document or model can reach."""
     source = events.Source(text, 1, text, 1, 1, 0.5, text)
@@ -166,7 +177,7 @@ def test_people_get_answer_and_account(capsys: pytest.CaptureFixture[str]) -> No
         "note: the archive is read in bfloat16",
         "Sources  [1] book.pdf p. 299   [2] notes.txt lines 8123–8130",
         "read 100% of 412,380 tokens (618/620 pages; 2 without text)"
-        " · KV 1,024 of 412,380 tokens · 4.0 MiB vs 1.6 GiB full",
+        " · KV 1,024 of 412,380 tokens by the question · 4.0 MiB vs 1.6 GiB full",
         "prefill 45.2 s at 9,120 tok/s · first token 0.4 s · 38 tok/s · peak 768.0 MiB"
         " · indexmem-mini, float32 on cpu",
     ]

@@ -158,6 +158,35 @@ class TestCompletions:
         assert answer.usage.prompt_tokens > ask(client).usage.prompt_tokens
         assert answer.usage.completion_tokens <= 2
 
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_a_memory_that_the_user_saved(
+        self, client: OpenAI, address: str, tiny_model_dir: Path, tmp_path: Path, stream: bool
+    ) -> None:
+        (tmp_path / "mill.txt").write_text(TEXT)
+        how = {"chunk_tokens": 64, "policy": "keydiff", "model": str(tiny_model_dir)}
+        memory = Memory.read(tmp_path / "mill.txt", budget=96, device="cpu", save=True, **how)
+        memory_id = memory.save("mill")
+        (tmp_path / "mill.txt").unlink()
+        expected = memory.ask("who?", max_tokens=6).text
+        rows = httpx2.get(f"{address}/v1/memories").json()["data"]
+        assert [(row["id"], row["name"]) for row in rows if row["saved"]] == [(memory_id, "mill")]
+        for name in ("mill", memory_id):
+            if stream:
+                chunks = client.chat.completions.create(
+                    model="any", messages=QUESTION, stream=True, extra_body={"memories": [name]}
+                )
+                pieces = [choice.delta.content or "" for c in chunks for choice in c.choices]
+                assert "".join(pieces).rstrip() == expected
+                continue
+            answer = ask(client, memories=[name])
+            assert answer.choices[0].message.content == expected
+            assert answer.usage.prompt_tokens_details.cached_tokens > 200
+        other = bring(address, "other.txt", b"the ferry is Tom's").json()["id"]
+        both = ask(client, memories=["mill", other]).model_extra["indexmem"]["memories"]
+        assert [Path(each["source"]).name for each in both] == ["mill.txt", "other.txt"]
+        refused = httpx2.delete(f"{address}/v1/memories/mill")
+        assert refused.status_code == 400 and Library().ids() == [memory_id]
+
     def test_the_same_document_twice_is_one(self, address: str, memory_id: str) -> None:
         assert bring(address, "../../mill.txt", TEXT.encode()).json()["id"] == memory_id
 
@@ -177,8 +206,18 @@ class TestManyClients:
             begin.wait()
             return ask(client, question, memories=[memory_id]).choices[0].message.content
 
+        def stream(question: str) -> str:
+            messages = [{"role": "user", "content": question}]
+            begin.wait()
+            chunks = client.chat.completions.create(
+                model="any", messages=messages, stream=True, extra_body={"memories": [memory_id]}
+            )
+            pieces = [choice.delta.content or "" for c in chunks for choice in c.choices]
+            return "".join(pieces).rstrip()
+
         with ThreadPoolExecutor(16) as pool:
-            assert list(pool.map(run, questions)) == expected
+            ways = [pool.submit((run, stream)[i % 2], text) for i, text in enumerate(questions)]
+            assert [way.result() for way in ways] == expected
 
     def test_a_client_that_leaves_does_not_hold_the_others_up(
         self, client: OpenAI, memory_id: str

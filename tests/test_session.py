@@ -11,6 +11,7 @@ from indexmem_cli.asking import find_grounds
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
 from indexmem_cli.errors import ConfigError, DocumentError
 from indexmem_cli.events import Answer, Loaded, Notice, Progress, TokenText
+from indexmem_cli.inspecting import inspect
 from indexmem_cli.language_model import load_language_model
 
 TEXT = "".join(f"Line {number}: the quick brown fox number {number}.\n" for number in range(60))
@@ -150,7 +151,7 @@ def test_bad_sources_are_refused_before_a_model_is_loaded(tmp_path):
 
 
 def test_inspect_counts_what_ask_reads(book, tiny_model_dir):
-    seen = session.inspect(
+    seen = inspect(
         [str(book)],
         read=ReadConfig(),
         memory=MemoryConfig(budget_tokens=96),

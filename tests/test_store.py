@@ -107,7 +107,7 @@ def load(library, manifest, backbone, policy="knorm", saved=None):
         reader.scorer,
         backbone.kv_shapes,
         backbone.model.dtype,
-        backbone.device,
+        backbone.layer_devices,
     )
     return reader
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.config import NOT_STATED
 from indexmem_cli.train import (
     data,
     episodes,
@@ -267,7 +268,7 @@ def test_rows_fit_repeat_and_hold_every_copied_answer(maker: episodes.EpisodeMak
             document, _, turns = decode(row.ids).partition("\n</document>\n\n")
             for answer in re.findall(r"<\|assistant\|> (.*?)<\|end\|>", turns, re.DOTALL):
                 num_answers += 1
-                assert answer == templates.NOT_STATED or stands_in(answer, document)
+                assert answer == NOT_STATED or stands_in(answer, document)
             trained = [token for token, weight in zip(row.ids, row.loss, strict=True) if weight]
             assert trained[-1] == maker.end
     assert num_answers > 60

@@ -85,25 +85,31 @@ def bench(monkeypatch):
 def test_all_scorers_are_asked_of_the_same_texts(bench, data_folder, tiny_folder, tmp_path):  # noqa: F811
     recipe = adapter.AdapterRecipe(distil_steps=0, stream_steps=0, rows=2, length_tokens=160)
     path = adapter.train_adapter(str(tiny_folder), data_folder, tmp_path, recipe, threads=1)
-    bench.main(
-        [
-            *("--data", str(data_folder), "--cache", str(tmp_path / "cache")),
-            *("--model", str(tiny_folder), "--adapter", f"net={path}", "--tokens", "300"),
-            *("--chunk", "32", "--count", "2", "--fractions", "0.5", "--span", "3"),
-            *("--tasks", "single,keys,values,chain,prose"),
-            *("--modes", "full,oracle,recency,net,net:shuffled,net+centroids,net+mixed"),
-            *("--out", str(tmp_path / "rows.jsonl")),
-        ]
-    )
+    arguments = [
+        *("--data", str(data_folder), "--cache", str(tmp_path / "cache")),
+        *("--model", str(tiny_folder), "--adapter", f"net={path}", "--tokens", "300"),
+        *("--chunk", "32", "--fractions", "0.5", "--span", "3"),
+        *("--tasks", "single,keys,values,chain,prose"),
+        *("--modes", "full,oracle,recency,net,net:shuffled,net+centroids,net+mixed"),
+        *("--out", str(tmp_path / "rows.jsonl"), "--raw", str(tmp_path / "raw.jsonl")),
+    ]
+    bench.main([*arguments, "--count", "1"])
+    raw = tmp_path / "raw.jsonl"
+    before = raw.read_text()
+    raw.write_text(before.rpartition('{"task": "prose"')[0])  # as if it had been cut short
+    (tmp_path / "rows.jsonl").unlink()
+    bench.main([*arguments, "--count", "2"])
+    assert raw.read_text().startswith(before), "what was measured is not measured again"
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     cells = {(row["task"], row["mode"]): row for row in rows}
     assert len(cells) == len(rows) == 4 * 7 + 6
+    questions = {"single": 3, "keys": 4, "values": 1, "chain": 2, "prose": 1}
     for (task, mode), row in cells.items():
-        assert row["documents"] == 2 and row["n"] == (8 if task == "keys" else 2)
+        assert row["documents"] == 2 and row["n"] == 2 * questions[task]
         low, high = row["interval_95"]
         assert low <= row["score"] <= high
         assert row["kept"] == (1.0 if mode == "full" else 0.5)
-        if mode == "full" and task != "prose" or (task, mode) == ("single", "oracle"):
+        if mode == "full" and task != "prose" or (task, mode) == ("values", "oracle"):
             assert row["evidence_kept"] == 1
     net, twin = (cells["prose", mode]["score"] for mode in ("net", "net:shuffled"))
     assert cells["prose", "net"]["over_twin"][0] == pytest.approx(net - twin)

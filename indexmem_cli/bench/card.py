@@ -17,9 +17,8 @@ from indexmem_cli.bench.rows import Row
 from indexmem_cli.bench.scores import score_exact, score_f1
 from indexmem_cli.bench.tasks import EXAMPLES, text_of
 from indexmem_cli.checkpoint import Checkpoint, find_checkpoint
-from indexmem_cli.config import ModelConfig
+from indexmem_cli.config import NOT_STATED, ModelConfig
 from indexmem_cli.errors import ConfigError
-from indexmem_cli.train.templates import NOT_STATED
 
 AROUND_CHARS = 2800
 BOOK = "short-history-of-the-world.pdf"
@@ -106,7 +105,7 @@ def describe_model(folder: Path) -> str:
 def count_parameters(checkpoint: Checkpoint) -> int:
     """Count the weights, those of int8 and bf16 alike; scales are none."""
     total = 0
-    for file in checkpoint.path.glob("*.safetensors"):
+    for file in checkpoint.weight_files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open has no iterator
                 part = tensors.get_slice(name)

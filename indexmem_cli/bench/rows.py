@@ -25,11 +25,17 @@ Row = dict[str, Any]
 
 
 def common_fields(checkpoint: Checkpoint, device: str = "auto") -> Row:
-    """Return what every row says: when, which code, where, with which versions, of which model.
+    """Return what every row of a model says: `machine_fields`, and which model.
 
     Args:
         device: where the model ran, as torch names it; auto: the GPU if there is one.
     """
+    model = {"model": Path(checkpoint.id).name, "revision": checkpoint.revision}
+    return machine_fields(device) | model
+
+
+def machine_fields(device: str = "auto") -> Row:
+    """Return what every row says: when, which code, where, with which versions."""
     import torch
     import transformers
 
@@ -47,8 +53,6 @@ def common_fields(checkpoint: Checkpoint, device: str = "auto") -> Row:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "model": Path(checkpoint.id).name,
-        "revision": checkpoint.revision,
     }
 
 

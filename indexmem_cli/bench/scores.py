@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from indexmem_cli.bench.rows import Row, wilson_interval
-from indexmem_cli.train.templates import NOT_STATED
+from indexmem_cli.config import NOT_STATED
 
 
 def normalise(answer: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +34,7 @@ def ask(
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "model",
     device: options.Device = "auto",
     offline: options.Offline = False,
     pages: options.Pages = None,
@@ -47,6 +49,7 @@ def ask(
     until: options.Until = None,
     date_order: options.DateOrder = None,
     allow_network: options.AllowNetwork = False,
+    extract: options.Extract = False,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
     temperature: options.Temperature = AnswerConfig.temperature,
     seed: options.Seed = AnswerConfig.seed,
@@ -68,6 +71,14 @@ def ask(
         bool | None,
         typer.Option("--sources/--no-sources", help="Where the answer stands. Default: yes."),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Show what was kept, and what the question attends to."),
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--explain-png", metavar="FILE", help="The same as a picture."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 8 if anything could not be read.")
     ] = False,
@@ -87,13 +98,14 @@ def ask(
     chosen = (authors, since, until, date_order, allow_network and not offline)
     read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from, recall, focus)
-    backbone = options.model_config(model, quant, dtype, device, offline)
+    backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     store = StoreConfig(save=save, fresh=fresh)
-    answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    explain = explain or picture is not None
+    answering = AnswerConfig(max_tokens, temperature, seed, extract, explain)
 
     hush_libraries(verbose)
     from indexmem_cli import session
-    from indexmem_cli.render import JsonRenderer, Renderer, View
+    from indexmem_cli.render import JsonRenderer, Renderer, View, draw_explanation
 
     view = View(
         stream=stream,
@@ -115,6 +127,8 @@ def ask(
         stdin=stdin,
     )
     answer = (JsonRenderer if as_json else Renderer)(view).consume(events)
+    if picture is not None and answer.explanation is not None:
+        draw_explanation(answer.explanation, picture)
     if strict and not answer.coverage.complete:
         raise NotFullyRead(
             "not everything was read, and --strict asks for that",

@@ -1,5 +1,7 @@
 """`indexmem bench`: measure a model on this machine."""
 
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -97,6 +99,131 @@ def model(
         show_json({"schema": 1, "rows": rows})
     else:
         show_measures(rows)
+
+
+Rehearse = Annotated[
+    bool,
+    typer.Option(
+        "--rehearse", help="Tiny shapes on the CPU, to see that it runs; the times mean nothing."
+    ),
+]
+Rows = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Append the rows to this file of JSON lines."),
+]
+
+
+@bench.command()
+def kernels(
+    compile_only: Annotated[
+        bool,
+        typer.Option("--compile-only", help="Compile for sm_80 and sm_90, which needs no device."),
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--every", help="Compile all dtypes, head sizes, groups and tiles.")
+    ] = False,
+    rehearse: Rehearse = False,
+    out: Rows = None,
+    as_json: options.Json = False,
+) -> None:
+    """Time each GPU kernel against the card's own ceilings, PyTorch, torch.compile and flash.
+
+    Ceilings are what this card reaches: a large copy, and a large product of matrices.
+
+    \b
+    Examples:
+      indexmem bench kernels --out benchmarks/results/kernels.jsonl
+      indexmem bench kernels --compile-only
+    """
+    if rehearse:
+        os.environ |= {"INDEXMEM_KERNELS": "interpret", "TRITON_INTERPRET": "1"}
+    hush_libraries(False)
+    if compile_only:
+        from indexmem_cli.bench.compiling import COLUMNS, compile_all
+
+        rows = _gather(compile_all(every), None)
+    else:
+        from indexmem_cli.bench.kernels import COLUMNS, bench_kernels, require_gpu
+
+        if not rehearse:
+            require_gpu("bench kernels")
+        rows = _gather(bench_kernels(rehearse), None if rehearse else out)
+    _show_rows(rows, COLUMNS, as_json)
+
+
+@bench.command()
+def device(
+    models: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Shapes to build with random weights.")
+    ] = "Llama-3.1-8B,Qwen2.5-7B,Mistral-7B-v0.3,Qwen3-4B",
+    quant: Annotated[
+        str, typer.Option(metavar="FORM", help="Quantisation of the weights: none, int8, nf4.")
+    ] = "nf4",
+    kv_dtype: options.KvDtype = "model",
+    budget: Annotated[
+        str, typer.Option("-b", "--budget", metavar="TOKENS", help="Tokens kept.")
+    ] = "4k",
+    lengths: Annotated[
+        str, typer.Option(metavar="TOKENS,...", help="Where the stream is looked at.")
+    ] = "32k,128k,1m",
+    full: Annotated[
+        str, typer.Option(metavar="TOKENS,...", help="Lengths of the full cache beside it.")
+    ] = "4k,16k,32k,128k",
+    rehearse: Rehearse = False,
+    out: Rows = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure whole models of real shapes on this GPU: memory, reading, decoding.
+
+    Their weights are random numbers, so nothing is said of quality. Beside them stands the same
+    model with a full cache, as long as that fits.
+
+    \b
+    Examples:
+      indexmem bench device --out benchmarks/results/device.jsonl
+      indexmem bench device --models Llama-3.1-8B --quant none --lengths 32k --kv-dtype int8
+    """
+    hush_libraries(False)
+    from indexmem_cli.bench.device import COLUMNS, DeviceConfig, bench_device
+    from indexmem_cli.bench.kernels import require_gpu
+    from indexmem_cli.bench.shapes import SHAPES
+
+    names = ("rehearsal",) if rehearse else tuple(models.split(","))
+    if unknown := set(names) - set(SHAPES):
+        raise ConfigError(f"unknown shape: {', '.join(unknown)}", f"there are: {', '.join(SHAPES)}")
+    if rehearse:
+        config = DeviceConfig(names, "none", kv_dtype, 64, 32, lengths=(96,), full_lengths=(96,))
+        config = replace(config, rehearse=True)
+    else:
+        require_gpu("bench device")
+        sizes = (tuple(map(parse_size, text.split(","))) for text in (lengths, full))
+        looks, fulls = sizes
+        config = DeviceConfig(
+            names, quant, kv_dtype, parse_size(budget), lengths=looks, full_lengths=fulls
+        )
+    _show_rows(_gather(bench_device(config), None if rehearse else out), COLUMNS, as_json)
+
+
+def _gather(rows: Iterable[dict], out: Path | None) -> list[dict]:
+    """Write rows down as they come, so that nothing measured is lost."""
+    from indexmem_cli.bench.rows import append_row, machine_fields
+
+    gathered = []
+    for row in rows:
+        gathered.append(row)
+        if out is not None:
+            append_row(out, {**machine_fields(), **row})
+    return gathered
+
+
+def _show_rows(rows: list[dict], columns: tuple[str, ...], as_json: bool) -> None:
+    from indexmem_cli.bench.rows import print_table
+    from indexmem_cli.render import show_json
+
+    if as_json:
+        show_json({"schema": 1, "rows": rows})
+    else:
+        print_table(rows, [name for name in columns if any(name in row for row in rows)])
 
 
 @bench.command()

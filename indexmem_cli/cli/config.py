@@ -63,6 +63,7 @@ def show(
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = ModelConfig.quant,
     dtype: options.Dtype = ModelConfig.dtype,
+    kv_dtype: options.KvDtype = ModelConfig.kv_dtype,
     device: options.Device = ModelConfig.device,
     offline: options.Offline = ModelConfig.offline,
     budget: options.Budget = None,
@@ -85,7 +86,7 @@ def show(
       indexmem config show --budget 8k --json
     """
     options.memory_config(budget, chunk, policy, span, seed, answer_from)
-    options.model_config(model, quant, dtype, device, offline)
+    options.model_config(model, quant, dtype, device, offline, kv_dtype)
     AnswerConfig(max_tokens, temperature, seed)
     from indexmem_cli.render import show_json, show_settings
 

@@ -31,6 +31,7 @@ def ingest(
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "model",
     device: options.Device = "auto",
     offline: options.Offline = False,
     pages: options.Pages = None,
@@ -39,6 +40,14 @@ def ingest(
     include: options.Include = None,
     exclude: options.Exclude = None,
     fresh: options.Fresh = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Read on the workers of this Ray cluster, such as auto or 10.0.0.1:6379; they "
+            "must see the same files.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would be read, and read nothing.")
     ] = False,
@@ -58,6 +67,7 @@ def ingest(
     Examples:
       indexmem ingest book.pdf --name mill
       indexmem ingest ./service notes.md --dry-run
+      indexmem ingest library/*.pdf --ray auto
     """
     if not sources:
         if sys.stdin is None or sys.stdin.isatty():
@@ -65,22 +75,26 @@ def ingest(
         sources = ["-"]
     read = options.read_config(pages, encoding, password_file, include, exclude)
     memory = options.memory_config(budget, chunk, policy, span)
-    backbone = options.model_config(model, quant, dtype, device, offline)
+    backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     store = StoreConfig(fresh=fresh, name=name)
 
     hush_libraries(verbose=False)
-    from indexmem_cli import session
+    from indexmem_cli import inspecting, session
     from indexmem_cli.render import show_inspection, show_json
     from indexmem_cli.render.ingestion import show_ingestion
 
     stdin = options.stdin_of(sources)
     if dry_run:
-        found = session.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
+        found = inspecting.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
         show_json(found.as_json()) if as_json else show_inspection(found, verbose=False)
         return
-    events = session.ingest(
-        sources, read=read, memory=memory, model=backbone, store=store, stdin=stdin
-    )
+    how = {"read": read, "memory": memory, "model": backbone, "store": store}
+    if ray is not None:
+        from indexmem_cli import cluster
+
+        events = cluster.ingest(sources, address=ray, **how)
+    else:
+        events = session.ingest(sources, stdin=stdin, **how)
     done = show_ingestion(events, quiet, as_json)
     if strict and not done.coverage.complete:
         raise NotFullyRead(

@@ -61,11 +61,11 @@ def inspect(
     backbone = options.model_config(model, quant, dtype, device, offline)
 
     hush_libraries(verbose)
-    from indexmem_cli import session
+    from indexmem_cli import inspecting
     from indexmem_cli.render import show_inspection, show_json
 
     stdin = options.stdin_of(sources)
-    inspection = session.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
+    inspection = inspecting.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
     if as_json:
         show_json(inspection.as_json())
     else:

@@ -13,11 +13,13 @@ from indexmem_cli.config import (
     DEFAULT_MODEL,
     DTYPES,
     FOCUS,
+    KV_DTYPES,
     POLICIES,
     QUANTS,
     MemoryConfig,
     ModelConfig,
     ReadConfig,
+    parse_budget,
     parse_pages,
     parse_size,
     parse_time,
@@ -44,8 +46,8 @@ Budget = Annotated[
         "--budget",
         metavar="TOKENS",
         envvar="INDEXMEM_BUDGET",
-        help="Tokens of the document kept in memory, such as 4k; 4k unless the model's window "
-        "is smaller.",
+        help="Tokens of the document kept in memory, such as 4k, or auto for the most that fits; "
+        "4k unless the model's window is smaller.",
     ),
 ]
 Chunk = Annotated[
@@ -113,6 +115,15 @@ Quant = Annotated[
         help=f"Quantisation of the weights: {', '.join(QUANTS)}.",
     ),
 ]
+KvDtype = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE",
+        envvar="INDEXMEM_KV_DTYPE",
+        autocompletion=_complete(*KV_DTYPES),
+        help="Keys and values that are kept: as computed (model), or int8.",
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -125,7 +136,10 @@ Dtype = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar="DEVICE", envvar="INDEXMEM_DEVICE", help="auto, cpu, cuda, cuda:1 or mps."
+        metavar="DEVICE",
+        envvar="INDEXMEM_DEVICE",
+        help="auto, cpu, cuda, cuda:1, mps, or all: layers spread over every GPU, which auto does "
+        "for a model larger than one.",
     ),
 ]
 Offline = Annotated[
@@ -167,6 +181,10 @@ Fresh = Annotated[
 ]
 MaxTokens = Annotated[
     int, typer.Option(metavar="TOKENS", envvar="INDEXMEM_MAX_TOKENS", help="Longest answer.")
+]
+Extract = Annotated[
+    bool,
+    typer.Option("--extract", help="Answer with one span of the text, copied word by word."),
 ]
 Temperature = Annotated[
     float,
@@ -261,7 +279,7 @@ def memory_config(
     if focus and policy not in (None, FOCUS):
         raise ConfigError(f"--focus and --policy {policy} contradict each other", "leave one out")
     return MemoryConfig(
-        budget_tokens=parse_size(budget) if budget is not None else None,
+        budget_tokens=parse_budget(budget),
         chunk_tokens=parse_size(chunk) if chunk is not None else None,
         policy=FOCUS if focus else policy,
         recall=recall,
@@ -271,7 +289,9 @@ def memory_config(
     )
 
 
-def model_config(model: str, quant: str, dtype: str, device: str, offline: bool) -> ModelConfig:
+def model_config(
+    model: str, quant: str, dtype: str, device: str, offline: bool, kv_dtype: str = "model"
+) -> ModelConfig:
     """Check the options that say which model answers.
 
     Raises:
@@ -279,13 +299,13 @@ def model_config(model: str, quant: str, dtype: str, device: str, offline: bool)
     """
     # The hub's client reads this once, when it is imported.
     os.environ["HF_HUB_OFFLINE"] = str(int(offline))
-    return ModelConfig(model=model, quant=quant, dtype=dtype, device=device, offline=offline)
+    return ModelConfig(model, quant, dtype, device, offline, kv_dtype)
 
 
 def _check_encoding(encoding: str | None) -> str | None:
     try:
         "".encode(encoding or "utf-8")
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise ConfigError(
             f"unknown encoding: {encoding!r}", "write it as utf-8, cp1252 or latin-1"
         ) from None

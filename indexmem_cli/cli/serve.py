@@ -42,7 +42,8 @@ def serve(
 ) -> None:
     """Answer OpenAI clients, and serve a page to drop documents on. Ends with Ctrl-C.
 
-    One model answers one request at a time; the others wait their turn.
+    One model answers one request at a time; the others wait their turn. Documents that clients
+    bring are kept until it ends; saved memories can be asked by name.
 
     \b
     Examples:

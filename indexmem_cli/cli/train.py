@@ -220,6 +220,50 @@ def adapter(
 
 
 @train.command()
+def budgets(
+    adapter_file: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="The adapter, which is written anew.")
+    ],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the training text.")],
+    cache: Annotated[Path, typer.Option(metavar="DIR", help="Its tokens: cache/ of a run.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="MODEL", help="The adapter's model.")
+    ] = DEFAULT_MODEL,
+    keep: Annotated[
+        float, typer.Option(metavar="SHARE", min=0.01, max=0.99, help="Of a text, to plan for.")
+    ] = 0.125,
+    power: Annotated[
+        float, typer.Option(metavar="NUMBER", min=0, help="0: all alike; 1: by what is lost.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the texts.")] = 0,
+    threads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="CPU threads.")] = 3,
+) -> None:
+    """Split the budget among the layers, by what is lost when one alone is evicted.
+
+    \b
+    Examples:
+      indexmem train budgets a/adapter.safetensors --data corpus/ --cache a/cache
+      indexmem train budgets adapter.safetensors --data data/ --cache cache/ --keep 0.25
+    """
+    if not data.is_dir():
+        raise ConfigError(f"the data folder does not exist: {data}")
+    hush_libraries(False)
+    from indexmem_cli.train.budgets import calibrate_budgets
+
+    shares = calibrate_budgets(
+        model,
+        data,
+        cache,
+        adapter_file,
+        keep_fraction=keep,
+        power=power,
+        seed=seed,
+        threads=threads,
+    )
+    typer.echo(" ".join(f"{share:.2f}" for share in shares))
+
+
+@train.command()
 def gate(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the training questions.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="File for the finished gate.")],

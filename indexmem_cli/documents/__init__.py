@@ -20,9 +20,9 @@ from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.messages import NOT_SELECTED, MessageDocument
 from indexmem_cli.documents.chats.slack import Folder, is_slack, read_slack
 from indexmem_cli.documents.codebase import find_files
-from indexmem_cli.documents.formats import Blob, is_plain_text, open_blob
+from indexmem_cli.documents.formats import is_plain_text, open_blob
 from indexmem_cli.documents.network import is_address, open_address
-from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
+from indexmem_cli.documents.passages import Blob, Document, Passage, Place, Unreadable
 from indexmem_cli.documents.text import SNIFF_BYTES, TextDocument
 from indexmem_cli.errors import ConfigError, DocumentError
 
@@ -112,7 +112,7 @@ def open_each(
         raise unselected
     if config.pages and all(document.kind != "pdf" for document in documents):
         raise ConfigError("pages are selected, but no source has pages")
-    has_messages = any(isinstance(document, MessageDocument) for document in documents)
+    has_messages = any(document.has_messages for document in documents)
     if (config.authors or config.since or config.until) and not has_messages:
         raise ConfigError("authors or times are selected, but no source has messages")
     return parts

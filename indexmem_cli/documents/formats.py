@@ -2,18 +2,18 @@
 
 import io
 import re
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import BinaryIO, NamedTuple
+from typing import Any
 
 from indexmem_cli.config import ReadConfig
+from indexmem_cli.documents.apart import ParsedApart
 from indexmem_cli.documents.blocks import BlockDocument
 from indexmem_cli.documents.chats import detect_messages
 from indexmem_cli.documents.chats.messages import MessageDocument
 from indexmem_cli.documents.chats.telegram_html import is_telegram_html, read_telegram_html
 from indexmem_cli.documents.codebase import is_generated
-from indexmem_cli.documents.passages import Damaged, Document, Unreadable
+from indexmem_cli.documents.passages import Blob, Damaged, Document, Unreadable
 from indexmem_cli.documents.text import (
     SNIFF_BYTES,
     TextDocument,
@@ -39,19 +39,6 @@ _HTML = re.compile(
 _TEMPLATE = re.compile(rb"\{\{|\{%|<\?php|<%")
 
 
-class Blob(NamedTuple):
-    """Bytes that can be opened again and again, and what is known of them."""
-
-    name: str
-    """As the user knows it."""
-    file_name: str
-    """Without folders; it tells texts apart that are read in the same way."""
-    size_bytes: int | None
-    reopen: Callable[[], BinaryIO]
-    head: bytes
-    """The first `SNIFF_BYTES`."""
-
-
 def is_plain_text(head: bytes, config: ReadConfig) -> bool:
     """Tell whether a source can be read as it comes, without going back in it."""
     if is_pdf(head) or head.startswith(_ZIP):
@@ -61,44 +48,71 @@ def is_plain_text(head: bytes, config: ReadConfig) -> bool:
 
 
 def open_blob(blob: Blob, config: ReadConfig, in_folder: bool = False) -> Document:
-    """Open a source by what it begins with.
+    """Open a source by what it begins with; all but text is taken apart in a process of its own.
 
     Raises:
         DocumentError: it is binary, or of a kind that it cannot be read as; or generated, in a
             folder.
     """
-    name, size_bytes, reopen, head = blob.name, blob.size_bytes, blob.reopen, blob.head
     for loader in _loaders():
         if document := _load(loader, blob, config):
             return document
-    if is_pdf(head):
+    kind, _ = _sniff(blob, config, in_folder)
+    if kind == "text":
+        return _open_text(blob, config, in_folder)
+    if kind == "binary":
+        raise Unreadable(
+            "binary",
+            f"{blob.name}: not a text",
+            "text, source code, PDF, EPUB, DOCX, HTML, mail and chat logs can be read",
+        )
+    return ParsedApart(blob, config, in_folder)
+
+
+def open_parsed(blob: Blob, config: ReadConfig, in_folder: bool = False) -> Document:
+    """Open what is no plain text, with the parsers in this process."""
+    name, size_bytes, reopen = blob.name, blob.size_bytes, blob.reopen
+    kind, reader = _sniff(blob, config, in_folder)
+    if kind == "pdf":
         from indexmem_cli.documents.pdf import PdfDocument  # 0.15 s, for those who have PDFs
 
         return PdfDocument(name, size_bytes, reopen, config, exact_pages=not in_folder)
-    if head.startswith(_ZIP):
+    if kind == "zip":
         from indexmem_cli.documents.zips import open_zip
 
         try:
             return open_zip(name, size_bytes, reopen, config)
         except Damaged as error:
             raise Unreadable(error.reason, f"{name}: {error}", error.hint) from error
+    if kind == "html":
+        return BlockDocument(name, kind, size_bytes, reopen, read_html, config)
+    return MessageDocument(name, kind, size_bytes, reopen, reader, config)
+
+
+def _sniff(blob: Blob, config: ReadConfig, in_folder: bool) -> tuple[str, Any]:
+    """Return the kind of a source, with the reader of its messages where it holds messages."""
+    head = blob.head
+    if is_pdf(head):
+        return "pdf", None
+    if head.startswith(_ZIP):
+        return "zip", None
     if config.encoding is None and is_binary(head):
-        raise Unreadable(
-            "binary",
-            f"{name}: not a text",
-            "text, source code, PDF, EPUB, DOCX, HTML, mail and chat logs can be read",
-        )
+        return "binary", None
     if _HTML.match(head) and is_telegram_html(head):
-        return MessageDocument(name, "telegram", size_bytes, reopen, read_telegram_html, config)
+        return "telegram", read_telegram_html
     if found := _messages(head, config):
-        return MessageDocument(name, found[0], size_bytes, reopen, found[1], config)
-    kind = kind_of(blob.file_name)
+        return found
     # In a folder, pages that programs fill in are source code.
     if _HTML.match(head) and not (in_folder and _TEMPLATE.search(head)):
-        return BlockDocument(name, "html", size_bytes, reopen, read_html, config)
-    if in_folder and is_generated(blob.file_name, kind, head):
-        raise Unreadable("generated", f"{name}: a generated file")
-    return TextDocument(name, kind, size_bytes, reopen, config.encoding)
+        return "html", None
+    return "text", None
+
+
+def _open_text(blob: Blob, config: ReadConfig, in_folder: bool) -> Document:
+    kind = kind_of(blob.file_name)
+    if in_folder and is_generated(blob.file_name, kind, blob.head):
+        raise Unreadable("generated", f"{blob.name}: a generated file")
+    return TextDocument(blob.name, kind, blob.size_bytes, blob.reopen, config.encoding)
 
 
 @cache
@@ -118,7 +132,10 @@ def _load(loader: EntryPoint, blob: Blob, config: ReadConfig) -> Document | None
 
 def _messages(head: bytes, config: ReadConfig):
     """Tell whether a text holds messages; its last line may be cut off where the head ends."""
-    text = clean("".join(decode_blocks(io.BytesIO(head), config.encoding)))
+    try:
+        text = clean("".join(decode_blocks(io.BytesIO(head), config.encoding)))
+    except Damaged:  # which is said when it is read
+        return None
     if len(head) >= SNIFF_BYTES:
         text = text.rpartition("\n")[0]
     return detect_messages(head, text.removeprefix("\ufeff"))

@@ -1,9 +1,7 @@
 """Pages and files from the network, for those who allow it."""
 
 import re
-from http.client import HTTPException
 from typing import BinaryIO
-from urllib.request import Request, urlopen
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.errors import ConfigError, DocumentError
@@ -28,6 +26,9 @@ def open_address(source: str, config: ReadConfig) -> BinaryIO:
             f"{source}: the network is not used without permission",
             "--allow-network gives it; or download the file and name that",
         )
+    from http.client import HTTPException
+    from urllib.request import Request, urlopen
+
     try:
         request = Request(source, headers={"User-Agent": "indexmem"})
         return _Response(urlopen(request, timeout=_TIMEOUT_S))  # type: ignore[return-value]
@@ -42,6 +43,8 @@ class _Response:
         self._response = response
 
     def read(self, size: int) -> bytes:
+        from http.client import HTTPException
+
         try:
             return self._response.read(size)
         except HTTPException as error:

@@ -6,10 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.errors import DocumentError
+
+COUNTS = (
+    *("fraction", "pages_read", "pages_not_selected", "messages_read", "messages_not_selected"),
+    "undecodable_chars",
+)
+"""What a document counts while it is read, but for the list of its pages without text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,19 @@ class Passage:
     place: Place
 
 
+class Blob(NamedTuple):
+    """Bytes that can be opened again and again, and what is known of them."""
+
+    name: str
+    """As the user knows it."""
+    file_name: str
+    """Without folders; it tells texts apart that are read in the same way."""
+    size_bytes: int | None
+    reopen: Callable[[], BinaryIO]
+    head: bytes
+    """The first `SNIFF_BYTES`."""
+
+
 class Unreadable(DocumentError):
     """A source that cannot be read, with the one word under which it is counted."""
 
@@ -90,9 +109,14 @@ class Document:
         """Where the file lies; None for a pipe and for a text in memory."""
         self.parts: list[Path] = []
         """The files that are read as one document; empty where it is one file."""
-        self._reset()
+        self.has_messages = False
+        """Whether authors and times can be selected."""
+        self.when_read_on: Callable[[], None] | None = None
+        """Called whenever `fraction` was measured."""
+        self.forget_counts()
 
-    def _reset(self) -> None:
+    def forget_counts(self) -> None:
+        """Begin the counts anew."""
         self.fraction: float | None = None
         """Share read so far, in [0, 1]; None if unknown."""
         self.pages_read = 0
@@ -109,6 +133,18 @@ class Document:
 
     def _read(self) -> Iterator[Passage]:
         raise NotImplementedError
+
+    def read_on(self, fraction: float) -> None:
+        """Note how far it was read."""
+        self.fraction = fraction
+        if self.when_read_on is not None:
+            self.when_read_on()
+
+    def take_counts(self, counts: dict[str, Any]) -> None:
+        """Take over the counts of the same document, read elsewhere."""
+        for name in COUNTS:
+            setattr(self, name, counts[name])
+        self.pages_without_text += counts["pages_without_text"]
 
     def sha256(self) -> str:
         """Return the hash of the document's bytes; not for a pipe that can be read only once.
@@ -129,7 +165,7 @@ class Document:
             raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
         return digest.hexdigest()
 
-    def _read_named(self) -> Iterator[Passage]:
+    def read_named(self) -> Iterator[Passage]:
         """Read, with every failure in terms of this source."""
         try:
             yield from self._read()
@@ -147,8 +183,8 @@ class Document:
                 in `Sources.skipped` instead; an empty one still names itself to the model.
         """
         was_counted = self.skipped_as is not None  # when it was read before
-        self._reset()
-        body = self._read_named()
+        self.forget_counts()
+        body = self.read_named()
         try:
             first = next(body, None)
             if first is None and self.folder_skips is None:
@@ -171,10 +207,10 @@ class Document:
         Raises:
             DocumentError: the document cannot be read.
         """
-        body = self._read_named()
+        body = self.read_named()
         found = next(body, None) is not None
         body.close()
-        self._reset()
+        self.forget_counts()
         return found
 
 
@@ -229,7 +265,7 @@ class Meter:
         """Add to what was read."""
         self.bytes_read += num_bytes
         if self._document.size_bytes:  # a file that grows while it is read is not more than read
-            self._document.fraction = min(1.0, self.bytes_read / self._document.size_bytes)
+            self._document.read_on(min(1.0, self.bytes_read / self._document.size_bytes))
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Seek as the stream does; the beginning starts the measure anew."""

@@ -127,7 +127,7 @@ class PdfDocument(Document):
                 yield from page_lines(text, self.name, index + 1, label)
             else:
                 self.pages_without_text.append(f"{self.name} p. {label or index + 1}")
-            self.fraction = num_done / len(self._selected)
+            self.read_on(num_done / len(self._selected))
             if num_done % _PAGES_CACHED == 0:
                 reader.resolved_objects.clear()  # else it holds every object of every page
         if failure is not None and not self.pages_read:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePath
 from typing import BinaryIO
 
-from indexmem_cli.documents.passages import FileDocument, Passage, Place
+from indexmem_cli.documents.passages import Damaged, FileDocument, Passage, Place
 from indexmem_cli.documents.spots import with_headings, with_rows, with_symbols
 from indexmem_cli.documents.symbols import MAX_PARSED_BYTES, find_symbols, has_symbols
 
@@ -156,17 +156,25 @@ def decode_blocks(stream: BinaryIO, encoding: str | None) -> Iterator[str]:
 
     The encoding is chosen at the first block that is not ASCII, which until then is the same in
     all of them. Bytes that cannot be decoded become U+FFFD.
+
+    Raises:
+        Damaged: the encoding that is named cannot be that of this text.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     if encoding is not None and codecs.lookup(encoding).name == "utf-8":
         encoding = "utf-8-sig"  # takes a byte-order mark off, if there is one
     decoder = codecs.getincrementaldecoder(encoding)("replace") if encoding else None
-    while block := stream.read(BLOCK_BYTES):
-        if decoder is None and not block.isascii():
-            decoder = codecs.getincrementaldecoder(detect_encoding(block))("replace")
-        text = decoder.decode(block) if decoder else block.decode("ascii")
-        yield newlines.decode(text)
-    yield newlines.decode(decoder.decode(b"", True) if decoder else "", final=True)
+    try:
+        while block := stream.read(BLOCK_BYTES):
+            if decoder is None and not block.isascii():
+                decoder = codecs.getincrementaldecoder(detect_encoding(block))("replace")
+            text = decoder.decode(block) if decoder else block.decode("ascii")
+            yield newlines.decode(text)
+        yield newlines.decode(decoder.decode(b"", True) if decoder else "", final=True)
+    except UnicodeError as error:  # of the few codecs that replace nothing
+        raise Damaged(
+            f"it cannot be read as {encoding} ({error})", "name another one with --encoding"
+        ) from error
 
 
 def clean(text: str) -> str:

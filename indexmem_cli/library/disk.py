@@ -16,7 +16,10 @@ def new_name(stem: str, suffix: str) -> str:
 
 def make_folder(folder: Path) -> None:
     """Make a folder that only its owner can look into: a memory holds recoverable text."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for parent in reversed(folder.parents):  # which `parents=True` would make for everybody
+        if not parent.exists():
+            parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -208,7 +208,7 @@ def restore(
     scorer: "Scorer",
     shapes: Sequence[tuple[int, int]],
     dtype: "torch.dtype",
-    device: "torch.device",
+    devices: "Sequence[torch.device]",
 ) -> None:
     """Fill an empty memory with what was saved; arguments as in `memory/store.py`.
 
@@ -219,6 +219,6 @@ def restore(
 
     data = library.read_part(manifest, saved.part)
     try:
-        load_state(data, saved.layout, state, scorer, shapes, dtype, device)
+        load_state(data, saved.layout, state, scorer, shapes, dtype, devices)
     except ValueError as error:
         raise damaged(manifest.id, f"{saved.part}: {error}") from error

@@ -33,16 +33,39 @@ class Adapter:
     """Lengths of the texts it was trained on."""
     scores: dict[str, float] = field(default_factory=dict)
     """What it measured on held-out text."""
-    head_shares: Tensor | None = None
-    """Share of the budget of each managed layer and head, fp32 [L, G], 1 on average."""
+    layer_shares: Tensor | None = None
+    """Share of each managed layer in what the budget has above its floor, fp32 [L], 1 on average;
+    see `memory.update.split_budget`."""
     log_mass: Tensor | None = None
     """Calibrated bias of the centroid memory, fp32 [L, G], at most 0; -inf turns a head off."""
+    digest: str = ""
+    """Hash of the file it was read from."""
+
+    @property
+    def shares(self) -> list[float]:
+        """Of the layers in the budget; empty where all have the same."""
+        return [] if self.layer_shares is None else self.layer_shares.tolist()
+
+    @property
+    def kind(self) -> str:
+        """trained, or quick: a linear score, fitted to one document."""
+        return "trained" if self.indexer.config.hidden else "quick"
 
 
 def hash_model(folder: Path) -> tuple[str, str]:
     """Hashes of a model's weights and of its tokenizer, from sizes and both ends of the files."""
     names = sorted(f for f in folder.glob("*.safetensors") if f.name != ADAPTER_FILE)
     return _hash_files(names), _hash_files([f for f in [folder / "tokenizer.json"] if f.exists()])
+
+
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    """Tell whether there is no NaN in a tensor, and no infinity but one that turns a head off."""
+    return not bool((tensor.isnan() if name == "log_mass" else ~tensor.isfinite()).any())
+
+
+def hash_adapter(path: Path) -> str:
+    """Hash of a whole adapter file: what was trained, and for what."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _hash_files(files: list[Path]) -> str:
@@ -60,7 +83,7 @@ def _hash_files(files: list[Path]) -> str:
 def save_adapter(adapter: Adapter, path: Path) -> None:
     """Write an adapter in one move: the old file or the new one is there, never half of one."""
     tensors = {f"indexer.{name}": t for name, t in adapter.indexer.state_dict().items()}
-    for name in ("head_shares", "log_mass"):
+    for name in ("layer_shares", "log_mass"):
         if getattr(adapter, name) is not None:
             tensors[name] = getattr(adapter, name)
     manifest = {
@@ -98,6 +121,8 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
         prefix = "indexer."
         weights = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
         indexer.load_state_dict(weights)
+        if wrong := [name for name, tensor in tensors.items() if not _is_sound(name, tensor)]:
+            raise ValueError(f"{wrong[0]} holds numbers that are not finite")
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"{path.name} is no readable adapter: {what}", again) from error
@@ -115,6 +140,7 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
         tokenizer_hash,
         manifest["trained_tokens"],
         manifest["scores"],
-        tensors.get("head_shares"),
+        tensors.get("layer_shares"),
         tensors.get("log_mass"),
+        hash_adapter(path),
     )

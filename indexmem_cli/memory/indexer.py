@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.memory.policies import Block, GathersNothing
+from indexmem_cli.ops import score_pairs, score_states, uses_kernels
 
 FORMS = ("shared", "grouped", "shared-heads", "retention", "query")
 
@@ -77,6 +78,10 @@ class ScoreNet(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map [B, T, width] in any dtype to fp32 [B, T, outputs]."""
+        if hasattr(self, "inner") and not torch.is_grad_enabled() and uses_kernels(states):
+            layers = (self.norm, self.inner, self.inner_norm, self.out)
+            pairs = ((layer.weight, layer.bias) for layer in layers)
+            return score_states(states, *pairs, self.norm.eps).transpose(1, 2)
         states = self.norm(states.float())
         if hasattr(self, "inner"):
             states = nn.functional.gelu(self.inner_norm(self.inner(states)))
@@ -157,14 +162,18 @@ class QueryIndexer(nn.Module):
         Returns:
             fp32 [B, T, N].
         """
-        flat = query.float().transpose(1, 2).flatten(2)
-        small = self.queries[group](flat).unflatten(2, (self.index_heads, self.index_size))
-        small = self.query_norm[group](small)
+        small, alpha = self.make_queries(group, query, states)
         dots = torch.einsum("bsid,btd->bsit", small, keys)
         if self.config.activation == "relu":
             dots = dots.relu()
-        alpha = self.gates[group](states.float()) / (self.index_heads * self.index_size) ** 0.5
         return torch.einsum("bsi,bsit->bst", alpha, dots)
+
+    def make_queries(self, group: int, query: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Index queries [B, T, I, d] and their gates [B, T, I]; arguments as `relevance`."""
+        flat = query.float().transpose(1, 2).flatten(2)
+        small = self.queries[group](flat).unflatten(2, (self.index_heads, self.index_size))
+        alpha = self.gates[group](states.float()) / (self.index_heads * self.index_size) ** 0.5
+        return self.query_norm[group](small), alpha
 
 
 def make_indexer(config: IndexerConfig) -> TokenIndexer | QueryIndexer:
@@ -187,7 +196,8 @@ class TokenScorer(GathersNothing):
         fresh = self.indexer(block.hidden) if block.new_tokens else None
         scores: list[Tensor] = []
         for i, layer in enumerate(block.state.managed):
-            if i and fresh and fresh[i] is fresh[i - 1]:
+            same = i and fresh and fresh[i] is fresh[i - 1]
+            if same and layer.held == scores[-1].shape[2]:  # as many by one score: the same tokens
                 scores.append(scores[-1])
                 continue
             heads = fresh[i].shape[1] if fresh else layer.scores.shape[1]
@@ -218,6 +228,12 @@ class QueryScorer(GathersNothing):
             best = layer.scores[:, :1, : layer.held].clone()
             best[..., layer.held - block.new_tokens :] = float("-inf")
             query = block.queries[places[0]]
+            if uses_kernels(query) and block.new_tokens:
+                asked = self.indexer.make_queries(group, query, states)
+                relu = config.activation == "relu"
+                best = score_pairs(*asked, layer.notes[:, 0], best[:, 0], relu).unsqueeze(1)
+                scores += [best] * len(places)
+                continue
             for first in range(0, block.new_tokens, self.rows):
                 end = min(first + self.rows, block.new_tokens)
                 paid = self.indexer.relevance(

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from indexmem_cli.ops import attend_with_lse, merge_attention
+from indexmem_cli import ops
 
 MERGE_EVERY = 8
 """Writes between two looks at whether a slot is better spent elsewhere."""
@@ -108,10 +108,15 @@ class CentroidMemory:
         else:
             slot = self._next_slots(keys)
         self.writes += 1
-        wide = slot.unsqueeze(-1).expand_as(keys)
-        self.count.scatter_add_(2, slot, torch.ones_like(slot, dtype=torch.float32))
-        self.keys.scatter_add_(2, wide, keys)
-        self.values.scatter_add_(2, wide, values)
+        if ops.uses_kernels(keys):
+            sums = ops.sum_clusters(keys, values, _all_of(keys), slot, self.slots)
+            for total, added in zip((self.keys, self.values, self.count), sums, strict=True):
+                total += added
+        else:
+            wide = slot.unsqueeze(-1).expand_as(keys)
+            self.count.scatter_add_(2, slot, torch.ones_like(slot, dtype=torch.float32))
+            self.keys.scatter_add_(2, wide, keys)
+            self.values.scatter_add_(2, wide, values)
         return self.tags.gather(2, slot)
 
     def remove(self, keys: Tensor, values: Tensor, tags: Tensor) -> None:
@@ -126,16 +131,21 @@ class CentroidMemory:
         self.values.masked_fill_(empty, 0.0)
 
     def read(self, query: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
-        return merge_attention(out, lse, *self._attend(query, scale))
+        return ops.merge_attention(out, lse, *self._attend(query, scale))
 
     def share(self, query: Tensor, lse: Tensor, scale: float) -> Tensor:
         return torch.sigmoid(self._attend(query, scale)[1] - lse)
 
     def _attend(self, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return ops.attend_with_lse(query, *self.means(), scale, self._log_mass(), causal=False)
+
+    def _log_mass(self) -> Tensor:
         bias = self.count.log()  # -inf where nothing is
-        if self.bias is not None:
-            bias = bias + self.bias[:, None]
-        return attend_with_lse(query, *self.means(), scale, bias, causal=False)
+        return bias if self.bias is None else bias + self.bias[:, None]
+
+    def segment(self, query: Tensor) -> ops.Segment:
+        """The clusters as keys to attend to, by queries [B, H, D] at the one distance."""
+        return ops.Segment(query.float(), *self.means(), bias=self._log_mass())
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Mean keys and values of the clusters, fp32 [B, G, M, D]; 0 where a cluster is empty."""
@@ -190,15 +200,19 @@ class CentroidMemory:
 
     def _next_slots(self, keys: Tensor) -> Tensor:
         """The nearest live slot of each; now and then the farthest newcomer gets one of its own."""
-        empty = self.count == 0
-        apart = torch.cdist(keys, self.means()[0]).masked_fill(empty.unsqueeze(2), float("inf"))
-        nearest = apart.min(dim=-1)
-        slot = nearest.indices
+        if ops.uses_kernels(keys):
+            means = self.means()[0]
+            slot, distance = ops.assign_clusters(keys, _all_of(keys), means, self.count)
+            slot = slot.long()
+        else:
+            empty = self.count == 0
+            apart = torch.cdist(keys, self.means()[0]).masked_fill(empty.unsqueeze(2), float("inf"))
+            distance, slot = apart.min(dim=-1)
         if self.writes % MERGE_EVERY == 0:
-            far = nearest.values.argmax(-1)
+            far = distance.argmax(-1)
             for b in range(slot.shape[0]):
                 for g in range(slot.shape[1]):
-                    freed = self._free_a_slot(b, g, float(nearest.values[b, g, far[b, g]]))
+                    freed = self._free_a_slot(b, g, float(distance[b, g, far[b, g]]))
                     if freed is not None:
                         slot[b, g, far[b, g]] = freed
         return slot
@@ -225,6 +239,12 @@ class CentroidMemory:
         self.home = torch.cat([self.home, fresh], dim=2)
         self.tags[b, g, freed] = self.home.shape[2] - 1
         return freed
+
+
+def _all_of(tokens: Tensor) -> Tensor:
+    """The index of every token of [B, G, E, D]: int32 [B, G, E]."""
+    every = torch.arange(tokens.shape[2], dtype=torch.int32, device=tokens.device)
+    return every.expand(*tokens.shape[:3])
 
 
 class FastWeights(nn.Module):
@@ -273,6 +293,12 @@ class FastWeightMemory:
         return sum(tensor.nbytes for tensor in self.save().values())
 
     def write(self, keys: Tensor, values: Tensor) -> Tensor:
+        tags = torch.zeros(keys.shape[:3], dtype=torch.int64, device=keys.device)
+        if self.weights is not None and ops.uses_kernels(keys) and not torch.is_grad_enabled():
+            old = self.slow.map.weight, self.weights, self.norm
+            new = ops.update_fast_weights(keys, values, _all_of(keys), *old, self.slow.decay)
+            self.weights, self.norm = new if keys.shape[2] else old[1:]
+            return tags
         features = self.slow.map(keys.float())
         added = features.transpose(-1, -2) @ values.float(), features.pow(2).sum(2)
         if self.weights is None:
@@ -281,7 +307,7 @@ class FastWeightMemory:
             decay = self.slow.decay
             self.weights = decay * self.weights + added[0]
             self.norm = decay * self.norm + added[1]
-        return torch.zeros(keys.shape[:3], dtype=torch.int64, device=keys.device)
+        return tags
 
     def remove(self, keys: Tensor, values: Tensor, tags: Tensor) -> None:
         features = self.slow.map(keys.float())

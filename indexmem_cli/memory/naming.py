@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from indexmem_cli.archive import terms_of
+from indexmem_cli.terms import terms_of
 
 if TYPE_CHECKING:
     from indexmem_cli.archive import Archive

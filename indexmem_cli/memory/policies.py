@@ -40,13 +40,11 @@ class Block:
 
     def keys(self, layer: int) -> Tensor:
         """Keys of a managed layer before rotation, [B, G, N, D]."""
-        held = self.state.managed[layer]
-        return held.keys[:, :, : held.held]
+        return self.state.managed[layer].all_keys()
 
     def values(self, layer: int) -> Tensor:
         """Values of a managed layer, [B, G, N, D]."""
-        held = self.state.managed[layer]
-        return held.values[:, :, : held.held]
+        return self.state.managed[layer].all_values()
 
     def positions(self, layer: int) -> Tensor:
         """Positions of a managed layer's slots in the text, int64 [B, G, N]."""
@@ -255,7 +253,8 @@ class ExpectedAttention(_Plain):
             queries = queries.float()
             total, outer = queries.sum(2), queries.transpose(-1, -2) @ queries
             if i < len(self.sums):
-                total, outer = total + self.sums[i][0], outer + self.sums[i][1]
+                before = (sums.to(total.device) for sums in self.sums[i])
+                total, outer = total + next(before), outer + next(before)
                 self.sums[i] = (total, outer)
             else:
                 self.sums.append((total, outer))
@@ -278,14 +277,29 @@ class Question(_Plain):
     """Keep what the question attends to: one score for all layers and heads.
 
     score[n] = max over layers, heads and question tokens of the attention paid to slot n.
-    The question has to be known before reading.
+    The question has to be known before reading. Where heads hold other tokens, the maximum is
+    taken over those that hold a token, and each head ranks its own.
     """
 
     needs_question = True
 
     def score(self, block: Block) -> list[Tensor]:
-        best = torch.stack([paid.amax(dim=1) for paid in block.question_attention]).amax(dim=0)
+        if not block.state.uniform:
+            return self._score_by_token(block)
+        first = block.question_attention[0].device  # layers may lie on several
+        by_layer = [paid.amax(dim=1).to(first) for paid in block.question_attention]
+        best = torch.stack(by_layer).amax(dim=0)
         return [best.unsqueeze(1)] * len(block.state.managed)
+
+    def _score_by_token(self, block: Block) -> list[Tensor]:
+        first = block.question_attention[0].device  # layers may lie on several
+        paid = [weights.to(first) for weights in block.question_attention]
+        best = paid[0].new_zeros(len(paid[0]), block.state.seen)
+        where = [block.positions(i).flatten(1).to(first) for i in range(len(paid))]
+        for places, weights in zip(where, paid, strict=True):
+            best.scatter_reduce_(1, places, weights.flatten(1), "amax")
+        pairs = zip(where, paid, strict=True)
+        return [best.gather(1, places).view_as(weights) for places, weights in pairs]
 
 
 SCORERS: dict[str, type] = {

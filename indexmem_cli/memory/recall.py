@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from indexmem_cli.archive import Archive, Block, terms_of
+from indexmem_cli.archive import Archive, Block
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.memory.naming import find_definitions
+from indexmem_cli.terms import terms_of
 from indexmem_cli.tokens import Entry
 
 GATE_FILE = Path(__file__).with_name("gate.json")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from indexmem_cli.memory.latent import LatentMemory
+from indexmem_cli.ops import compact_slots, quantise_rows, uses_kernels
 
 
 class LayerState:
@@ -20,12 +21,20 @@ class LayerState:
     rotated copies of the first `num_rotated` keys while decoding, and is dropped by every eviction.
     """
 
-    def __init__(self, limit: int) -> None:
-        """`limit`: slots that will ever be needed, as far as known; growth stops there first."""
-        self.limit = limit
+    def __init__(self, limit: int, int8: bool = False) -> None:
+        """Make a layer that holds nothing.
+
+        Args:
+            limit: slots that will ever be needed, as far as known; growth stops there first.
+            int8: keep keys and values as int8 rows, each with a scale of its own.
+        """
+        self.limit, self.int8 = limit, int8
         self.held = 0
+        self.dtype: torch.dtype | None = None  # of keys and values outside of this memory
         self.keys: Tensor | None = None  # [B, G, capacity, D]
         self.values: Tensor | None = None  # [B, G, capacity, D]
+        self.key_scales: Tensor | None = None  # fp32 [B, G, capacity], of int8 rows
+        self.value_scales: Tensor | None = None  # fp32 [B, G, capacity], of int8 rows
         self.positions: Tensor | None = None  # int64 [B, G, capacity], ascending
         self.scores: Tensor | None = None  # fp32 [B, G, capacity]: what the scorer last said
         self.notes: Tensor | None = None  # [B, 1, <= held, E]: what a scorer keeps of each slot
@@ -33,21 +42,52 @@ class LayerState:
         self.num_rotated = 0
         self.latent: LatentMemory | None = None  # takes in what is evicted
 
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the tensors that hold an entry for every slot."""
+        scales = ("key_scales", "value_scales") if self.int8 else ()
+        return ("keys", "values", *scales, "positions", "scores")
+
     def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Add T tokens at positions `first`, `first` + 1, …; keys and values [B, G, T, D].
 
         Returns:
-            All keys and values, [B, G, S + T, D], as views.
+            All keys and values, [B, G, S + T, D], as views; copies of int8 rows.
         """
         new = keys.shape[2]
         self._reserve(self.held + new, keys)
-        end = self.held + new
-        self.keys[:, :, self.held : end] = keys
-        self.values[:, :, self.held : end] = values
-        self.positions[:, :, self.held : end] = torch.arange(first, first + new, device=keys.device)
-        self.scores[:, :, self.held : end] = 0
-        self.held = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        fresh = slice(self.held, self.held + new)
+        if self.int8:
+            keys, self.key_scales[:, :, fresh] = quantise_rows(keys)
+            values, self.value_scales[:, :, fresh] = quantise_rows(values)
+        self.keys[:, :, fresh] = keys
+        self.values[:, :, fresh] = values
+        self.positions[:, :, fresh] = torch.arange(first, first + new, device=keys.device)
+        self.scores[:, :, fresh] = 0
+        self.held += new
+        return self.all_keys(), self.all_values()
+
+    def restore(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+        """Take over slots that were saved: a tensor [B, G, S, …] for each of `buffers`."""
+        keys = tensors["keys"]
+        self._reserve(keys.shape[2], keys.new_empty(*keys.shape[:2], 0, keys.shape[3], dtype=dtype))
+        self.held = keys.shape[2]
+        for name in self.buffers:
+            getattr(self, name)[:, :, : self.held] = tensors[name]
+
+    def all_keys(self, first: int = 0) -> Tensor:
+        """Keys before rotation of the slots held, from `first` on: [B, G, S, D] in `dtype`."""
+        return self._rows(self.keys, self.key_scales, first)
+
+    def all_values(self) -> Tensor:
+        """Values of the slots held, [B, G, S, D] in `dtype`."""
+        return self._rows(self.values, self.value_scales, 0)
+
+    def _rows(self, rows: Tensor, scales: Tensor | None, first: int) -> Tensor:
+        held = slice(first, self.held)
+        if not self.int8:
+            return rows[:, :, held]
+        return (rows[:, :, held] * scales[:, :, held].unsqueeze(-1)).to(self.dtype)
 
     def drop_last(self, tokens: int) -> None:
         """Forget the newest tokens, as if they had never been appended."""
@@ -61,14 +101,15 @@ class LayerState:
         kept = index.shape[2]
         if self.latent is not None:
             self.latent.write(*self._all_but(index))
-        wide = index.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[3])
-        for buffer, where in (
-            (self.keys, wide),
-            (self.values, wide),
-            (self.positions, index),
-            (self.scores, index),
-        ):
-            buffer[:, :, :kept] = buffer[:, :, : self.held].gather(2, where)
+        buffers = [getattr(self, name) for name in self.buffers]
+        if uses_kernels(self.keys):
+            count = torch.full(index.shape[:2], kept, device=index.device)
+            compact_slots(buffers, index, count, None)
+        else:
+            for buffer in buffers:
+                where = index if buffer.dim() == 3 else index.unsqueeze(-1)
+                where = where.expand(*index.shape, *buffer.shape[3:])
+                buffer[:, :, :kept] = buffer[:, :, : self.held].gather(2, where)
         if self.notes is not None:
             where = index[:, :1, :, None].expand(-1, -1, -1, self.notes.shape[3])
             self.notes = self.notes.gather(2, where)
@@ -77,14 +118,13 @@ class LayerState:
 
     def _all_but(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, E, D] of the slots that are not in `index`."""
-        gone = torch.ones(*index.shape[:2], self.held, dtype=torch.bool, device=index.device)
-        gone.scatter_(2, index, False)
+        gone = torch.ones(*index.shape[:2], self.held, dtype=torch.int8, device=index.device)
+        gone.scatter_(2, index, 0)
         left = self.held - index.shape[2]
-        where = gone.nonzero()[:, 2].view(*index.shape[:2], left, 1)
+        # A sort, so that the host need not wait to learn how many there are.
+        where = gone.argsort(dim=2, descending=True, stable=True)[..., :left].unsqueeze(-1)
         where = where.expand(-1, -1, -1, self.keys.shape[3])
-        return tuple(
-            buffer[:, :, : self.held].gather(2, where) for buffer in (self.keys, self.values)
-        )
+        return self.all_keys().gather(2, where), self.all_values().gather(2, where)
 
     def rotated_keys(self, rotate) -> Tensor:
         """Return rotated keys [B, G, S, D]; only those not rotated since the last eviction cost.
@@ -93,10 +133,10 @@ class LayerState:
             rotate: function of (keys [B, G, n, D], first slot) that returns them rotated.
         """
         if self.rotated is None or self.rotated.shape[2] < self.held:
-            self.rotated, self.num_rotated = torch.empty_like(self.keys), 0
+            self.rotated, self.num_rotated = torch.empty_like(self.keys, dtype=self.dtype), 0
         if self.num_rotated < self.held:
-            fresh = slice(self.num_rotated, self.held)
-            self.rotated[:, :, fresh] = rotate(self.keys[:, :, fresh], self.num_rotated)
+            first = self.num_rotated
+            self.rotated[:, :, first : self.held] = rotate(self.all_keys(first), first)
             self.num_rotated = self.held
         return self.rotated[:, :, : self.held]
 
@@ -111,16 +151,16 @@ class LayerState:
             return 0
         batch, heads, _, size = self.keys.shape
         latent = self.latent.nbytes if self.latent is not None else 0
-        return 2 * batch * heads * self.held * size * self.keys.element_size() + latent
+        row = size * self.keys.element_size() + (4 if self.int8 else 0)
+        return 2 * batch * heads * self.held * row + latent
 
     def clone(self) -> "LayerState":
         """Return an independent copy of what is held."""
-        copy = LayerState(self.limit)
+        copy = LayerState(self.limit, self.int8)
         copy.latent = self.latent.clone() if self.latent is not None else None
         if self.keys is not None:
-            copy.append(self.keys[:, :, : self.held], self.values[:, :, : self.held], 0)
-            copy.positions[:, :, : self.held] = self.positions[:, :, : self.held]
-            copy.scores[:, :, : self.held] = self.scores[:, :, : self.held]
+            held = {name: getattr(self, name)[:, :, : self.held] for name in self.buffers}
+            copy.restore(held, self.dtype)
             copy.notes = self.notes  # never changed in place
         return copy
 
@@ -128,17 +168,21 @@ class LayerState:
         capacity = 0 if self.keys is None else self.keys.shape[2]
         if slots <= capacity:
             return
+        self.dtype = like.dtype
         capacity = max(slots, min(2 * capacity, self.limit))
         batch, heads, _, size = like.shape
-        old = (self.keys, self.values, self.positions, self.scores)
-        self.keys = like.new_empty(batch, heads, capacity, size)
-        self.values = like.new_empty(batch, heads, capacity, size)
-        self.positions = torch.empty(batch, heads, capacity, dtype=torch.int64, device=like.device)
-        self.scores = torch.empty(batch, heads, capacity, device=like.device)
-        if self.held:
-            new = (self.keys, self.values, self.positions, self.scores)
-            for source, target in zip(old, new, strict=True):
-                target[:, :, : self.held] = source[:, :, : self.held]
+        kind = torch.int8 if self.int8 else like.dtype
+        dtypes = {"keys": kind, "values": kind, "positions": torch.int64}
+        made = {}
+        for name in self.buffers:
+            row = (size,) if name in ("keys", "values") else ()
+            dtype = dtypes.get(name, torch.float32)
+            made[name] = torch.empty(batch, heads, capacity, *row, dtype=dtype, device=like.device)
+            if self.held:
+                made[name][:, :, : self.held] = getattr(self, name)[:, :, : self.held]
+        # Last, so that a layer is as it was where there is no room for a larger one.
+        for name, buffer in made.items():
+            setattr(self, name, buffer)
         self.forget_rotation()
 
 
@@ -211,14 +255,26 @@ class MemoryState:
 
     @property
     def held(self) -> int:
-        """Slots held per managed layer and head; 0 where no layer is managed."""
+        """Slots held per managed layer and head, on average; 0 where no layer is managed."""
         managed = self.managed
-        return managed[0].held if managed else 0
+        return sum(layer.held for layer in managed) // len(managed) if managed else 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of all kept keys and values."""
         return sum(layer.nbytes for layer in self.layers)
+
+    def undo(self, before: list[tuple[int, Tensor | None, Tensor | None]]) -> None:
+        """Go back to `marks`, from a pass that failed in the middle."""
+        for layer, (held, keys, values) in zip(self.layers, before, strict=True):
+            if isinstance(layer, LayerState):
+                layer.drop_last(layer.held - held)
+            else:
+                layer.keys, layer.values = keys, values
+
+    def marks(self) -> list[tuple[int, Tensor | None, Tensor | None]]:
+        """Return what `undo` needs to take back the tokens that are appended next."""
+        return [(layer.held, layer.keys, layer.values) for layer in self.layers]
 
     def use_compact_positions(self) -> None:
         """Number slots by rank from now on."""

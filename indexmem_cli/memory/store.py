@@ -55,7 +55,7 @@ def load_state(
     scorer: Scorer,
     shapes: Sequence[tuple[int, int]],
     dtype: torch.dtype,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> None:
     """Fill an empty memory with what was saved.
 
@@ -64,7 +64,7 @@ def load_state(
         layout: as `save_state` returned it.
         state, scorer: new ones for the same model and settings; on error the memory stays empty.
         shapes: key/value heads and head size of each layer of the model.
-        dtype, device: of keys and values.
+        dtype, devices: of keys and values, the devices by layer.
 
     Raises:
         ValueError: the data are no memory of this model.
@@ -78,29 +78,31 @@ def load_state(
         raise ValueError("its layers are not those of the model")
     seen = _count(layout, "seen")
     made, latents = [], []
-    for i, (layer, shape) in enumerate(zip(state.layers, shapes, strict=True)):
+    layers = enumerate(zip(state.layers, shapes, devices, strict=True))
+    for i, (layer, shape, device) in layers:
         parts = _take(tensors, f"layers.{i}.", _names(layer))
         if getattr(layer, "latent", None) is not None:
-            latents.append((layer.latent, _take(tensors, f"layers.{i}.latent.")))
+            latents.append((layer.latent, _take(tensors, f"layers.{i}.latent."), device))
         if parts:
-            made.append((layer, _checked(parts, layer, i, shape, dtype, seen)))
+            made.append((layer, _checked(parts, layer, i, shape, dtype, seen), device))
         elif seen:
             raise ValueError(f"layer {i} is missing")
-    if len({parts["keys"].shape[2] for layer, parts in made if isinstance(layer, LayerState)}) > 1:
+    held = {parts["keys"].shape[2] for layer, parts, _ in made if isinstance(layer, LayerState)}
+    if len(held) > 1 and layout.get("uniform") is not False:
         raise ValueError("its layers hold different numbers of tokens")
     pins = layout.get("pins")
     if not isinstance(pins, list) or not all(map(_is_span, pins)):
         raise ValueError("its pins are no spans")
     counts = {name: _count(layout, name) for name in ("seen", "sink_tokens", "recent_tokens")}
     flags = {name: _flag(layout, name) for name in ("compact", "uniform")}
-    gathered = {name.removeprefix("scorer."): value.to(device) for name, value in tensors.items()}
+    gathered = {n.removeprefix("scorer."): value.to(devices[0]) for n, value in tensors.items()}
     if any(not name.startswith("scorer.") for name in tensors):
         raise ValueError("it holds tensors that belong to nothing")
     scorer.set_tensors(gathered)
-    for latent, parts in latents:
+    for latent, parts, device in latents:
         _fill_latent(latent, parts, device)
-    for layer, parts in made:
-        _fill(layer, parts, device)
+    for layer, parts, device in made:
+        _fill(layer, parts, dtype, device)
     state.pins = [(first, end) for first, end in pins]
     for name, value in (counts | flags).items():
         setattr(state, name, value)
@@ -108,7 +110,7 @@ def load_state(
 
 def _names(layer: LayerState | WindowState) -> tuple[str, ...]:
     managed = isinstance(layer, LayerState)
-    return ("keys", "values", "positions", "scores", "notes") if managed else ("keys", "values")
+    return (*layer.buffers, "notes") if managed else ("keys", "values")
 
 
 def _take(
@@ -136,9 +138,12 @@ def _checked(
         raise ValueError(f"layer {index} is not whole")
     held = parts["keys"].shape[2] if parts["keys"].dim() == 4 else -1
     heads, size = shape
+    stored = torch.int8 if getattr(layer, "int8", False) else dtype
     expected = {
-        "keys": ((1, heads, held, size), dtype),
-        "values": ((1, heads, held, size), dtype),
+        "keys": ((1, heads, held, size), stored),
+        "values": ((1, heads, held, size), stored),
+        "key_scales": ((1, heads, held), torch.float32),
+        "value_scales": ((1, heads, held), torch.float32),
         "positions": ((1, heads, held), torch.int64),
         "scores": ((1, heads, held), torch.float32),
     }
@@ -160,13 +165,18 @@ def _checked(
     return parts
 
 
-def _fill(layer: LayerState | WindowState, parts: dict[str, Tensor], device: torch.device) -> None:
-    keys, values = parts["keys"].to(device), parts["values"].to(device)
-    layer.append(keys, values, 0)
+def _fill(
+    layer: LayerState | WindowState,
+    parts: dict[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    parts = {name: tensor.to(device) for name, tensor in parts.items()}
     if isinstance(layer, LayerState):
-        layer.positions[:, :, : layer.held] = parts["positions"].to(device)
-        layer.scores[:, :, : layer.held] = parts["scores"].to(device)
-        layer.notes = parts["notes"].to(device) if "notes" in parts else None
+        layer.restore(parts, dtype)
+        layer.notes = parts.get("notes")
+    else:
+        layer.append(parts["keys"], parts["values"], 0)
 
 
 def _fill_latent(latent: Any, parts: dict[str, Tensor], device: torch.device) -> None:

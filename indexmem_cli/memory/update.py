@@ -1,10 +1,13 @@
 """The pure step of eviction: scores and a budget in, the slots that stay out."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.memory.state import MemoryState
-from indexmem_cli.ops import pool_spans
+from indexmem_cli.ops import pool_spans, select_slots, uses_kernels
 
 
 def select_kept(scores: Tensor, pinned: Tensor, budget: int) -> Tensor:
@@ -21,13 +24,46 @@ def select_kept(scores: Tensor, pinned: Tensor, budget: int) -> Tensor:
     Returns:
         int64 [..., budget], ascending.
     """
+    if uses_kernels(scores):
+        rows = scores.reshape(1, -1, scores.shape[-1])
+        place = torch.arange(rows.shape[2], device=rows.device).expand_as(rows)
+        pins = pinned.expand_as(scores).reshape(rows.shape)
+        counts = (budget, rows.shape[2])
+        stay, held = (torch.full(rows.shape[:2], n, device=rows.device) for n in counts)
+        kept = select_slots(rows, place, pins, stay, held, budget).kept
+        return kept.long().reshape(*scores.shape[:-1], budget)
     ranked = scores.nan_to_num(nan=float("-inf")).masked_fill(pinned, float("inf"))
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     return order[..., :budget].sort(dim=-1).values
 
 
-def evict(state: MemoryState, scores: list[Tensor], budget: int, span_tokens: int = 1) -> None:
-    """Bring every managed layer of `state` down to `budget` slots per head, in place.
+def split_budget(budget: int, shares: Sequence[float], floor: int) -> list[int]:
+    """Give each layer its part of a budget: a floor, and its share of what is above the floor.
+
+    Args:
+        budget: slots per head on average. shares: one per layer, 1 on average.
+        floor: slots that every layer has, at most `budget`.
+
+    Returns:
+        Slots per head for each layer; they add up to `budget` times the number of layers.
+    """
+    scale = len(shares) / sum(shares)
+    exact = [(budget - floor) * share * scale for share in shares]
+    parts = [int(part) for part in exact]
+    most_cut = sorted(range(len(exact)), key=lambda i: parts[i] - exact[i])
+    for i in most_cut[: (budget - floor) * len(shares) - sum(parts)]:
+        parts[i] += 1
+    return [floor + part for part in parts]
+
+
+def evict(
+    state: MemoryState,
+    scores: list[Tensor],
+    budget: int,
+    span_tokens: int = 1,
+    shares: Sequence[float] = (),
+) -> None:
+    """Bring every managed layer of `state` down to its budget per head, in place.
 
     Sinks, the recent window and the pins always stay. Ranking is by scores pooled over spans.
 
@@ -35,14 +71,21 @@ def evict(state: MemoryState, scores: list[Tensor], budget: int, span_tokens: in
         scores: one fp32 tensor per managed layer, [B, G, S] (or with B or G of 1: shared). The same
             tensor object for all layers means one choice for all of them. They are remembered as
             each slot's last score.
-        budget: slots per head, at least 1.
+        budget: slots per head, at least 1; of uneven layers the average.
+        shares: of the layers, as in `split_budget`; none for all alike.
 
     Raises:
         ConfigError: more slots are pinned than the budget allows.
     """
-    shared = all(score is scores[0] for score in scores) and state.uniform
+    managed, even = state.managed, not shares
+    budgets = [budget] * len(managed)
+    if not even:
+        pinned_ends = state.sink_tokens + state.recent_tokens
+        floor = min(budget, max(budget // 4, pinned_ends + 1))
+        budgets = split_budget(budget, shares, floor)
+    shared = all(score is scores[0] for score in scores) and state.uniform and even
     index = None
-    for layer, score in zip(state.managed, scores, strict=True):
+    for layer, score, budget in zip(managed, scores, budgets, strict=True):
         batch, heads = layer.positions.shape[:2]
         layer.scores[:, :, : layer.held] = score
         if layer.held <= budget:
@@ -52,15 +95,18 @@ def evict(state: MemoryState, scores: list[Tensor], budget: int, span_tokens: in
             if shared and score.shape[1] == 1:
                 positions = positions[:, :1]
             pinned = pinned_slots(state, positions)
-            most = int(pinned.sum(-1).max())
+            # Counting waits for the device, so only where there may be too many.
+            bound = state.sink_tokens + state.recent_tokens + sum(b - a for a, b in state.pins)
+            most = int(pinned.sum(-1).max()) if bound > budget else 0
             if most > budget:
                 raise ConfigError(
                     f"budget of {budget:,} tokens cannot hold the {most:,} that always stay",
                     f"raise --budget to {most:,} or more",
                 )
+            score = score.to(positions.device)
             pooled = pool_spans(score.expand_as(positions), positions, span_tokens)
             index = select_kept(pooled, pinned, budget)
-        layer.keep(index.expand(batch, heads, -1))
+        layer.keep(index.to(layer.keys.device).expand(batch, heads, -1))
     one_for_all = shared and scores[0].shape[1] == 1
     state.uniform = state.uniform and (one_for_all or index is None)
 

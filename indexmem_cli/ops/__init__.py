@@ -1,30 +1,111 @@
-"""The operations on keys and values, one documented face each; `reference.py` specifies them."""
+"""The operations on keys and values, one documented face each.
+
+`reference.py` and `slots_reference.py` specify them. Those with a Triton kernel run it on a CUDA
+tensor; INDEXMEM_KERNELS=reference turns that off, and =interpret runs the kernels on the CPU,
+slowly, to see what they do without a device.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache, wraps
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from indexmem_cli.errors import ConfigError
+from indexmem_cli.ops import reference, slots_reference
 from indexmem_cli.ops.reference import (
+    Segment,
     attend_reference,
     attend_with_lse_reference,
     attention_weights_reference,
     causal_mask,
     merge_attention,
+    quantise_rows,
     weigh_values,
 )
+from indexmem_cli.ops.slots_reference import Selection
 
 __all__ = [
+    "Segment",
+    "Selection",
+    "assign_clusters",
     "attend",
+    "attend_far_clamped",
+    "attend_segments",
     "attend_with_lse",
     "attention_weights",
+    "compact_slots",
     "make_mask",
     "merge_attention",
     "pool_spans",
+    "quantise_rows",
+    "score_pairs",
+    "score_states",
+    "select_slots",
+    "sum_clusters",
+    "update_fast_weights",
+    "uses_kernels",
     "weigh_values",
 ]
 
+CHOICES = ("auto", "interpret", "reference")
 attention_weights = attention_weights_reference
 attend_with_lse = attend_with_lse_reference
+
+
+def uses_kernels(tensor: Tensor) -> bool:
+    """Say whether ops on this tensor run as Triton kernels.
+
+    Raises:
+        ConfigError: INDEXMEM_KERNELS is none of `CHOICES`.
+    """
+    choice = os.environ.get("INDEXMEM_KERNELS", "auto")
+    if choice not in CHOICES:
+        raise ConfigError(f"INDEXMEM_KERNELS: {choice!r}", f"choose one of: {', '.join(CHOICES)}")
+    if choice == "interpret":
+        return _has_triton() and tensor.device.type == "cpu"
+    return choice == "auto" and tensor.is_cuda and _has_triton() and _is_capable(tensor.device)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _is_capable(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 tiles; older ones run PyTorch's own code."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _face(name: str, home, file: str) -> Callable:
+    """The face of an op: its reference, or `NAME_triton` of `kernels/FILE.py` where that serves."""
+    plain = getattr(home, f"{name}_reference")
+
+    @wraps(plain)
+    def face(first, *args, **options):
+        tensor = first[0] if isinstance(first, list) else first
+        if not uses_kernels(getattr(tensor, "query", tensor)):
+            return plain(first, *args, **options)
+        kernels = import_module(f"indexmem_cli.ops.kernels.{file}")
+        return getattr(kernels, f"{name}_triton")(first, *args, **options)
+
+    return face
+
+
+score_states = _face("score_states", slots_reference, "score")
+score_pairs = _face("score_pairs", slots_reference, "score")
+select_slots = _face("select_slots", slots_reference, "select")
+compact_slots = _face("compact_slots", slots_reference, "select")
+attend_segments = _face("attend_segments", reference, "decode")
+assign_clusters = _face("assign_clusters", slots_reference, "remember")
+sum_clusters = _face("sum_clusters", slots_reference, "remember")
+update_fast_weights = _face("update_fast_weights", slots_reference, "remember")
+attend_far_clamped = _face("attend_far_clamped", reference, "chunk")
 
 
 def attend(

@@ -1,5 +1,7 @@
 """Every op in plain PyTorch, written to be read: what the fast paths are tested against."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -115,3 +117,141 @@ def merge_attention(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) 
     share = share.masked_fill(other_lse == float("-inf"), 0.0)
     share = share.masked_fill((lse == float("-inf")) & (other_lse > float("-inf")), 1.0)
     return torch.lerp(out, other, share.unsqueeze(-1))
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """Return `tensor` in fp32, or in fp64 where it is: so that tests can ask for the truth."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A set of keys that one new token attends to, and the query as that set sees it."""
+
+    query: Tensor
+    """[B, H, D]."""
+    key: Tensor
+    """[B, G, N, D] in the dtype of the query, or int8 with `key_scale`."""
+    value: Tensor
+    """[B, G, N, D] like `key`."""
+    cos: Tensor | None = None
+    """fp32 [1 or B * G, N, R / 2], if keys are to be turned as they are read: the first R of the D
+    columns, as pairs (d, d + R / 2)."""
+    sin: Tensor | None = None
+    key_scale: Tensor | None = None
+    """fp32 [B, G, N]: what a row of int8 keys is multiplied by."""
+    value_scale: Tensor | None = None
+    bias: Tensor | None = None
+    """fp32 [B, G, N], added to the logits; -inf hides a slot."""
+    length: Tensor | None = None
+    """int32 [B, G]: slots in use, the first ones; None for all."""
+
+
+def attend_segments_reference(
+    segments: list[Segment], scale: float, softcap: float | None = None, want_logits: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Attention of one new token over several sets of keys at once.
+
+        o = softmax over all segments of ( cap(q . turn(k) * scale) + bias ) times the values
+
+    Returns:
+        Output fp32 [B, H, D] (0 where nothing is seen), the log of the normaliser fp32 [B, H] (-inf
+        there), and if asked for the logits of the first segment, fp32 [B, H, N], -inf beyond
+        `length`.
+    """
+    logits, values = [], []
+    for segment in segments:
+        key, value = exact(segment.key), exact(segment.value)
+        if segment.query.dtype == torch.float64:
+            key, value = key.double(), value.double()
+        if segment.key_scale is not None:
+            key = key * segment.key_scale.to(key.dtype).unsqueeze(-1)
+            value = value * segment.value_scale.to(key.dtype).unsqueeze(-1)
+        if segment.cos is not None:
+            key = turn_halves(key, segment.cos, segment.sin)
+        query = exact(segment.query).unflatten(1, (key.shape[1], -1))  # [B, G, H / G, D]
+        paid = query @ key.transpose(-1, -2) * scale
+        if softcap is not None:
+            paid = softcap * torch.tanh(paid / softcap)
+        if segment.bias is not None:
+            paid = paid + segment.bias.to(paid.dtype).unsqueeze(2)
+        if segment.length is not None:
+            place = torch.arange(key.shape[2], device=key.device)
+            beyond = place >= segment.length[:, :, None, None]
+            paid = paid.masked_fill(beyond, float("-inf"))
+            value = value.masked_fill(beyond.transpose(-1, -2), 0.0)
+        logits.append(paid)
+        values.append(value)
+    paid = torch.cat(logits, dim=-1)
+    lse = paid.logsumexp(-1)
+    weights = (paid - lse.unsqueeze(-1)).exp().nan_to_num(0.0)
+    out = weights @ torch.cat(values, dim=2)
+    first = logits[0].flatten(1, 2) if want_logits else None
+    return out.flatten(1, 2), lse.flatten(1, 2), first
+
+
+def turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first R columns of x [B, G, N, D] as pairs (d, d + R / 2) by angles [X, N, R / 2].
+
+    X is 1, or B * G for angles of their own in every head.
+    """
+    half = cos.shape[-1]
+    batch, heads = x.shape[:2]
+    own = cos.shape[0] == batch * heads
+    shape = (batch, heads) if own else (1, 1)
+    cos, sin = (a.to(x.dtype).reshape(*shape, *a.shape[1:]) for a in (cos, sin))
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+def attend_far_clamped_reference(
+    near: Tensor,
+    far: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    near_tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """Causal attention in which everything far away stands at one constant distance.
+
+        logit[t, n] = near[t] . turn(k[n])  if position[t] - position[n] < near_tokens
+                      far[t] . k[n]         otherwise,  times scale
+
+    Args:
+        near: queries turned to their positions, [B, H, T, D]. far: the same turned to the one
+            distance. key: not turned, [B, G, N, D]; the last T slots are the queries' own.
+        cos, sin: fp32 [X, N, R / 2] and positions: int [X, N], of the keys; X is 1 or B * G.
+
+    Returns:
+        Output fp32 [B, H, T, D] and lse fp32 [B, H, T].
+    """
+    group = near.shape[1] // key.shape[1]
+    near, far = (exact(q).unflatten(1, (-1, group)) for q in (near, far))
+    key = exact(key)
+    turned = turn_halves(key, cos, sin).unsqueeze(2).transpose(-1, -2)
+    close, distant = near @ turned, far @ key.unsqueeze(2).transpose(-1, -2)
+    now = positions[:, -near.shape[3] :]
+    apart = now[:, :, None] - positions[:, None, :]  # [X, T, N]
+    if apart.shape[0] > 1:
+        apart = apart.unflatten(0, (key.shape[0], key.shape[1])).unsqueeze(2)
+    paid = torch.where(apart < near_tokens, close, distant) * scale
+    seen = causal_mask(near.shape[3], key.shape[2], None, key.device)
+    paid = paid.masked_fill(~seen, float("-inf"))
+    lse = paid.logsumexp(-1)
+    out = paid.softmax(-1) @ exact(value).unsqueeze(2)
+    return out.flatten(1, 2), lse.flatten(1, 2)
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Store rows [..., D] as int8 with one scale each: x ~ rows * scale.
+
+    Returns:
+        int8 [..., D], and fp32 [...]: the largest entry of the row over 127.
+    """
+    x = x.float()
+    scale = x.abs().amax(dim=-1) / 127
+    rows = (x / scale.clamp(min=1e-30).unsqueeze(-1)).round()
+    return rows.to(torch.int8), scale

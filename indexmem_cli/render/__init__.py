@@ -10,6 +10,7 @@ from indexmem_cli.render.bench import (
     show_measures,
     tabulate_measures,
 )
+from indexmem_cli.render.explanation import draw_explanation
 from indexmem_cli.render.health import show_finding
 from indexmem_cli.render.inspection import show_inspection
 from indexmem_cli.render.models import describe_download, show_model, show_models
@@ -35,6 +36,7 @@ __all__ = [
     "describe_place",
     "describe_progress",
     "describe_value",
+    "draw_explanation",
     "format_bytes",
     "format_rate",
     "format_seconds",

@@ -11,12 +11,14 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from indexmem_cli.events import Answer, Event, Loaded, Notice, Progress, Source, TokenText
+from indexmem_cli.render.explanation import explanation_lines
 from indexmem_cli.render.safe import safe_line, safe_text
 from indexmem_cli.render.screen import open_console, show_json
 from indexmem_cli.render.wording import (
     describe_coverage,
     describe_memory,
     describe_place,
+    describe_policy,
     describe_progress,
     describe_recall,
     describe_round,
@@ -102,6 +104,11 @@ class Renderer:
             self.show_notice("the answer was cut at its greatest length; see --max-tokens")
         if self._view.sources:
             self.show_sources(answer.sources)
+            if answer.sources and not answer.supported:
+                self.show_notice("the words of the answer do not stand in these places")
+        if answer.explanation is not None:
+            lines = explanation_lines(answer.explanation, min(72, self._console.width - 16))
+            self._console.print(Text("\n".join(lines)))
         if self._view.stats:
             lines = statistics(answer, self._view.verbose)
             self._console.print(Text("\n".join(map(safe_line, lines)), style="dim"))
@@ -210,6 +217,7 @@ def statistics(answer: Answer, verbose: bool) -> list[str]:
     lines = [
         f"{describe_coverage(answer.coverage)}"
         f" · KV {memory.kv_tokens:,} of {memory.full_kv_tokens:,} tokens"
+        f" by {describe_policy(memory)}"
         f" · {format_bytes(memory.kv_bytes)} vs {format_bytes(memory.full_kv_bytes)} full"
         + ("" if answer.recall is None else f" · {describe_recall(answer.recall)}"),
         (

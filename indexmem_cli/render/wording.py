@@ -1,6 +1,14 @@
 """How counts, places and progress are put into words."""
 
-from indexmem_cli.events import Coverage, Progress, RecalledBlock, RecallRound, Remembered, Source
+from indexmem_cli.events import (
+    Coverage,
+    MemoryUse,
+    Progress,
+    RecalledBlock,
+    RecallRound,
+    Remembered,
+    Source,
+)
 from indexmem_cli.render.safe import safe_line
 
 
@@ -57,6 +65,13 @@ def describe_memory(memory: Remembered) -> str:
             f"{memory.tokens - memory.tokens_reused:,} read"
         )
     return f"memory {memory.id} {saved}"
+
+
+def describe_policy(memory: MemoryUse) -> str:
+    """Return what chose what was kept."""
+    if memory.adapter is not None:
+        return "a quick adapter" if memory.adapter == "quick" else "the model's adapter"
+    return "the question" if memory.policy == "question" else f"{memory.policy}, without training"
 
 
 def describe_round(number: int, recalled: RecallRound) -> str:

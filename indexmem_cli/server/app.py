@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig
 from indexmem_cli.errors import IndexMemError
 from indexmem_cli.events import Answer, Progress, TokenText
+from indexmem_cli.library.manifest import Manifest
 from indexmem_cli.server.metrics import Metrics
 from indexmem_cli.server.protocol import (
     ChatRequest,
@@ -195,7 +196,9 @@ def make_app(server: Server) -> FastAPI:
 
     @app.get("/v1/memories")
     async def memories() -> dict[str, Any]:
-        return {"object": "list", "data": [_as_json(each) for each in server.shelf.all()]}
+        brought = [_as_json(each) for each in server.shelf.all()]
+        saved = await run_in_threadpool(server.shelf.saved)
+        return {"object": "list", "data": brought + [_saved_as_json(each) for each in saved]}
 
     @app.post("/v1/memories", status_code=201)
     async def bring(request: Request) -> dict[str, Any]:
@@ -285,6 +288,18 @@ def _as_json(brought: Brought) -> dict[str, Any]:
         "name": brought.name,
         "size_bytes": brought.size_bytes,
         "pages": brought.pages,
+        "saved": False,
+    }
+
+
+def _saved_as_json(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "id": manifest.id,
+        "object": "memory",
+        "name": manifest.name or manifest.source,
+        "size_bytes": manifest.num_bytes,
+        "pages": manifest.coverage.get("pages_total", 0),
+        "saved": True,
     }
 
 

@@ -19,8 +19,10 @@ from indexmem_cli.config import (
     StoreConfig,
 )
 from indexmem_cli.documents import Document, Sources, join_sources, open_sources, open_text
-from indexmem_cli.errors import IndexMemError
+from indexmem_cli.errors import ConfigError, IndexMemError, MemoryFileError
 from indexmem_cli.events import Event
+from indexmem_cli.library import Library
+from indexmem_cli.library.manifest import Manifest
 from indexmem_cli.session import Memory
 
 
@@ -83,13 +85,26 @@ class Shelf:
         with self._lock:
             return list(self._brought.values())
 
+    def saved(self) -> list[Manifest]:
+        """What the user has saved of this model and for any question, the newest first."""
+        of_model = (
+            manifest
+            for manifest in Library().manifests()
+            if manifest.model == self.model.model and manifest.key.question is None
+        )
+        return sorted(of_model, key=lambda manifest: -manifest.created_s)
+
     def remove(self, memory_id: str) -> None:
         """Forget a document.
 
         Raises:
             UnknownMemory: there is none of that id.
+            ConfigError: it is one that the user has saved.
         """
         self.check([memory_id])
+        if memory_id not in self._brought:
+            hint = f"indexmem memories rm {memory_id}"
+            raise ConfigError(f"memory {memory_id!r} is saved, not brought", hint)
         with self._lock:
             self._brought.pop(memory_id, None)
             self._forget(memory_id)
@@ -103,7 +118,8 @@ class Shelf:
         with self._lock:
             for memory_id in ids:
                 if memory_id not in self._brought:
-                    raise UnknownMemory(f"no memory {memory_id!r}", "POST the document again")
+                    _load_saved(memory_id)
+                    continue
                 self._brought.move_to_end(memory_id)
 
     def events(
@@ -135,16 +151,18 @@ class Shelf:
         memory = self._memories.get(ids) if not text else None
         if memory is None:
             with self._lock:
-                missing = [memory_id for memory_id in ids if memory_id not in self._brought]
-                if missing:
-                    raise UnknownMemory(f"no memory {missing[0]!r}", "POST the document again")
-                brought = [self._brought[memory_id] for memory_id in ids]
+                brought = [self._brought[name] for name in ids if name in self._brought]
+                saved = [_load_saved(name) for name in ids if name not in self._brought]
             parts = [Sources([one.document], name=one.name) for one in brought]
             if text:
                 parts.append(Sources([open_text(text, "messages")], name="messages"))
             can_look_up = self.memory.recall and self.memory.policy != FOCUS
-            if text or not parts or not can_look_up:  # a conversation goes on from its documents
+            if saved and not can_look_up and len(saved) + len(parts) > 1:
+                raise ConfigError("several memories can be asked together only with recall")
+            # A conversation goes on from its documents.
+            if parts and (text or not can_look_up) or not saved and not parts:
                 parts = [join_sources(parts)]
+            parts = [*saved, *parts]
             memory = Memory(
                 parts,
                 self.memory,
@@ -163,3 +181,17 @@ class Shelf:
         (self._folder / memory_id).unlink(missing_ok=True)
         for ids in [ids for ids in self._memories if memory_id in ids]:
             del self._memories[ids]
+
+
+def _load_saved(name: str) -> Manifest:
+    """Return the memory that the user has saved by this name or id.
+
+    Raises:
+        UnknownMemory: there is none.
+    """
+    library = Library()
+    try:
+        return library.load(library.resolve(name))
+    except MemoryFileError as error:
+        hint = "POST the document again, or ingest it"
+        raise UnknownMemory(f"no memory {name!r} ({error.message})", hint) from error

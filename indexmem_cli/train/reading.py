@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from indexmem_cli.config import NOT_STATED
 from indexmem_cli.train.data import read_records
 from indexmem_cli.train.tasks import Turn, capitalise
 from indexmem_cli.train.templates import (
-    NOT_STATED,
     TRAINING_SPEAKER_QUESTIONS,
 )
 

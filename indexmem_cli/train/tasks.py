@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 
+from indexmem_cli.config import NOT_STATED
 from indexmem_cli.train.frames import make_frame
 from indexmem_cli.train.kinds import TRAINING_KINDS
 from indexmem_cli.train.kinds_people import Kind
@@ -17,7 +18,6 @@ from indexmem_cli.train.templates import (
     AUXILIARIES,
     DEVELOPMENT_KINDS,
     ENTITIES,
-    NOT_STATED,
     TRAINING_ATTRIBUTE_QUESTIONS,
     TRAINING_ATTRIBUTE_STATEMENTS,
     TRAINING_DEED_QUESTIONS,

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from indexmem_cli.backbone import Backbone, _turn
+from indexmem_cli.backbone import Backbone
 from indexmem_cli.memory.update import select_kept
 from indexmem_cli.ops import attend, pool_spans
+from indexmem_cli.rotation import turn
 
 ROWS_AT_ONCE = 128
 LABEL_SPAN_TOKENS = 5
@@ -92,7 +93,7 @@ class WholeModel(Backbone):
         run = self._run
         positions = torch.arange(query.shape[2], device=query.device)[None]
         angles = self._angles(module, query, positions)
-        turned, keys = (_turn(module, x, *angles) for x in (query, key))
+        turned, keys = (turn(module, x, *angles) for x in (query, key))
         managed = module.layer_idx in self.managed
         gates = None
         if managed:

@@ -195,7 +195,6 @@ DEVELOPMENT_KINDS: tuple[Kind, ...] = (
     ),
 )
 
-NOT_STATED = "Not stated in the document."
 TRAINING_QUOTE_QUESTIONS = (
     'What follows this quotation: "{quote}"',
     'What comes after "{quote}"?',

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.passages import (
@@ -55,6 +56,10 @@ Reader = Callable[[Meter, ReadConfig], Iterable[Message]]
 
 class MessageDocument(ParsedDocument):
     """A file of messages."""
+
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self.has_messages = True
 
     def _read(self) -> Iterator[Passage]:
         with self._stream() as stream:

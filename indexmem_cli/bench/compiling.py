@@ -1,0 +1,38 @@
+"""`bench kernels --compile-only`: every kernel for devices that are not here."""
+
+import os
+from collections.abc import Iterator
+
+from indexmem_cli.bench.rows import Row
+from indexmem_cli.errors import ConfigError
+
+COLUMNS = ("kernel", "form", "arch", "registers", "spilled_bytes", "shared_bytes", "num_warps")
+
+
+def compile_all(every: bool) -> Iterator[Row]:
+    """Compile for sm_80 and sm_90: bf16 and heads of 128, or every form there is.
+
+    Raises:
+        ConfigError: Triton is not here, or interprets.
+    """
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise ConfigError("TRITON_INTERPRET is set, so nothing can be compiled", "unset it")
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "Triton is not installed", "it exists for Linux: pip install triton"
+        ) from None
+    from indexmem_cli.ops.kernels import compiled
+
+    forms = [(compiled.DTYPES[0], 128, 4)]
+    if every:
+        forms = [
+            (dtype, size, group)
+            for dtype in compiled.DTYPES
+            for size in compiled.HEAD_SIZES
+            for group in compiled.GROUPS
+        ]
+    for form in forms:
+        for one in compiled.compile_kernels(*form, compiled.ARCHITECTURES, every):
+            yield vars(one)

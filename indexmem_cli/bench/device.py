@@ -1,0 +1,202 @@
+"""`bench device`: whole models of real shapes on this card. Memory, reading and decoding.
+
+Weights are random: time and memory are those of the shape, and nothing is said of quality.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from indexmem_cli.backbone import Backbone
+from indexmem_cli.bench.kernels import measure_ceilings, time_on_cpu, time_on_gpu
+from indexmem_cli.bench.rows import Row, spread
+from indexmem_cli.bench.shapes import checkpoint_of, make_backbone, weights_of
+from indexmem_cli.config import MemoryConfig, ModelConfig
+from indexmem_cli.engine import Reader, make_reader
+from indexmem_cli.estimate import GPU_OVERHEAD_BYTES, estimate_need
+from indexmem_cli.plan import make_plan
+
+COLUMNS = (
+    "model",
+    "quant",
+    "kv_dtype",
+    "task",
+    "tokens",
+    "tokens_per_s",
+    "ms_per_token",
+    "of_floor",
+    "peak_bytes",
+    "kv_bytes",
+    "weight_bytes",
+    "estimated_weight_bytes",
+    "estimated_peak_bytes",
+    "estimate_over_measured",
+    "out_of_memory",
+)
+DECODE_TOKENS = 64
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """What to run of a whole model."""
+
+    models: tuple[str, ...]
+    """Names in `bench.shapes.SHAPES`."""
+    quant: str = "nf4"
+    """none | int8 | nf4."""
+    kv_dtype: str = "model"
+    budget_tokens: int = 4096
+    chunk_tokens: int = 2048
+    policy: str = "keydiff"
+    lengths: tuple[int, ...] = (2**15, 2**17, 2**20)
+    """Tokens after which the stream is looked at."""
+    full_lengths: tuple[int, ...] = (2**12, 2**14, 2**15, 2**17)
+    """Tokens of a full cache to compare with, where it fits."""
+    rehearse: bool = False
+    """Tiny shapes on the CPU, to see that everything runs."""
+
+
+def bench_device(config: DeviceConfig) -> Iterator[Row]:
+    """Yield rows of memory, reading and decoding for each model."""
+    device, dtype = ("cpu", "float32") if config.rehearse else ("cuda", "bfloat16")
+    clock = time_on_cpu if config.rehearse else time_on_gpu
+    ceilings = measure_ceilings(device, clock, config.rehearse)
+    for name in config.models:
+        before = _allocated(device)
+        backbone = make_backbone(name, config.quant, dtype, device, config.kv_dtype)
+        weights = _allocated(device) - before
+        row = {"model": name, "quant": config.quant, "kv_dtype": config.kv_dtype}
+        row |= {"budget": config.budget_tokens, "chunk": config.chunk_tokens, "dtype": dtype}
+        memory = MemoryConfig(config.budget_tokens, config.chunk_tokens, config.policy)
+        plan, _ = make_plan(memory, backbone.info.window_tokens)
+        reader = make_reader(backbone, plan, memory, [])
+        yield from (row | measured for measured in _read(reader, config))
+        yield row | _compare_estimate(name, config, dtype, weights, _peak(device) - before)
+        yield row | _decode(reader, weights, ceilings["bytes_per_s"])
+        del reader
+        yield from (row | measured for measured in _run_full(backbone, config))
+        del backbone
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _read(reader: Reader, config: DeviceConfig) -> Iterator[Row]:
+    """Read one stream of random tokens; look at rate and peak at every length."""
+    backbone = reader.backbone
+    _reset_peak(backbone)
+    started, done = _now(backbone), 0
+    for length in config.lengths:
+        while done < length:
+            for tokens in reader.read([_tokens(backbone, config.chunk_tokens, done)]):
+                done += tokens
+        seconds = _now(backbone) - started
+        yield {
+            "task": "read",
+            "tokens": done,
+            "tokens_per_s": done / seconds,
+            "peak_bytes": _peak(backbone.device.type),
+            "kv_bytes": reader.state.nbytes,
+        }
+
+
+def _compare_estimate(name: str, config: DeviceConfig, dtype: str, weights: int, peak: int) -> Row:
+    """What was foretold from the shape, beside what the allocator says."""
+    model = ModelConfig(name, config.quant, dtype, kv_dtype=config.kv_dtype)
+    memory = MemoryConfig(config.budget_tokens, config.chunk_tokens, config.policy)
+    need = estimate_need(checkpoint_of(name), weights_of(name), memory, model, True)
+    foretold = need.total_bytes - GPU_OVERHEAD_BYTES  # of which the allocator knows nothing
+    return {
+        "task": "estimate",
+        "weight_bytes": weights,
+        "estimated_weight_bytes": need.weight_bytes,
+        "peak_bytes": peak,
+        "estimated_peak_bytes": foretold,
+        "estimate_over_measured": foretold / peak if peak else None,
+    }
+
+
+def _decode(reader: Reader, weights: int, bytes_per_s: float) -> Row:
+    """Steps of one token over the kept slots, beside the time to read weights and slots once."""
+    seconds = _time_steps(
+        reader.backbone, lambda token: reader.backbone.predict([token], reader.state)[0]
+    )
+    floor = (weights + reader.state.nbytes) / bytes_per_s
+    return {
+        "task": "decode",
+        "tokens": reader.state.seen,
+        "slots": reader.state.held,
+        "ms_per_token": spread(1e3 * s for s in seconds),
+        "of_floor": floor / spread(seconds)["median"] if weights else None,
+    }
+
+
+def _run_full(backbone: Backbone, config: DeviceConfig) -> Iterator[Row]:
+    """The same model with transformers' own cache and attention, as long as it fits."""
+    model = backbone.model
+    backbone.detach()
+    model.set_attn_implementation("sdpa")
+    cache, done = DynamicCache(config=model.config), 0
+    started = _now(backbone)
+    _reset_peak(backbone)
+    try:
+        for length in config.full_lengths:
+            while done < length:
+                ids = _tokens(backbone, config.chunk_tokens, done)
+                done += len(ids)
+                _plain_step(model, ids, cache)
+            row = {"task": "full cache", "tokens": done}
+            row["tokens_per_s"] = done / (_now(backbone) - started)
+            seconds = _time_steps(backbone, lambda token: _plain_step(model, [token], cache))
+            row["ms_per_token"] = spread(1e3 * s for s in seconds)
+            yield row | {"peak_bytes": _peak(backbone.device.type)}
+            started += sum(seconds) * DECODE_TOKENS
+    except torch.OutOfMemoryError:
+        yield {"task": "full cache", "tokens": done, "out_of_memory": True}
+
+
+@torch.no_grad()
+def _plain_step(model, ids: list[int], cache: DynamicCache) -> Tensor:
+    tokens = torch.tensor([ids], device=model.device)
+    out = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return out.logits[0, -1]
+
+
+def _time_steps(backbone: Backbone, step: Callable[[int], Tensor]) -> list[float]:
+    """Seconds a token, in rounds; the first round warms up and is left out."""
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        started = _now(backbone)
+        for _ in range(DECODE_TOKENS):
+            int(step(17).argmax())  # as in an answer, the host waits for every token
+        seconds.append((_now(backbone) - started) / DECODE_TOKENS)
+    return seconds[1:]
+
+
+def _tokens(backbone: Backbone, count: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    words = backbone.model.config.vocab_size
+    return torch.randint(words, (count,), generator=generator).tolist()
+
+
+def _now(backbone: Backbone) -> float:
+    if backbone.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _allocated(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else 0
+
+
+def _reset_peak(backbone: Backbone) -> None:
+    if backbone.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()

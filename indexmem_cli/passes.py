@@ -1,0 +1,51 @@
+"""One run of a model over new tokens, and the cache that transformers sees in it."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
+
+
+@dataclass
+class Pass:
+    """One run of the model over new tokens: what the attention function needs to know."""
+
+    state: MemoryState
+    new_tokens: int
+    want_queries: bool = False
+    want_attention: bool = False
+    watched: tuple[int, ...] = ()
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    queries: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    # Layers on one device share these.
+    masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict)
+    angles: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class CacheLayer(CacheLayerMixin):
+    """A transformers cache layer that writes into one layer of a `MemoryState`."""
+
+    is_sliding = False
+
+    def __init__(self, state: MemoryState, layer: LayerState | WindowState) -> None:
+        super().__init__()
+        self.state, self.layer = state, layer
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        pass
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        return self.layer.append(key_states, value_states, self.state.seen)
+
+    def get_seq_length(self) -> int:
+        return self.state.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        raise AssertionError("masks are made in the attention function")
+
+    def get_max_length(self) -> int:
+        return -1

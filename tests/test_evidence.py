@@ -1,0 +1,96 @@
+"""Sources: the places that hold the answer's words, and what is said where none does."""
+
+import pytest
+
+from indexmem_cli.archive import Archive
+from indexmem_cli.archives import Archives
+from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.config import DEFAULT_MODEL, NOT_STATED
+from indexmem_cli.documents import open_text
+from indexmem_cli.evidence import QUOTE_CHARS, Evidence
+from indexmem_cli.tokens import load_tokenizer, read_chunks
+
+LINES = (
+    "The king of the north had three daughters and no son.",
+    "Caxton was printing in Westminster in 1477, after long",
+    "years in Bruges among the merchants of the wool trade.",
+    "The mill by the river passed to Ruth, the niece of Ada.",
+    "Ruth had a mill of her own, and sold it to the king.",
+    " ".join(f"word{number}" for number in range(90)) + " and the treasure of Ansgar.",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(find_checkpoint(DEFAULT_MODEL, offline=True).path)
+
+
+@pytest.fixture
+def places(tokenizer):
+    archive = Archive.create(None, tokenizer.decode)
+    lines = "".join(f"{line}\n" for line in LINES)
+    for chunk in read_chunks(open_text(lines).passages(), tokenizer, 64):
+        archive.add(chunk.entries)
+    archive.commit(last=True)
+    yield Archives([archive], [{}])
+    archive.close()
+
+
+def sources_of(places, answer, attention, read_again=()):
+    """The sources of an answer, by the attention to each line and what was read again."""
+    firsts = {}
+    for block in places.parts[0]:
+        for entry in block.entries:
+            firsts.setdefault(entry.place.line, entry.first)
+    origins = {1000 + i: firsts[line] for i, line in enumerate(read_again)}
+    evidence = Evidence(origins=origins)
+    evidence.add([(firsts[line], weight) for line, weight in attention.items()])
+    return evidence.sources(places, answer)
+
+
+def lines_of(sources):
+    return [(source.line_start, source.line_end) for source in sources]
+
+
+def test_places_with_the_words_of_the_answer_go_before_those_attended_to_more(places):
+    found = sources_of(places, "Caxton", {1: 9.0, 2: 0.5, 4: 7.0})
+    assert lines_of(found) == [(2, 2)]
+    assert found[0].holds == 1 and found[0].weight == pytest.approx(0.5 / 16.5)
+
+
+def test_what_was_read_again_counts_without_attention(places):
+    assert lines_of(sources_of(places, "Caxton", {1: 9.0}, read_again=[2])) == [(2, 2)]
+
+
+def test_an_answer_that_goes_on_in_the_next_line_shows_both_as_one_place(places):
+    found = sources_of(places, "after long years in Bruges", {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0})
+    assert lines_of(found) == [(2, 3)] and found[0].holds == pytest.approx(1)
+    assert found[0].quote.startswith("Caxton was") and found[0].quote.endswith("wool trade.")
+
+
+def test_of_places_that_hold_the_same_the_one_attended_to_more_is_shown(places):
+    assert lines_of(sources_of(places, "Ruth", {4: 1.0, 5: 2.0})) == [(5, 5)]
+    assert lines_of(sources_of(places, "Ruth", {4: 2.0, 5: 1.0})) == [(4, 4)]
+
+
+def test_an_answer_from_two_places_shows_both(places):
+    found = sources_of(places, "Caxton, Ada", {1: 5.0, 2: 1.0, 4: 1.0})
+    assert sorted(lines_of(found)) == [(2, 2), (4, 4)]
+    assert sum(source.holds for source in found) == pytest.approx(1, abs=0.1)
+
+
+def test_words_far_into_a_long_passage_are_seen(places):
+    [found] = sources_of(places, "Ansgar", {1: 5.0, 6: 1.0})
+    assert found.line_start == 6 and len(found.quote) <= QUOTE_CHARS
+    assert found.quote.startswith("…word") and found.quote.endswith("the treasure of Ansgar.")
+
+
+def test_without_the_words_the_most_attended_places_are_shown_as_what_they_are(places):
+    found = sources_of(places, "Napoleon", {1: 5.0, 2: 0.5, 4: 4.0})
+    assert lines_of(found) == [(1, 1), (4, 4)]
+    assert [source.holds for source in found] == [0, 0]
+
+
+def test_a_refusal_and_an_answer_without_attention_rest_on_nothing(places):
+    assert sources_of(places, NOT_STATED, {1: 5.0}) == ()
+    assert sources_of(places, "Napoleon", {}) == ()

@@ -28,6 +28,7 @@ TESTS = Path(__file__).parent
 PROGRAM = [sys.executable, str(TESTS / "fake_session.py"), "chat"]
 SGR = re.compile(r"\x1b\[[\d;]*m")
 MARKDOWN = "The **mill** passes to *Ruth*.\n\n1. the will\n2. the key\n\n```\ncode\n```\n\nThe end."
+INHERITED = ("NO_COLOR", "COLUMNS", "LINES")  # of whoever runs the tests
 READY = "\x1b[?2004h"  # the editor wants pasted text to be marked: it takes keys now
 HOSTILE = [
     "\x1b]0;title\x07\x1b]52;c;YQ==\x07\x1bc\x9b31mred\x1b[2J",
@@ -219,7 +220,7 @@ class Terminal:
             preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
             cwd=tmp_path,
             env={
-                **{name: value for name, value in os.environ.items() if name != "NO_COLOR"},
+                **{name: value for name, value in os.environ.items() if name not in INHERITED},
                 "PYTHONPATH": str(TESTS.parent),
                 "PROMPT_TOOLKIT_NO_CPR": "1",
                 "TERM": "xterm-256color",

@@ -112,7 +112,8 @@ def row_of(memory: Memory, question: str, max_tokens: int) -> Row:
     """What is kept of an answer."""
     answer = memory.ask(question, max_tokens=max_tokens)
     blocks = answer.recall and [block.number for each in answer.recall for block in each.blocks]
-    return {"text": answer.text, "sources": answer.sources, "blocks": blocks}
+    kept = {"policy": answer.memory.policy, "blocks": blocks}
+    return {"text": answer.text, "sources": answer.sources, **kept}
 
 
 def best_passages(archive: Archive, question: str, room_tokens: int) -> list[Block]:
@@ -153,6 +154,7 @@ def judge(result: Row, asked: Asked, text: str, archive: Archive) -> Row:
         "right": holds_words(result["text"], asked.answers) or f1 >= 0.5,
         "f1": round(f1, 3),
         "refused": refuses(result["text"]),
+        "policy": result.get("policy"),
     }
     if result.get("blocks") is not None:
         held = [archive.block(number) for number in result["blocks"]]
@@ -172,7 +174,8 @@ def judge(result: Row, asked: Asked, text: str, archive: Archive) -> Row:
 def sum_mode(judged: Sequence[Row], seconds: Sequence[float]) -> Row:
     """The row of a mode: shares with intervals."""
     right = [one for one in judged if one["right"]]
-    row: Row = {"n": len(judged), "right": len(right), "accuracy": len(right) / len(judged)}
+    row: Row = {"policy": judged[0]["policy"], "n": len(judged), "right": len(right)}
+    row["accuracy"] = len(right) / len(judged)
     row["interval_95"] = wilson_interval(len(right), len(judged))
     f1 = sum_up([one["f1"] for one in judged])
     row |= {"f1": f1["value"], "f1_interval_95": f1["interval_95"]}

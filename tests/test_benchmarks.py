@@ -271,6 +271,7 @@ def test_books_are_asked_in_every_way(script, tiny_model_dir, reading_data, tmp_
     assert all(row["n"] == len(row["results"]) == 3 for row in found)
     assert found[0]["found"] == found[3]["found"] == 1 and found[0]["recalled"] > 0
     assert "source" in found[0] and "source" not in found[3]
+    assert [row["policy"] for row in found] == ["keydiff", "keydiff", "question", None]
 
 
 def test_sources_count_if_the_true_line_is_among_them(script):

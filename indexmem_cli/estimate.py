@@ -182,13 +182,14 @@ def _kv_bytes(checkpoint: Checkpoint, plan: Plan, dtype: str, int8: bool, gpu: b
     pair = 2 * heads * size * DTYPE_BYTES[dtype]
     stored = 2 * heads * (size + 4) if int8 else pair
     slots = plan.budget_tokens + plan.chunk_tokens + QUESTION_TOKENS
+    copied = min(2 * plan.budget_tokens, slots)  # a copy has room for twice what it holds
     total = 0.0
     for window in checkpoint.layer_windows:
         if window is None:
             # Reading: keys, values, and 12 bytes of position and score per head. Answering: a copy
-            # of the budget and its keys rotated, which a GPU does as it reads int8 ones.
+            # and its keys rotated, which a GPU does as it reads int8 ones.
             rotated = 0.0 if int8 and gpu else 0.5 * pair
-            total += slots * (stored + 12 * heads) + plan.budget_tokens * (stored + rotated)
+            total += slots * (stored + 12 * heads) + copied * (stored + rotated)
         else:
             total += 2 * (window + plan.chunk_tokens) * pair
     return int(total)

@@ -119,6 +119,7 @@ class TestBroken:
 def test_a_damaged_download_is_found_and_fetched_again(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    list(catalogue.find_models())  # imports the hub's client, which binds its cache for good
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with serve_models(tiny=tiny_model_dir) as hub:
         files_at = hub.address + "/{repo_id}/resolve/{revision}/{filename}"

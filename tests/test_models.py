@@ -174,7 +174,7 @@ class TestEstimate:
             layer.append(torch.zeros(shape), torch.zeros(shape), 0)
             layer.append(*(torch.zeros(*shape[:2], chunk, shape[3]) for _ in "kv"), budget)
         state = MemoryState(layers)
-        assert state.nbytes <= need.kv_bytes <= 3.2 * state.nbytes
+        assert state.nbytes <= need.kv_bytes <= 3.8 * state.nbytes
 
     def test_quantising_needs_less_and_a_budget_more(self, tiny_model_dir: Path) -> None:
         checkpoint = read_checkpoint("tiny", tiny_model_dir)

@@ -151,3 +151,26 @@ def test_wheel_answers_outside_the_checkout(unpacked, tmp_path):
     coverage = document["coverage"]
     assert document["answer"].strip()
     assert coverage["tokens_read"] == coverage["tokens_total"] > 0
+
+
+def test_every_dependency_is_listed_with_its_licence() -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("reads pyproject.toml")
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        Requirement(line)
+        for name, lines in {"": project["dependencies"], **extras}.items()
+        for line in lines
+        if name != "dev"
+    ]
+    rows = (ROOT / "docs" / "dependencies.md").read_text("utf-8").splitlines()
+    listed = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in rows if row[:1] == "|"
+    ]
+    found = {name.lower(): (allowed, licence) for name, allowed, licence in listed[2:]}
+    for one in wanted:
+        allowed, licence = found[one.name.lower()]
+        assert allowed == str(one.specifier).replace(" ", "") and licence, one.name

@@ -165,6 +165,7 @@ def serve_on(
                 if sum(outcomes.values()) % max(1, requests // 50) == 0:
                     gauge.note(sum(outcomes.values()) / requests)
 
+        ask(httpx2.Client(timeout=120))  # loads the model
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(run, range(requests)))
         for _ in range(600):  # the turns of those who left come to their end

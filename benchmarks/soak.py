@@ -1,6 +1,6 @@
 """Run for long: does memory, or the number of open files, grow with reading, asking, serving?
 
-python benchmarks/soak.py --tokens 5m --questions 10000 --requests 2000
+python benchmarks/soak.py --tokens 5000000 --questions 10000 --requests 2000
 """
 
 import os
@@ -32,7 +32,6 @@ from indexmem_cli.config import (
     MemoryConfig,
     ModelConfig,
     StoreConfig,
-    parse_size,
 )
 from indexmem_cli.documents import open_sources
 from indexmem_cli.events import Answer, Progress
@@ -166,6 +165,7 @@ def serve_on(
                 if sum(outcomes.values()) % max(1, requests // 50) == 0:
                     gauge.note(sum(outcomes.values()) / requests)
 
+        ask(httpx2.Client(timeout=120))  # loads the model
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(run, range(requests)))
         for _ in range(600):  # the turns of those who left come to their end
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run every part, append a row for each and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--tokens", type=parse_size, default="5m")
+    parser.add_argument("--tokens", type=int, default=5_000_000)
     parser.add_argument("--questions", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=2_000)
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.jsonl")

@@ -27,12 +27,13 @@ BEHAVIOURS = {
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch):
     """Return a function that makes the parser of PDFs do something on pages that say BREAK."""
-    monkeypatch.setattr(apart, "MAX_STEP_S", 1)
-    monkeypatch.setattr(apart, "MAX_WAIT_S", 3)
     monkeypatch.setattr(apart, "MAX_MEMORY_BYTES", 400 << 20)
 
     def breaks(what: str) -> None:
         apart.end_idle()
+        is_slow = "bytearray" not in what  # memory may take its time, on a busy machine
+        monkeypatch.setattr(apart, "MAX_STEP_S", 1 if is_slow else 30)
+        monkeypatch.setattr(apart, "MAX_WAIT_S", 3 if is_slow else 60)
         code = (
             "import os, time, pypdf; from indexmem_cli.documents import parser; "
             "out = os.fdopen(os.dup(1), 'wb'); page = pypdf.PageObject; whole = page.extract_text; "
@@ -59,7 +60,7 @@ def test_a_parser_that_fails_is_one_error_that_names_the_file(name, tmp_path, br
         read(path)
     assert error.value.exit_code == 3
     assert error.value.message.startswith(f"{path}: ") and "\n" not in error.value.message
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("name", ["crashes", "spins", "eats memory slowly"])
@@ -83,6 +84,13 @@ def test_a_process_serves_file_after_file(tmp_path):
     assert apart.idle[0].pid == pid
 
 
+def test_a_large_program_has_parsers_that_are_used_again(tmp_path):
+    ballast = bytearray(b"x") * 600_000_000
+    apart.end_idle()
+    assert read(make_pdf(tmp_path / "a.pdf", [["one"]])) and len(ballast)
+    assert len(apart.idle) == 1
+
+
 def test_one_that_died_while_it_waited_is_replaced(tmp_path):
     path = make_pdf(tmp_path / "a.pdf", [["one"]])
     assert read(path) == "one\n"
@@ -97,6 +105,15 @@ def test_two_documents_are_read_by_turns(tmp_path):
     pairs = zip(*(document.passages() for document in documents), strict=True)
     assert [(a.text, b.text) for a, b in pairs] == [("0 a\n", "1 a\n"), ("0 b\n", "1 b\n")]
     assert len(apart.idle) == 1
+
+
+def test_a_document_that_is_renamed_is_called_so_from_then_on(tmp_path):
+    """As the server does, whose clients are not told where their files are kept."""
+    path = make_pdf(tmp_path / "a.pdf", [["one"], []])
+    [document] = open_sources([str(path)], ReadConfig()).documents
+    document.name = "shown.pdf"
+    assert [p.place.file for p in document.passages()] == ["shown.pdf"]
+    assert document.pages_without_text == ["shown.pdf p. 2"]
 
 
 def test_what_is_left_half_way_starts_anew(tmp_path):

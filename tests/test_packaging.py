@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import indexmem_cli
 
@@ -151,3 +152,23 @@ def test_wheel_answers_outside_the_checkout(unpacked, tmp_path):
     coverage = document["coverage"]
     assert document["answer"].strip()
     assert coverage["tokens_read"] == coverage["tokens_total"] > 0
+
+
+def test_every_dependency_is_listed_with_its_licence() -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("reads pyproject.toml")
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        Requirement(line)
+        for name, lines in {"": project["dependencies"], **extras}.items()
+        for line in lines
+        if name != "dev"
+    ]
+    rows = (ROOT / "docs" / "dependencies.md").read_text("utf-8").splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row[:1] == "|"]
+    licences = {name: licence for name, _, licence in cells}
+    names = [canonicalize_name(one.name) for one in wanted]
+    assert not [name for name in names if not licences.get(name)]

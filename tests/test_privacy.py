@@ -49,9 +49,10 @@ def test_files_and_folders_are_for_their_owner_alone(run, book):
     before = os.umask(0o022)
     try:
         run("ask", book, "Who?")
+        run("chat", book, "--max-tokens", "2", stdin="Who?\n")
         run("ingest", book, "--name", "light", "--fresh")
         exported = book.with_name("memory.tar")
-        [memory_id] = Library().ids()
+        memory_id, *_ = Library().ids()
         CliRunner().invoke(app, ["memories", "export", memory_id, "--out", str(exported)])
     finally:
         os.umask(before)
@@ -110,6 +111,7 @@ def test_no_socket_is_asked_for(run, book):
     run("ask", book, "Who?")
     run("ask", book, "And who else?")
     run("ingest", book, "--fresh")
+    run("chat", book, "--max-tokens", "2", stdin="Who?\n")
     CliRunner().invoke(app, ["inspect", str(book)])
     CliRunner().invoke(app, ["memories", "list"])
     is_watching = False

@@ -270,6 +270,21 @@ class TestManyClients:
         assert (first, second) == ([0, 1], [0, 1])
         assert [type(error) for error in refused] == [Overloaded, Overloaded]
 
+    def test_one_document_brought_by_many_at_once(self, address: str) -> None:
+        """The readable one is kept once; the other is refused each time for what it is."""
+        for data, status in ((TEXT.encode() + b"once", 201), (b"\0" * 999, 400)):
+            begin = threading.Barrier(8)
+
+            def run(_: int, data: bytes = data, begin: threading.Barrier = begin) -> Any:
+                begin.wait()
+                return bring(address, "same.txt", data)
+
+            for _ in range(5):
+                with ThreadPoolExecutor(8) as pool:
+                    answers = list(pool.map(run, range(8)))
+                assert {answer.status_code for answer in answers} == {status}
+                assert len({answer.text for answer in answers}) == 1
+
 
 class TestErrors:
     def test_an_unknown_memory(self, client: OpenAI) -> None:

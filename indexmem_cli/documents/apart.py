@@ -57,7 +57,6 @@ class ParsedApart(FileDocument):
         super().__init__(blob.name, "file", blob.size_bytes, blob.reopen)
         self._request = {
             "key": f"{os.getpid()} {next(_keys)}",
-            "name": blob.name,
             "file_name": blob.file_name,
             "in_folder": in_folder,
             "config": _config_as_json(config),
@@ -93,7 +92,8 @@ class ParsedApart(FileDocument):
                 def ask(request: dict[str, Any]) -> dict[str, Any]:
                     return self._checked(parser.ask(request, stream, self.take_counts))
 
-                answer = ask({**self._request, **limits, "size_bytes": size, "do": what})
+                now = {"name": self.name, "size_bytes": size, "do": what}
+                answer = ask({**self._request, **limits, **now})
                 yield ask, answer
         finally:
             if parser.is_fit and not idle:

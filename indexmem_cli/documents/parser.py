@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from indexmem_cli.documents.apart import config_from
@@ -101,6 +102,8 @@ class _Parser:
             self._document = self._open(request)
             self._document.when_read_on = self._tell
             self._key = request["key"]
+        if "name" in request:
+            self._document.name = request["name"]  # it may be called otherwise by now
         if request["do"] == "open":
             document = self._document
             about = ("kind", "pages_total", "has_messages")
@@ -140,7 +143,7 @@ class _Parser:
             "passages": rows,
             "counts": self._counts(),
             "is_done": True,
-            "is_tired": _peak_bytes() > _TIRED_BYTES,
+            "is_tired": _used_bytes() > _TIRED_BYTES,
         }
 
     def _counts(self) -> dict[str, Any]:
@@ -185,11 +188,16 @@ def _limit_memory(limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
 
 
-def _peak_bytes() -> int:
-    if resource is None:
+def _used_bytes() -> int:
+    """Address space in use; 0 where the system does not tell.
+
+    Not `ru_maxrss`, which begins with the size of the program that started this one.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    except (OSError, ValueError):
         return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:

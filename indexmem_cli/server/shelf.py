@@ -1,6 +1,7 @@
 """The documents that clients brought, and the model that answers about them."""
 
 import hashlib
+import secrets
 import shutil
 import tempfile
 import threading
@@ -61,7 +62,12 @@ class Shelf:
         shown = Path(name.replace("\\", "/")).name or "document"
         data = stream.read()
         digest = hashlib.sha256(shown.encode() + b"\0" + data).hexdigest()[:12]
-        path = self._folder / digest  # nothing of the name ever reaches the disk
+        with self._lock:
+            if digest in self._brought:
+                self._brought.move_to_end(digest)
+                return self._brought[digest]
+        # Nothing of the name ever reaches the disk; and two clients may bring the same at once.
+        path = self._folder / f"{digest}-{secrets.token_hex(4)}"
         path.write_bytes(data)
         try:
             (document,) = open_sources([str(path)], ReadConfig()).documents
@@ -74,10 +80,12 @@ class Shelf:
         document.name = shown
         brought = Brought(digest, shown, len(data), document.pages_total, document)
         with self._lock:
+            if digest in self._brought:
+                path.unlink()
+                return self._brought[digest]
             self._brought[digest] = brought
             while len(self._brought) > self._most:
-                oldest, _ = self._brought.popitem(last=False)
-                self._forget(oldest)
+                self._forget(self._brought.popitem(last=False)[1])
         return brought
 
     def all(self) -> list[Brought]:
@@ -106,8 +114,8 @@ class Shelf:
             hint = f"indexmem memories rm {memory_id}"
             raise ConfigError(f"memory {memory_id!r} is saved, not brought", hint)
         with self._lock:
-            self._brought.pop(memory_id, None)
-            self._forget(memory_id)
+            if brought := self._brought.pop(memory_id, None):
+                self._forget(brought)
 
     def check(self, ids: Sequence[str]) -> None:
         """See that every id is known.
@@ -177,9 +185,10 @@ class Shelf:
                 self._memories.popitem(last=False)
         return memory
 
-    def _forget(self, memory_id: str) -> None:
-        (self._folder / memory_id).unlink(missing_ok=True)
-        for ids in [ids for ids in self._memories if memory_id in ids]:
+    def _forget(self, brought: Brought) -> None:
+        if brought.document.path is not None:
+            brought.document.path.unlink(missing_ok=True)
+        for ids in [ids for ids in self._memories if brought.id in ids]:
             del self._memories[ids]
 
 

@@ -9,7 +9,10 @@ out=${1:?folder for rows and logs}
 rehearse=${2:-}
 python=${PYTHON:-python3}
 mkdir -p "$out"
-export PYTHONPATH=$PWD INDEXMEM_HOME=$out/home
+# Packages that the machine lacks can lie in a folder on PYTHONPATH; a network is not needed.
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} INDEXMEM_HOME=$out/home
+quant=nf4
+"$python" -c 'import bitsandbytes' 2>/dev/null || quant=none
 failed=()
 
 step() {
@@ -48,9 +51,9 @@ else
     step tests tests tests/test_kernels.py tests/test_ops.py
     step kernels indexmem bench kernels --out "$out/kernels.jsonl"
     step device indexmem bench device --out "$out/device.jsonl" \
-        --models "${MODELS:-Llama-3.1-8B}" --lengths "${LENGTHS:-32k,128k}"
+        --quant $quant --models "${MODELS:-Llama-3.1-8B}" --lengths "${LENGTHS:-32k,128k}"
     step device-int8 indexmem bench device --out "$out/device.jsonl" --kv-dtype int8 \
-        --models "${MODELS:-Llama-3.1-8B}" --lengths 32k --full 4k
+        --quant $quant --models "${MODELS:-Llama-3.1-8B}" --lengths 32k --full 4k
 fi
 step ask ask
 echo "== done ($SECONDS s); failed: ${failed[*]:-nothing}"

@@ -216,15 +216,19 @@ def sample(logits: Tensor, temperature: float, chance: torch.Generator) -> int:
 def _attended(state: MemoryState, paid: list[Tensor], end: int) -> list[tuple[int, float]]:
     """The best attended positions after the sinks and before `end`, over all layers and heads."""
     best: dict[int, float] = {}
+    found = []
     for layer, weights in zip(state.managed, paid, strict=True):
         positions = layer.positions[:, :, : weights.shape[2]]
         of_text = (positions >= state.sink_tokens) & (positions < end)
         weights = weights.masked_fill(~of_text, -1.0).flatten()
         top = weights.topk(min(ATTENDED_PER_TOKEN, len(weights)))
-        places = positions.flatten()[top.indices]
-        for place, weight in zip(places.tolist(), top.values.tolist(), strict=True):
-            if weight >= 0:
-                best[place] = max(weight, best.get(place, 0.0))
+        found.append(torch.stack([positions.flatten()[top.indices].double(), top.values.double()]))
+    if not found:
+        return []
+    # All layers at once, so that the host waits for the device once a token.
+    for place, weight in zip(*torch.cat(found, dim=1).tolist(), strict=True):
+        if weight >= 0:
+            best[int(place)] = max(weight, best.get(int(place), 0.0))
     return sorted(best.items(), key=lambda item: -item[1])[:ATTENDED_PER_TOKEN]
 
 

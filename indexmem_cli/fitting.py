@@ -19,7 +19,8 @@ def settle_budget(memory: MemoryConfig, model: ModelConfig) -> tuple[MemoryConfi
     """Replace a budget of `auto` by the most that fits, before anything is loaded.
 
     Returns:
-        The settings with a number, and what the user should know before a long wait.
+        The settings, still with `auto` if all that the model's window allows fits, and what the
+        user should know before a long wait.
 
     Raises:
         OutOfMemory: not even the smallest budget fits.
@@ -35,7 +36,9 @@ def settle_budget(memory: MemoryConfig, model: ModelConfig) -> tuple[MemoryConfi
         budget = largest_budget(checkpoint, weights, model, int(SPARE * free), gpu, chunk)
         if budget is None:
             raise describe_shortage(replace(memory, budget_tokens=None), model)
-        memory = replace(memory, budget_tokens=budget)
+        need = estimate_need(checkpoint, weights, memory, model, gpu)
+        if budget < need.budget_tokens:  # else the model's window is the limit, not the memory
+            memory = replace(memory, budget_tokens=budget)
     need = estimate_need(checkpoint, weights, memory, model, gpu)
     return memory, [
         f"{checkpoint.id} with a budget of {need.budget_tokens:,} tokens needs about "

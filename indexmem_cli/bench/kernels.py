@@ -106,8 +106,12 @@ def _measure(case: Case, clock: Callable, ceilings: Row, rehearse: bool) -> Row:
     if case.flash is not None:
         row["flash_over_kernel"] = clock(case.flash)["median"] / milliseconds["median"]
     if not rehearse:
-        compiled = torch.compile(case.plain, dynamic=False)
-        row["compiled_over_kernel"] = clock(compiled)["median"] / milliseconds["median"]
+        try:
+            compiled = clock(torch.compile(case.plain, dynamic=False))["median"]
+            row["compiled_over_kernel"] = compiled / milliseconds["median"]
+        except RuntimeError as error:  # it has no compiler here, or cannot compile this
+            row["compiled_over_kernel"] = None
+            row["not_compiled"] = str(error).splitlines()[0]
         torch._dynamo.reset()
     return row
 

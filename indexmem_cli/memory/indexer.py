@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.memory.policies import Block, GathersNothing
-from indexmem_cli.ops import score_pairs, score_states, uses_kernels
+from indexmem_cli.ops import MAX_HIDDEN, score_pairs, score_states, uses_kernels
 
 FORMS = ("shared", "grouped", "shared-heads", "retention", "query")
 
@@ -78,7 +78,8 @@ class ScoreNet(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map [B, T, width] in any dtype to fp32 [B, T, outputs]."""
-        if hasattr(self, "inner") and not torch.is_grad_enabled() and uses_kernels(states):
+        fused = hasattr(self, "inner") and self.inner.out_features <= MAX_HIDDEN
+        if fused and not torch.is_grad_enabled() and uses_kernels(states):
             layers = (self.norm, self.inner, self.inner_norm, self.out)
             pairs = ((layer.weight, layer.bias) for layer in layers)
             return score_states(states, *pairs, self.norm.eps).transpose(1, 2)

@@ -27,9 +27,10 @@ from indexmem_cli.ops.reference import (
     quantise_rows,
     weigh_values,
 )
-from indexmem_cli.ops.slots_reference import Selection
+from indexmem_cli.ops.slots_reference import MAX_HIDDEN, Selection
 
 __all__ = [
+    "MAX_HIDDEN",
     "Segment",
     "Selection",
     "assign_clusters",

@@ -12,6 +12,10 @@ Affine = tuple[Tensor, Tensor]
 """Weight and bias."""
 
 
+MAX_HIDDEN = 512
+"""Most hidden units of a net that `score_states` takes: those of one token fill a tile."""
+
+
 def score_states_reference(
     states: Tensor, norm: Affine, inner: Affine, inner_norm: Affine, out: Affine, eps: float
 ) -> Tensor:

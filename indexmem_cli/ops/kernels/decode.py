@@ -270,6 +270,7 @@ def _attend_split(
     insist_shape(key, (batch, kv_heads, slots, size), "key")
     insist_shape(value, key.shape, "value")
     insist_rows(key=key, value=value, cos=segment.cos, bias=segment.bias)
+    insist_rows(key_scale=segment.key_scale, value_scale=segment.value_scale)
     half = segment.cos.shape[-1] if segment.cos is not None else size // 2
     if segment.cos is not None:
         insist(segment.cos.shape[0] in (1, batch * kv_heads), "angles: one row, or one per head")

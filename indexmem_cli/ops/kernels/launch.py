@@ -67,7 +67,9 @@ def launch(kernel, grid, *args, **options) -> None:
     """Run a kernel over a grid, or record that it would have run."""
     gathered = _recorded.get()
     if gathered is None:
-        kernel[grid](*args, **options)
+        # Triton launches on the current device, which need not be the one the tensors are on.
+        with torch.cuda.device_of(args[0]):
+            kernel[grid](*args, **options)
     else:
         gathered.append(Launch(kernel, args, options))
 

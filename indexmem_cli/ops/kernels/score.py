@@ -20,8 +20,7 @@ from indexmem_cli.ops.kernels.launch import (
     tiles,
     tuned,
 )
-
-Affine = tuple[Tensor, Tensor]
+from indexmem_cli.ops.slots_reference import MAX_HIDDEN, Affine
 
 
 @triton.jit
@@ -125,7 +124,7 @@ def score_states_triton(
     states = states.reshape(batch * tokens, width)
     insist_rows(states=states)
     insist_shape(inner[0], (hidden, width), "inner weight")
-    insist(hidden <= 512, "at most 512 hidden units fit a tile")
+    insist(hidden <= MAX_HIDDEN, f"at most {MAX_HIDDEN} hidden units fit a tile")
     affine = [t for pair in (norm, inner, inner_norm, out) for t in pair]
     insist(all(t.is_contiguous() for t in affine), "weights must be contiguous")
     scores = torch.empty(batch, outputs, tokens, dtype=torch.float32, device=states.device)

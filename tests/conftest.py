@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 import warnings
@@ -17,6 +18,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if not Path("/dev/nvidiactl").exists():
     # Triton reads this when it is imported: without a device its kernels are interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Whoever runs the tests in the background hands down an ignored Ctrl-C, also to what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, and no time limit that a busy machine could break.
 settings.register_profile("indexmem", deadline=None, database=None, derandomize=True)
@@ -158,6 +163,7 @@ def fake_session(monkeypatch: pytest.MonkeyPatch) -> Any:
     import indexmem_cli
 
     session = FakeSession()
-    monkeypatch.setitem(sys.modules, "indexmem_cli.session", session)
-    monkeypatch.setattr(indexmem_cli, "session", session, raising=False)
+    for name in ("session", "inspecting"):
+        monkeypatch.setitem(sys.modules, f"indexmem_cli.{name}", session)
+        monkeypatch.setattr(indexmem_cli, name, session, raising=False)
     return session

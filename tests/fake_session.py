@@ -207,7 +207,7 @@ def run_program() -> None:
     if pieces := os.environ.get("FAKE_PIECES"):
         session.script = (*map(events.TokenText, re.findall(r"\s*\S+|\s+$", pieces)), ANSWER)
     talk = FakeConversation(session)
-    for name, fake in (("session", session), ("conversation", talk)):
+    for name, fake in (("session", session), ("inspecting", session), ("conversation", talk)):
         sys.modules[f"indexmem_cli.{name}"] = fake  # type: ignore[assignment]
         setattr(indexmem_cli, name, fake)
     trainer = ModuleType("indexmem_cli.train.pretrain")

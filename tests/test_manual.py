@@ -70,7 +70,7 @@ def shell(tmp_path: Path, hub: LocalHub, tiny_model_dir: Path) -> dict[str, str]
     write_program(programs / "indexmem", f'{program} "$@"', choice)
     for folder in ("service/tests", "corpus", "runs/mini"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("app.log", "service/main.py", "book.pdf", "key.txt"):
+    for name in ("app.log", "service/main.py", "book.pdf", "notes.md", "key.txt"):
         (tmp_path / name).write_text("the mill passes to Ruth\n")
     shutil.copytree(tiny_model_dir, tmp_path / "my-models" / "tiny")
     return {

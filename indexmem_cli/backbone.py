@@ -73,6 +73,14 @@ class Backbone:
         """Whether something was trained for this model."""
         return self.load_adapter is not None
 
+    @property
+    def reads_by_adapter(self) -> bool:
+        """Whether an adapter decides what is kept where nothing else is asked for.
+
+        One that was fitted quickly does not: it measures worse than policies without training.
+        """
+        return self.has_adapter and self.adapter.kind == "trained"
+
     @cached_property
     def adapter(self) -> Adapter:
         """What was trained for this model, read when it is first needed.

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from indexmem_cli.errors import ConfigError
 
@@ -19,7 +19,7 @@ LEARNED = "learned"
 UNFOCUSED = "keydiff"
 """The policy for a reading that is asked later, for a model without an adapter."""
 BY_MODEL = "auto"
-"""In place of a policy: `LEARNED` for a model with an adapter, else `UNFOCUSED`."""
+"""In place of a policy: `LEARNED` for a model with a trained adapter, else `UNFOCUSED`."""
 ALL_GPUS = "all"
 """The device that is every GPU there is."""
 QUANTS = ("auto", "none", "int8", "nf4")
@@ -221,10 +221,11 @@ class MemoryConfig:
         if self.span_tokens < 1 or self.span_tokens % 2 == 0:
             raise ConfigError(f"span must be an odd number of tokens, not {self.span_tokens}")
 
-    def settled(self, has_adapter: bool) -> "MemoryConfig":
-        """Return it with the policy that `BY_MODEL` comes to."""
-        chosen = LEARNED if has_adapter else UNFOCUSED
-        return replace(self, policy=chosen) if self.policy == BY_MODEL else self
+    def settled(self, backbone: Any) -> "MemoryConfig":
+        """Return it with the policy that `BY_MODEL` comes to for a loaded model."""
+        if self.policy != BY_MODEL:
+            return self
+        return replace(self, policy=LEARNED if backbone.reads_by_adapter else UNFOCUSED)
 
 
 @dataclass(frozen=True)

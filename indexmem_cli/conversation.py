@@ -129,7 +129,7 @@ class Conversation:
         while self._notices:
             yield Notice(self._notices.pop(0))
         self._engine = self._engine or load_language_model(self.model)
-        self.memory = self.memory.settled(self._engine.backbone.has_adapter)
+        self.memory = self.memory.settled(self._engine.backbone)
         yield Loaded(self._engine.backbone.info, self._engine.load_s)
         while self._unread:
             name = next(iter(self._unread))

@@ -240,7 +240,7 @@ def make_reader(
     Raises:
         BackboneError: the policy is `learned`, and the model has no adapter that fits.
     """
-    config = config.settled(backbone.has_adapter)
+    config = config.settled(backbone)
     if config.policy == LEARNED:
         adapter = backbone.adapter
         scorer = make_indexer_scorer(adapter.indexer)

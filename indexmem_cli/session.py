@@ -258,7 +258,7 @@ class Memory:
             yield from map(Notice, notices)
             with self._explained():
                 self.engine = load_language_model(self.model)
-        self.memory = self.memory.settled(self.engine.backbone.has_adapter)
+        self.memory = self.memory.settled(self.engine.backbone)
         yield Loaded(self.engine.backbone.info, self.engine.load_s)
 
     @contextlib.contextmanager

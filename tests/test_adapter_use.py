@@ -8,7 +8,7 @@ import torch
 from indexmem_cli import Memory
 from indexmem_cli.bench.card import count_parameters
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import ADAPTER_FILE, DEFAULT_MODEL, MemoryConfig
+from indexmem_cli.config import ADAPTER_FILE, DEFAULT_MODEL
 from indexmem_cli.errors import BackboneError, MemoryFileError
 from indexmem_cli.estimate import read_weights
 from indexmem_cli.memory.adapter import Adapter, hash_model, load_adapter, save_adapter
@@ -49,7 +49,8 @@ def test_a_model_with_an_adapter_reads_by_it_and_says_so(book, model, tiny_model
     used = ask(book, model).memory
     assert (used.policy, used.adapter) == ("learned", "trained")
     put_adapter(model, seed=0, hidden=0)
-    assert ask(book, model).memory.adapter == "quick"
+    assert ask(book, model).memory.policy == "keydiff", "a quick one has to be asked for"
+    assert ask(book, model, policy="learned").memory.adapter == "quick"
     without = ask(book, tiny_model_dir).memory
     assert (without.policy, without.adapter) == ("keydiff", None)
     chosen = ask(book, model, policy="recency").memory
@@ -84,6 +85,7 @@ def test_an_adapter_of_another_model_is_refused(book, model):
     put_adapter(model, seed=0, hashes=("0" * 32, "0" * 32))
     with pytest.raises(BackboneError, match="trained for another model"):
         ask(book, model)
+    assert ask(book, model, policy="recency").memory.policy == "recency"
 
 
 def test_an_adapter_is_no_part_of_the_weights(model, tiny_model_dir):
@@ -99,9 +101,3 @@ def test_the_shipped_model_comes_with_an_adapter_that_fits_it():
     adapter = load_adapter(checkpoint.adapter_path, checkpoint.path)
     assert adapter.kind == "trained" and adapter.indexer.config.form == "shared"
     assert checkpoint.adapter_path.stat().st_size < 1 << 20
-
-
-def test_a_policy_left_to_the_model_is_settled_once():
-    left = MemoryConfig()
-    assert left.settled(True).policy == "learned" and left.settled(False).policy == "keydiff"
-    assert MemoryConfig(recall=False).settled(True).policy == "question"

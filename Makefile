@@ -13,7 +13,7 @@ STAMP := .venv/installed
 export QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help install ask test check bench soak wheel sbom man clean
+.PHONY: help install ask test check tables bench soak wheel sbom man clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,9 +38,13 @@ ask: install  ## ask the example book a question (QUESTION, SOURCE, BUDGET)
 test: install  ## run the tests (PYTEST="-m slow" passes options on)
 	@.venv/bin/python -m pytest $(PYTEST)
 
-check: install  ## lint and check the formatting
+check: install  ## lint, check the formatting, and whether README's tables are current
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/indexmem bench tables --check
+
+tables: install  ## make README's tables from benchmarks/results
+	@.venv/bin/indexmem bench tables
 
 bench: install  ## measure memory and speed (about 20 minutes; rows go to benchmarks/results)
 	@.venv/bin/python benchmarks/memory.py --threads 1 --runs 1

@@ -385,6 +385,7 @@ class TestTrain:
         "inspect",
         "bench",
         "bench model",
+        "bench tables",
         "train",
         "train base",
         "train gate",

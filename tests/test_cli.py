@@ -386,6 +386,7 @@ class TestTrain:
         "bench",
         "bench model",
         "bench tables",
+        "bench quality",
         "train",
         "train base",
         "train gate",

@@ -96,6 +96,12 @@ def test_facts_stand_at_ten_even_depths(make):
     assert ruler.hide(["a", "b", "c", "d"], [(0.0, "x"), (0.5, "y"), (1.0, "z")]) == "x a b y c d z"
 
 
+def test_keys_never_repeat_even_where_there_are_few():
+    drawn = ruler.distinct(lambda rng: rng.choice("abc"), Random(0))
+    keys = [next(drawn) for _ in range(12)]
+    assert len(set(keys)) == 12 and set("abc") < set(keys)
+
+
 def test_the_score_is_the_share_of_references_found():
     assert suites.share_found("It is A-1 and b-2.", ("a-1", "B-2", "c-3", "d-4")) == 0.5
 

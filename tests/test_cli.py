@@ -386,6 +386,8 @@ class TestTrain:
         "bench",
         "bench model",
         "bench tables",
+        "bench pictures",
+        "bench compare",
         "bench quality",
         "train",
         "train base",

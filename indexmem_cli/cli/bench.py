@@ -10,13 +10,15 @@ import typer
 
 from indexmem_cli.cli import options
 from indexmem_cli.cli.bench_quality import quality
-from indexmem_cli.cli.bench_rows import tables
+from indexmem_cli.cli.bench_rows import compare, pictures, tables
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, parse_size
 from indexmem_cli.errors import ConfigError
 
 bench = typer.Typer(rich_markup_mode=None)
 bench.command()(tables)
+bench.command()(pictures)
+bench.command()(compare)
 bench.command()(quality)
 
 

@@ -7,6 +7,7 @@ SOURCE    ?= examples/short-history-of-the-world.pdf
 QUESTION  ?= Which dynasty did Kublai Khan found?
 BUDGET    ?= 1k
 PYTEST    ?=
+BENCH_METHODS ?= full,recall,passages,learned,keydiff,question
 
 STAMP := .venv/installed
 
@@ -43,12 +44,21 @@ check: install  ## lint, check the formatting, and whether README's tables are c
 	@.venv/bin/ruff format --check .
 	@.venv/bin/indexmem bench tables --check
 
-tables: install  ## make README's tables from benchmarks/results
-	@.venv/bin/indexmem bench tables
+define remake_tables
+@.venv/bin/indexmem bench tables
+@.venv/bin/indexmem bench pictures memory quality --out docs/pictures
+endef
 
-bench: install  ## measure memory and speed (about 20 minutes; rows go to benchmarks/results)
-	@.venv/bin/python benchmarks/memory.py --threads 1 --runs 1
-	@.venv/bin/python benchmarks/speed.py --repeats 1
+tables: install  ## make README's tables and pictures from benchmarks/results
+	$(remake_tables)
+
+# Within 20 minutes on two cores; the longer runs stand in benchmarks/README.md.
+bench: install  ## measure memory, speed and quality, remake README's tables (under 20 minutes)
+	@.venv/bin/python benchmarks/memory.py --threads 1 --runs 1 --lengths 16k,64k,256k --full-lengths 16k
+	@.venv/bin/python benchmarks/speed.py --threads 1 --repeats 1 --lengths 16k
+	@.venv/bin/indexmem bench quality --suite needle --count 20 --methods $(BENCH_METHODS)
+	@.venv/bin/indexmem bench quality --count 3 --methods $(BENCH_METHODS)
+	$(remake_tables)
 
 soak: install  ## the long tests of reliability (hours; rows go to benchmarks/results)
 	@.venv/bin/python -m pytest -m slow tests/test_hostile.py tests/test_faults.py

@@ -195,3 +195,19 @@ def test_budgets_are_numbers_or_shares():
     assert (parse_kept("1k"), parse_kept("12.5%")) == (1024, 0.125)
     with pytest.raises(ConfigError):
         parse_kept("101%")
+
+
+def test_the_table_has_a_line_for_each_method_and_budget():
+    same = {"length": 1024, "kv_bytes": 2**20}
+    recall = {"method": "recall", "kept": 0.5, **same}
+    full = {"method": "full", "kept": None, **same}
+    cells = [recall | {"task": "vt", "value": 0.5}, recall | {"task": "cwe", "value": 1.0}]
+    cells += [full | {"task": "vt", "value": None}, full | {"task": "cwe", "value": 0.25}]
+    first, second = quality.tabulate(cells)
+    assert first == {"length": 1024, "method": "recall", "kept": 0.5} | {
+        "kv_mib": 1.0,
+        "mean": 75.0,
+        "vt": 50.0,
+        "cwe": 100.0,
+    }
+    assert second["mean"] == 25.0 and "vt" not in second

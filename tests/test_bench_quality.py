@@ -2,16 +2,19 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 from typer.testing import CliRunner
 
-from indexmem_cli.bench import baselines, quality, ruler, suites
+from indexmem_cli.bench import baselines, methods, quality, ruler, suites
 from indexmem_cli.cli.app import app
 from indexmem_cli.cli.bench_quality import parse_kept
+from indexmem_cli.config import ModelConfig
 from indexmem_cli.errors import ConfigError
+from indexmem_cli.language_model import load_language_model
 
 ADDITIONS = Path(__file__).parent.parent / "examples" / "bench_additions.py"
 TREES = ("oak", "elm", "birch", "willow", "poplar", "linden", "cedar", "larch", "maple", "hazel")
@@ -111,6 +114,17 @@ def test_passages_are_ranked_by_the_words_they_share():
     (place, best), *_ = baselines.best_passages(text, "Who keeps the heron?", 200)
     assert "heron" in best and place > 5
     assert baselines.best_passages(text, "?!", 200) == []
+
+
+@pytest.mark.parametrize("budget", [64, 160])
+def test_a_passage_fits_a_small_budget_too(tiny_model_dir, budget):
+    model = load_language_model(ModelConfig(str(tiny_model_dir), device="cpu", offline=True))
+    text = " ".join(PROSE[:12]) + " The clerk keeps a heron. " + " ".join(PROSE[12:24])
+    asked = methods.Asked(text, "Who keeps the heron?", 4, 32, budget)
+    empty = methods.answer_passages(model, replace(asked, question="?"))
+    assert (
+        0 < empty.kv_bytes < methods.answer_passages(model, asked).kv_bytes <= (budget + 40) * 512
+    )
 
 
 @pytest.fixture

@@ -69,6 +69,8 @@ def measured(results):
         for length in (512, 1024, 2048)
         for method, kept in (("full", None), ("recall", 0.5), ("recall", 0.25))
     ]
+    of_many_tasks = {**rows[1], "suite": "ruler", "length": 4096}
+    rows += [of_many_tasks | {"task": str(number)} for number in range(9)]
     write(results / "results" / "quality.jsonl", rows)
     with (results / "results" / "memory.jsonl").open() as file:
         old = [json.loads(line) for line in file]
@@ -89,7 +91,7 @@ def test_pictures_are_drawn_of_the_rows_and_known_to_be(measured):
     assert (measured / "out" / "needles.png").read_bytes() != light
 
     with (measured / "results" / "quality.jsonl").open("a") as file:
-        line = json.loads((measured / "results" / "quality.jsonl").read_text().splitlines()[-1])
+        line = json.loads((measured / "results" / "quality.jsonl").read_text().splitlines()[8])
         file.write(json.dumps(line | {"scores": [1, 1], "value": 1.0}) + "\n")
     stale = run("pictures", "--check", *options)
     assert stale.exit_code == 2 and "rows: needles\n" in stale.stderr
@@ -103,6 +105,10 @@ def test_the_heat_map_counts_right_answers_by_length_and_depth(measured):
 
 
 def test_quality_against_bytes_has_a_point_for_each_budget(measured):
+    path = measured / "results" / "quality.jsonl"
+    fewer = json.loads(path.read_text("utf-8").splitlines()[0]) | {"n": 1, "value": 1.0}
+    with path.open("a") as file:
+        file.write(json.dumps(fewer) + "\n")
     data = pictures.take_quality(measured / "results")
     assert {name: len(points) for name, points in data["points"].items()} == {
         "full": 1,
@@ -161,8 +167,8 @@ def test_two_commits_are_compared_and_a_regression_fails(measured):
     options = ["--results", measured / "results"]
     done = run("compare", "aaaa", "bbbb22", *options, "--json")
     lines = json.loads(done.stdout)["rows"]
-    assert done.exit_code == 0 and {line["verdict"] for line in lines[:9]} == {"worse"}
-    assert all(line["measure"] == "kv_bytes" and line["difference"] == 1 for line in lines[:9])
+    assert done.exit_code == 0 and {line["verdict"] for line in lines[:18]} == {"worse"}
+    assert all(line["measure"] == "kv_bytes" and line["difference"] == 1 for line in lines[:18])
     assert run("compare", "aaaa", "bbbb", *options, "--check").exit_code == 1
     assert run("compare", path, path, *options, "--check").exit_code == 0
     unknown = run("compare", "aaaa", "cccc", *options)

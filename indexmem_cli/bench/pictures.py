@@ -91,14 +91,16 @@ def draw_seconds(ways: dict, figure: Any, colours: dict[str, str]) -> None:
 
 
 def take_quality(results: Path) -> Any:
-    """Scores against bytes at the length with most of them: points of each method, and n."""
+    """Scores against bytes where most methods and budgets were measured: points, and n."""
     rows = _newest_cells(results)
     cells: dict[tuple, list[Row]] = {}
     for row in rows:
         cells.setdefault((row["suite"], row["length"]), []).append(row)
     if not cells:
         return None
-    (suite, length), found = max(cells.items(), key=lambda item: len(item[1]))
+    (suite, length), found = max(
+        cells.items(), key=lambda item: len({(row["method"], row["kept"]) for row in item[1]})
+    )
     tasks = {row["task"] for row in found}
     methods: dict[str, dict] = {}
     for row in found:
@@ -253,11 +255,11 @@ def _mean_of(rows: list[Row]) -> list[float]:
 
 
 def _newest_cells(results: Path) -> list[Row]:
-    """The last row of every cell that has a value, of the weights measured last."""
+    """The row of most samples of every cell, the last of those, of the weights measured last."""
     names = ("suite", "task", "length", "method", "kept")
-    rows = _of_newest(read_rows(results / "quality.jsonl"))
-    cells = {tuple(row[name] for name in names): row for row in rows}
-    return [row for row in cells.values() if row["value"] is not None]
+    rows = [r for r in _of_newest(read_rows(results / "quality.jsonl")) if r["value"] is not None]
+    rows.sort(key=lambda row: row["n"])  # stable: of as many samples, the last row comes last
+    return list({tuple(row[name] for name in names): row for row in rows}.values())
 
 
 def _of_newest(rows: list[Row]) -> list[Row]:

@@ -161,9 +161,9 @@ def draw_needles(ways: dict, figure: Any, colours: dict[str, str]) -> None:
             if not np.isnan(share):
                 said = f"{100 * share:.0f}"
                 axes.text(at, tenth, said, ha="center", va="center", fontsize=8, color="#111111")
-        mean = 100 * sum(cell[2] for cell in cells) / sum(cell[3] for cell in cells)
-        most = max(cell[3] for cell in cells)
-        _label(axes, colours, "tokens", "", f"{name}: {mean:.0f} %, {most} a cell", logs="")
+        n = sum(cell[3] for cell in cells)
+        title = f"{name}: {100 * sum(cell[2] for cell in cells) / n:.0f} % of {n}"
+        _label(axes, colours, "tokens", "", title, logs="")
         axes.grid(False)
         axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths])
         axes.set_yticks(range(10), [f"{10 * i}–{10 * i + 10} %" for i in range(10)])

@@ -191,7 +191,9 @@ def make_cells(config: QualityConfig, methods: Sequence[str], origin: str) -> It
 def measure(run: _Run, cell: Cell, number: int) -> Row:
     """Ask one sample in one way."""
     task = SUITES[cell.suite][cell.task]
-    samples = run.samples.setdefault((cell.task, cell.length), [])
+    if (key := (cell.task, cell.length)) not in run.samples:
+        run.samples = {key: []}  # no others are held: texts may be long
+    samples = run.samples[key]
     while len(samples) <= number:
         samples.append(make_sample(run, cell, len(samples)))
     sample = samples[number]

@@ -34,7 +34,7 @@ def quality(
     full: Annotated[
         bool,
         typer.Option(
-            "--full", help="The long run: all methods, 50, 25, 12.5 and 6.25 %, 200 samples. Hours."
+            "--full", help="The long run: all methods, 50, 25, 12.5 and 6.25 %, 200 samples. A day."
         ),
     ] = False,
     add: Annotated[

@@ -7,13 +7,14 @@ SOURCE    ?= examples/short-history-of-the-world.pdf
 QUESTION  ?= Which dynasty did Kublai Khan found?
 BUDGET    ?= 1k
 PYTEST    ?=
+BENCH_METHODS ?= full,recall,passages,learned,keydiff,question
 
 STAMP := .venv/installed
 
 export QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help install ask test check bench soak wheel sbom man clean
+.PHONY: help install ask test check tables bench soak wheel sbom man clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,13 +39,26 @@ ask: install  ## ask the example book a question (QUESTION, SOURCE, BUDGET)
 test: install  ## run the tests (PYTEST="-m slow" passes options on)
 	@.venv/bin/python -m pytest $(PYTEST)
 
-check: install  ## lint and check the formatting
+check: install  ## lint, check the formatting, and whether README's tables are current
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/indexmem bench tables --check
 
-bench: install  ## measure memory and speed (about 20 minutes; rows go to benchmarks/results)
-	@.venv/bin/python benchmarks/memory.py --threads 1 --runs 1
-	@.venv/bin/python benchmarks/speed.py --repeats 1
+define remake_tables
+@.venv/bin/indexmem bench tables
+@.venv/bin/indexmem bench pictures memory quality --out docs/pictures
+endef
+
+tables: install  ## make README's tables and pictures from benchmarks/results
+	$(remake_tables)
+
+# Within 20 minutes on two cores; the longer runs stand in benchmarks/README.md.
+bench: install  ## measure memory, speed and quality, remake README's tables (under 20 minutes)
+	@.venv/bin/python benchmarks/memory.py --threads 1 --runs 1 --lengths 16k,64k,256k --full-lengths 16k
+	@.venv/bin/python benchmarks/speed.py --threads 1 --repeats 1 --lengths 16k
+	@.venv/bin/indexmem bench quality --suite needle --count 20 --methods $(BENCH_METHODS)
+	@.venv/bin/indexmem bench quality --count 3 --methods $(BENCH_METHODS)
+	$(remake_tables)
 
 soak: install  ## the long tests of reliability (hours; rows go to benchmarks/results)
 	@.venv/bin/python -m pytest -m slow tests/test_hostile.py tests/test_faults.py

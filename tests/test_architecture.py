@@ -142,6 +142,7 @@ ALLOWED = {
         "engine",
         "estimate",
         "events",
+        "language_model",
         "loading",
         "memory",
         "ops",

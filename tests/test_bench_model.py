@@ -6,7 +6,7 @@ import pytest
 from test_train import make_prose, write_records
 from typer.testing import CliRunner
 
-from indexmem_cli.bench import baselines, card, model, scores, tasks
+from indexmem_cli.bench import baselines, card, model, parts, scores, tasks
 from indexmem_cli.bench.reader import ModelReader, Reply
 from indexmem_cli.cli.app import app
 from indexmem_cli.config import NOT_STATED, ModelConfig
@@ -206,11 +206,11 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path):
 def test_a_card_is_filled_between_its_marks_alone(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("# M\n<!-- scores -->\nold\n<!-- /scores -->\nkept \\1\n", "utf-8")
-    card.write_parts(path, {"scores": lambda: "new \\1"})
+    parts.write_parts(path, {"scores": lambda: "new \\1"})
     text = path.read_text("utf-8")
     assert text == "# M\n<!-- scores -->\nnew \\1\n<!-- /scores -->\nkept \\1\n"
     with pytest.raises(ConfigError, match="examples"):
-        card.write_parts(path, {"scores": lambda: "newer", "examples": lambda: ""})
+        parts.write_parts(path, {"scores": lambda: "newer", "examples": lambda: ""})
     assert path.read_text("utf-8") == text
 
 

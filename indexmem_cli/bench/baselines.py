@@ -18,14 +18,38 @@ _KINDS = {
 
 def best_sentence(text: str, question: str) -> str:
     """Return the sentence of `text` that BM25 ranks first for the words of the question."""
-    sentences = [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+    sentences = split_sentences(text)
+    ranked = rank(sentences, question)
+    return sentences[ranked[0]] if ranked else sentences[0] if sentences else ""
+
+
+def best_passages(text: str, question: str, size: int) -> list[tuple[int, str]]:
+    """Return runs of whole sentences of about `size` characters, best first, with their places."""
+    passages, current = [], ""
+    for sentence in split_sentences(text):
+        current = f"{current} {sentence}".strip()
+        if len(current) >= size:
+            passages.append(current)
+            current = ""
+    passages += [current] if current else []
+    return [(place, passages[place]) for place in rank(passages, question)]
+
+
+def split_sentences(text: str) -> list[str]:
+    """Split at the ends of sentences and lines."""
+    return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+
+
+def rank(texts: Sequence[str], question: str) -> list[int]:
+    """Return the places of the texts that share words with the question, by BM25, best first."""
     words = " OR ".join(f'"{word}"' for word in _WORD.findall(question))
+    if not words:
+        return []
     with sqlite3.connect(":memory:") as base:
-        base.execute("CREATE VIRTUAL TABLE found USING fts5(sentence, tokenize = 'porter')")
-        base.executemany("INSERT INTO found VALUES (?)", [(one,) for one in sentences])
-        query = "SELECT sentence FROM found WHERE found MATCH ? ORDER BY bm25(found) LIMIT 1"
-        row = base.execute(query, (words,)).fetchone() if words else None
-    return row[0] if row else sentences[0] if sentences else ""
+        base.execute("CREATE VIRTUAL TABLE found USING fts5(part, tokenize = 'porter')")
+        base.executemany("INSERT INTO found VALUES (?)", [(one,) for one in texts])
+        query = "SELECT rowid - 1 FROM found WHERE found MATCH ? ORDER BY bm25(found)"
+        return [place for (place,) in base.execute(query, (words,))]
 
 
 def kind_of_answer(answer: str) -> str:

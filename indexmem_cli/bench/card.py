@@ -1,11 +1,7 @@
-"""The parts of a model card that are measured or asked: written between marks in its README.
-
-A part stands between `<!-- NAME -->` and `<!-- /NAME -->`; everything else is left as it is.
-"""
+"""The parts of a model card that are measured or asked: written between marks in its README."""
 
 import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -195,26 +191,3 @@ def judge(given: str, example: Example) -> str:
         return "right"
     verdict = "partly right" if score_f1(given, accepted) > 0.3 else "wrong"
     return f"{verdict}: {example.expected}"
-
-
-def write_parts(card: Path, parts: dict[str, Callable[[], str]]) -> None:
-    """Fill the marked parts of a card.
-
-    Raises:
-        ConfigError: there is no card, or it has no mark for one of the parts.
-    """
-    if not card.exists():
-        raise ConfigError(f"no card: {card}", "write README.md with the marks of its parts")
-    text = card.read_text("utf-8")
-    marks = {name: re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S) for name in parts}
-    for name, mark in marks.items():
-        if not mark.search(text):
-            raise ConfigError(
-                f"{card} has no part {name!r}", f"add <!-- {name} --><!-- /{name} -->"
-            )
-    for name, mark in marks.items():
-        content = parts[name]()
-        text = mark.sub(lambda m, content=content: f"{m[1]}{content}\n{m[2]}", text)
-    partial = card.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(card)

@@ -9,11 +9,17 @@ from typing import Annotated
 import typer
 
 from indexmem_cli.cli import options
+from indexmem_cli.cli.bench_quality import quality
+from indexmem_cli.cli.bench_rows import compare, pictures, tables
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, parse_size
 from indexmem_cli.errors import ConfigError
 
 bench = typer.Typer(rich_markup_mode=None)
+bench.command()(tables)
+bench.command()(pictures)
+bench.command()(compare)
+bench.command()(quality)
 
 
 @bench.callback()
@@ -249,6 +255,7 @@ def card(
     """
     hush_libraries(False)
     from indexmem_cli.bench import card as parts
+    from indexmem_cli.bench.parts import write_parts
     from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS, read_rows
     from indexmem_cli.render import markdown_measures
 
@@ -263,5 +270,5 @@ def card(
     }
     if log is not None:
         wanted["training"] = lambda: parts.describe_training(log)
-    parts.write_parts(folder / "README.md", wanted)
+    write_parts(folder / "README.md", wanted)
     typer.echo(folder / "README.md")

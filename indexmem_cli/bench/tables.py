@@ -1,0 +1,110 @@
+"""The tables of README.md, made of the rows in benchmarks/results.
+
+To add one: write a function of all rows, enter it in `TABLES`, and set its marks in README.md.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from indexmem_cli.bench.parts import fill_parts, write_parts
+from indexmem_cli.bench.rows import RESULTS, ROOT, Row, read_rows
+
+README = ROOT / "README.md"
+MIB = 2**20
+Find = Callable[..., Row]
+
+# Label of a line in the table of facts, and which row it is of.
+FACTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("recall (the default)", "recall", {"mode": "recall", "texts": ["castaways.txt"]}),
+    ("the best passages by words, up to 512 tokens, no memory", "recall", {"mode": "passages"}),
+    ("`--no-recall` (KeyDiff alone)", "recall", {"mode": "no-recall"}),
+    ("`--focus --no-recall`", "needles", {"mode": "question"}),
+    ("`--no-recall` (KeyDiff alone)", "needles", {"mode": "keydiff"}),
+    ("`--policy recency --no-recall`", "needles", {"mode": "recency"}),
+)
+
+
+def newest(rows: Iterable[Row], **wanted: Any) -> Row | None:
+    """Return the last row whose fields are as wanted, if there is one."""
+    found = [row for row in rows if all(row.get(name) == wanted[name] for name in wanted)]
+    return found[-1] if found else None
+
+
+def tabulate_memory(results: Path) -> str:
+    """Write how much memory reading takes, by length: streamed, and beside it the full cache.
+
+    All rows are of the weights that were measured last: others keep more or less.
+    """
+    rows = read_rows(results / "memory.jsonl")
+    rows = [row for row in rows if row.get("revision") == rows[-1].get("revision")]
+    lines = []
+    for length in sorted({row["length_tokens"] for row in rows}):
+        streamed = newest(rows, mode="question", length_tokens=length)
+        full = newest(rows, mode="full", length_tokens=length)
+        if streamed is None:
+            continue
+        cells = [f"{streamed['tokens']:,}"]
+        for row in (streamed, full):
+            sizes = (row["kv_bytes"], row["above_model_bytes"]) if row else ()
+            cells += [_mib(size) for size in sizes] or ["", ""]
+        lines.append(cells)
+    head = ["tokens", "KV kept", "peak above the loaded model"]
+    return _markdown([*head, "full cache: KV", "full cache: peak"], lines)
+
+
+def tabulate_facts(results: Path) -> str:
+    """Write how many hidden facts are answered, by way of answering."""
+    lines = []
+    for label, file, wanted in FACTS:
+        row = newest(read_rows(results / f"{file}.jsonl"), **wanted)
+        if row is not None:
+            low, high = (f"{end:.2f}".lstrip("0") for end in row["interval_95"])
+            hidden_in = _text_tokens(results, row)
+            right = f"{row['right']} of {row['n']}"
+            lines.append([label, f"{hidden_in:,}", right, f"{low} to {high}"])
+    return _markdown(["", "tokens", "right", "95 % interval"], lines)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"memory": tabulate_memory, "facts": tabulate_facts}
+
+
+def write_tables(readme: Path = README, results: Path = RESULTS) -> None:
+    """Make the tables of a README anew.
+
+    Raises:
+        ConfigError: it has no marks for one of them.
+    """
+    write_parts(readme, _parts(results))
+
+
+def are_current(readme: Path = README, results: Path = RESULTS) -> bool:
+    """Say whether the tables of a README are those of the rows; errors as in `write_tables`."""
+    return fill_parts(readme, _parts(results)) == readme.read_text("utf-8")
+
+
+def _parts(results: Path) -> dict[str, Callable[[], str]]:
+    return {f"table: {name}": partial(make, results) for name, make in TABLES.items()}
+
+
+def _text_tokens(results: Path, row: Row) -> int:
+    """Tokens that the facts were hidden in: passages alone do not say of which text they are."""
+    if row["mode"] != "passages":
+        return row["tokens"]
+    same = {name: row[name] for name in ("commit", "texts", "n", "seed")}
+    whole = newest(read_rows(results / "recall.jsonl"), mode="no-recall", **same)
+    return (whole or row)["tokens"]
+
+
+def _mib(size: int) -> str:
+    """Write bytes as MiB: a decimal where there are few."""
+    size = size / MIB
+    return f"{size:,.0f} MiB" if size >= 100 else f"{size:.1f} MiB"
+
+
+def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Write a table; an empty cell is one space."""
+    rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in (head, *lines)]
+    rows.insert(1, "|" + "---|" * len(head))
+    return "\n".join(rows)

@@ -1,0 +1,197 @@
+"""`bench quality`: the tasks are what they say, and a run is measured once and goes on."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from typer.testing import CliRunner
+
+from indexmem_cli.bench import baselines, quality, ruler, suites
+from indexmem_cli.cli.app import app
+from indexmem_cli.cli.bench_quality import parse_kept
+from indexmem_cli.errors import ConfigError
+
+ADDITIONS = Path(__file__).parent.parent / "examples" / "bench_additions.py"
+TREES = ("oak", "elm", "birch", "willow", "poplar", "linden", "cedar", "larch", "maple", "hazel")
+PROSE = [f"The {tree} of {i} men stood near the {tree} river." for i in range(5) for tree in TREES]
+WORDS = "mill gate crane ferry tower orchard harbour meadow lantern chapel stable kettle"
+PROSE += [f"They saw a {word}." for word in WORDS.split()]
+LENGTHS = (400, 3000)
+
+
+def count(text):
+    return len(text.split())
+
+
+@pytest.fixture
+def make():
+    def make_sample(name, room, number=0, suite="ruler"):
+        rng = Random(f"{name} {room} {number}")
+        return suites.SUITES[suite][name].make(suites.Draw(rng, room, count, PROSE, number))
+
+    return make_sample
+
+
+@pytest.mark.parametrize("room", LENGTHS)
+@pytest.mark.parametrize("name", suites.SUITES["ruler"])
+def test_tasks_fill_the_room_and_hold_their_answers(make, name, room):
+    sample = make(name, room)
+    used = count(sample.text) + count(sample.question)
+    assert used <= room and (used > 0.9 * room or name == "cwe")
+    assert len(set(sample.answers)) == len(sample.answers)
+    assert all(answer in sample.text for answer in sample.answers)
+    assert not any(answer in sample.question for answer in sample.answers)
+    assert make(name, room) == sample != make(name, room, number=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "needles", "answers"),
+    [("single_1", 1, 1), ("single_3", 1, 1), ("multikey_1", 4, 1), ("multivalue", 4, 4)]
+    + [("multiquery", 4, 4)],
+)
+def test_needles_are_as_many_as_defined(make, name, needles, answers):
+    sample = make(f"niah_{name}", 400)
+    assert sample.text.count("One of the special magic") == needles
+    assert len(sample.answers) == answers
+    assert (sample.depth is None) == (needles > 1)
+
+
+def test_a_haystack_of_needles_has_the_asked_key_once(make):
+    for name in ("niah_multikey_2", "niah_multikey_3"):
+        sample = make(name, 400)
+        [value] = sample.answers
+        key = sample.question.split(" for ")[1].split(" mentioned")[0]
+        assert sample.text.count(f" for {key} is: {value}.") == sample.text.count(key) == 1
+        assert sample.text.count("One of") > 30
+
+
+def test_a_value_is_handed_on_from_the_first_variable_to_the_last(make):
+    sample = make("vt", 400)
+    a, b, *_, last = sample.answers
+    value = sample.question.split("value ")[1].split()[0]
+    assert f"VAR {a} = {value}." in sample.text and f"VAR {b} = VAR {a}." in sample.text
+    assert len(sample.answers) == 5 and sample.text.index(f"VAR {b} =") < sample.text.index(
+        f"VAR {last} ="
+    )
+
+
+def test_the_words_asked_for_are_the_most_frequent(make):
+    words = Counter(make("cwe", 3000).text.split()[1::2])
+    assert {words[word] for word in make("cwe", 3000).answers} == {30}
+    assert set(words.values()) == {30, 3}
+    coded = Counter(make("fwe", 3000).text.split())
+    ranked = [word for word, _ in coded.most_common(4)]
+    assert ranked == ["...", *make("fwe", 3000).answers]
+
+
+def test_facts_stand_at_ten_even_depths(make):
+    depths = []
+    for number in range(10):
+        sample = make("needle", 600, number, suite="needle")
+        assert sample.answers[0].lower() in sample.text.lower()
+        depths.append(sample.depth)
+    assert depths == pytest.approx([0.05 + i / 10 for i in range(10)])
+    assert ruler.hide(["a", "b", "c", "d"], [(0.0, "x"), (0.5, "y"), (1.0, "z")]) == "x a b y c d z"
+
+
+def test_keys_never_repeat_even_where_there_are_few():
+    drawn = ruler.distinct(lambda rng: rng.choice("abc"), Random(0))
+    keys = [next(drawn) for _ in range(12)]
+    assert len(set(keys)) == 12 and set("abc") < set(keys)
+
+
+def test_the_score_is_the_share_of_references_found():
+    assert suites.share_found("It is A-1 and b-2.", ("a-1", "B-2", "c-3", "d-4")) == 0.5
+
+
+def test_passages_are_ranked_by_the_words_they_share():
+    text = " ".join(PROSE) + " The clerk keeps a heron. " + " ".join(PROSE)
+    (place, best), *_ = baselines.best_passages(text, "Who keeps the heron?", 200)
+    assert "heron" in best and place > 5
+    assert baselines.best_passages(text, "?!", 200) == []
+
+
+@pytest.fixture
+def run(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "load_prose", lambda data: (PROSE, "prose"))
+    monkeypatch.setattr("indexmem_cli.bench.rows.state_of_code", lambda: ("0123456789ab", False))
+
+    def run_command(*arguments):
+        command = ["bench", "quality", "-m", str(tiny_model_dir), "--out", str(tmp_path)]
+        command += ["--chunk", "32", "--count", "2", *arguments, "--json"]
+        return CliRunner().invoke(app, command)
+
+    run_command.out = tmp_path
+    return run_command
+
+
+def test_a_run_measures_every_method_once_and_goes_on(run, monkeypatch):
+    options = ["--suite", "needle", "--lengths", "220,400", "--budgets", "40%,96"]
+    options += ["--methods", "full,recency,question,recall,passages"]
+    measured, measure = [], quality.measure
+    monkeypatch.setattr(quality, "measure", lambda *a: measured.append(a) or measure(*a))
+
+    def stop(*arguments):
+        if len(measured) == 5:
+            raise KeyboardInterrupt
+        return measured.append(arguments) or measure(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quality, "measure", stop)
+        assert run(*options).exit_code == 130
+    assert len((run.out / "quality-partial.jsonl").read_text().splitlines()) == 5
+    done = run(*options)
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) == 2 * (1 + 4 * 2) and len(measured) == 2 * len(rows)
+    assert not (run.out / "quality-partial.jsonl").exists()
+    kept = {(r["length"], r["method"], r["budget"]): r for r in rows}
+    assert kept[400, "full", 400]["value"] is None and kept[220, "full", 220]["value"] is not None
+    assert kept[400, "recency", 160]["kv_bytes"] == 160 * 512 > kept[400, "recency", 96]["kv_bytes"]
+    for row in rows:
+        assert row["n"] == 2 and row["benchmark"] == "quality" and row["seed"] == 0
+        if row["value"] is not None:
+            assert len(row["scores"]) == len(row["depths"]) == len(row["interval_95"]) == 2
+            assert row["answer_s"]["median"] > 0
+    assert "36/36  needle 400 passages 96" in done.stderr
+
+    again = run(*options)
+    assert json.loads(again.stdout)["rows"] == rows and len(measured) == 2 * len(rows)
+    assert len((run.out / "quality.jsonl").read_text().splitlines()) == len(rows)
+
+    monkeypatch.setattr("indexmem_cli.bench.rows.state_of_code", lambda: ("0123456789ab", True))
+    options[options.index("220,400")] = "220"
+    for _ in range(2):  # rows of changed code say nothing of what it is now
+        before = len(measured)
+        assert run(*options).exit_code == 0 and len(measured) == before + 18
+
+
+def test_a_task_and_a_method_are_added_in_one_file(run, monkeypatch):
+    monkeypatch.setattr(suites, "SUITES", dict(suites.SUITES))
+    monkeypatch.setattr(suites, "METHODS", dict(suites.METHODS))
+    monkeypatch.setattr(quality, "SUITES", suites.SUITES)
+    monkeypatch.setattr(quality, "METHODS", suites.METHODS)
+    options = ["--add", str(ADDITIONS), "--suite", "mine", "--methods", "last-words"]
+    done = run(*options, "--lengths", "220", "--budgets", "64")
+    assert done.exit_code == 0, done.stderr
+    [row] = json.loads(done.stdout)["rows"]
+    assert (row["task"], row["method"]) == ("password", "last-words")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--suite=none", "unknown suite: 'none'"), ("--tasks=none", "unknown task: 'none'")]
+    + [("--methods=none", "unknown method: 'none'"), ("--budgets=0%", "not a share: '0%'")]
+    + [("--add=none.py", "no such file: none.py")],
+)
+def test_unknown_names_are_refused(run, option, said):
+    done = run(option)
+    assert done.exit_code == 2 and said.replace("'", "") in done.stderr.replace("'", "")
+
+
+def test_budgets_are_numbers_or_shares():
+    assert (parse_kept("1k"), parse_kept("12.5%")) == (1024, 0.125)
+    with pytest.raises(ConfigError):
+        parse_kept("101%")

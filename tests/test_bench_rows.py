@@ -1,0 +1,168 @@
+"""What is made of rows: tables, pictures, comparisons."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from indexmem_cli.bench import pictures, tables
+from indexmem_cli.bench.compare import compare_rows
+from indexmem_cli.cli.app import app
+
+MARKED = "".join(f"<!-- table: {name} -->\n<!-- /table: {name} -->\n" for name in tables.TABLES)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+
+def write(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def test_the_tables_of_the_readme_are_those_of_the_rows():
+    assert tables.are_current(), "run: make tables"
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A README with marks, and a few rows."""
+    read = {"mode": "question", "length_tokens": 16384, "tokens": 16584, "kv_bytes": 4 * 2**20}
+    full = {**read, "mode": "full", "kv_bytes": 300 * 2**20, "above_model_bytes": 2**30}
+    read["above_model_bytes"] = 2**24
+    older = {**read, "tokens": 1}
+    write(tmp_path / "results" / "memory.jsonl", [older, full, read])
+    fact = {"mode": "question", "tokens": 17261, "right": 35, "n": 50, "interval_95": [0.562, 0.81]}
+    write(tmp_path / "results" / "needles.jsonl", [fact])
+    (tmp_path / "README.md").write_text(f"# R\n{MARKED}end\n", "utf-8")
+    return tmp_path
+
+
+def test_tables_take_the_newest_rows(results):
+    options = ["--readme", results / "README.md", "--results", results / "results"]
+    stale = run("tables", "--check", *options)
+    assert stale.exit_code == 2 and "make tables" in stale.stderr
+    assert run("tables", *options).exit_code == 0
+    lines = (results / "README.md").read_text("utf-8").splitlines()
+    assert "| 16,584 | 4.0 MiB | 16.0 MiB | 300 MiB | 1,024 MiB |" in lines
+    assert "| `--focus --no-recall` | 17,261 | 35 of 50 | .56 to .81 |" in lines
+    assert (lines[0], lines[-1]) == ("# R", "end")
+    assert run("tables", "--check", *options).exit_code == 0
+
+
+def test_a_readme_without_marks_is_refused(results):
+    (results / "README.md").write_text("# R\n", "utf-8")
+    refused = run("tables", "--readme", results / "README.md", "--results", results / "results")
+    assert refused.exit_code == 2 and "table: memory" in refused.stderr
+
+
+@pytest.fixture
+def measured(results):
+    """Rows of facts at two lengths and of one task, in four budgets."""
+    same = {"suite": "needle", "task": "needle", "revision": "r", "model": "mini", "n": 2}
+    same |= {"commit": "aaaa11", "interval_95": [0.1, 0.9], "depths": [0.05, 0.95]}
+    rows = [
+        {**same, "length": length, "method": method, "kept": kept, "budget": kept and 512}
+        | {"kv_bytes": 2**20, "value": 0.5, "scores": [1, 0]}
+        for length in (512, 1024, 2048)
+        for method, kept in (("full", None), ("recall", 0.5), ("recall", 0.25))
+    ]
+    write(results / "results" / "quality.jsonl", rows)
+    with (results / "results" / "memory.jsonl").open() as file:
+        old = [json.loads(line) for line in file]
+    more = {"read_s": 3.5, "budget_tokens": 1024, "above_model_bytes": 2**24}
+    write(results / "results" / "memory.jsonl", [{**more, **row} for row in old])
+    return results
+
+
+def test_pictures_are_drawn_of_the_rows_and_known_to_be(measured):
+    names = list(pictures.PICTURES)
+    options = ["--results", measured / "results", "--out", measured / "out"]
+    assert run("pictures", "--check", *options).exit_code == 2
+    done = run("pictures", *options)
+    assert done.exit_code == 0 and done.stdout.count(".png") == len(names) == 4
+    assert run("pictures", "--check", *options).exit_code == 0
+    light = (measured / "out" / "needles.png").read_bytes()
+    assert run("pictures", "needles", "--dark", *options).exit_code == 0
+    assert (measured / "out" / "needles.png").read_bytes() != light
+
+    with (measured / "results" / "quality.jsonl").open("a") as file:
+        line = json.loads((measured / "results" / "quality.jsonl").read_text().splitlines()[-1])
+        file.write(json.dumps(line | {"scores": [1, 1], "value": 1.0}) + "\n")
+    stale = run("pictures", "--check", *options)
+    assert stale.exit_code == 2 and "rows: needles\n" in stale.stderr
+    assert "unknown picture" in run("pictures", "none", *options).stderr
+
+
+def test_the_heat_map_counts_right_answers_by_length_and_depth(measured):
+    ways = pictures.take_needles(measured / "results")
+    assert set(ways) == {"full", "recall, budget 512"}
+    assert ways["full"][:2] == [[512, 0, 1, 1], [512, 9, 0, 1]]
+
+
+def test_quality_against_bytes_has_a_point_for_each_budget(measured):
+    data = pictures.take_quality(measured / "results")
+    assert {name: len(points) for name, points in data["points"].items()} == {
+        "full": 1,
+        "recall": 2,
+    }
+    assert data["points"]["full"][0] == pytest.approx([2**20, 0.5, 0.1, 0.9])
+
+
+def test_the_pictures_of_the_docs_are_those_of_the_rows():
+    names = [path.stem for path in (tables.ROOT / "docs" / "pictures").glob("*.png")]
+    assert not pictures.stale_pictures(names, tables.RESULTS, tables.ROOT / "docs" / "pictures")
+
+
+def verdicts(a, b):
+    same = {"benchmark": "x", "task": "t"}
+    return [line["verdict"] for line in compare_rows([same | a], [same | b])]
+
+
+SPREAD = {"p20": 1.0, "median": 1.1, "p80": 1.2}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        ({"accuracy": 0.9, "interval_95": [0.85, 0.94]}, {"accuracy": 0.7}, "worse"),
+        ({"accuracy": 0.9, "interval_95": [0.85, 0.94]}, {"accuracy": 0.88}, "same"),
+        ({"value": 2.0, "measure": "bits per byte"}, {"value": 3.0}, "worse"),
+        ({"kv_bytes": 1000}, {"kv_bytes": 900}, "better"),
+        ({"kv_bytes": 1000}, {"kv_bytes": 1015}, "same"),
+        ({"read_s": SPREAD}, {"read_s": SPREAD | {"median": 1.2}}, "same"),
+        ({"read_s": SPREAD}, {"read_s": {"p20": 1.3, "median": 1.4, "p80": 2.0}}, "worse"),
+        ({"tokens_per_s": 100}, {"tokens_per_s": 95}, "same"),
+        ({"tokens_per_s": 100}, {"tokens_per_s": 80}, "worse"),
+    ],
+)
+def test_a_difference_counts_only_beyond_chance(a, b, verdict):
+    low = b.get("accuracy", 0) - 0.05
+    assert verdicts(a, {**a, **b} | ({"interval_95": [low, low + 0.1]} if low > 0 else {})) == [
+        verdict
+    ]
+
+
+def test_the_same_questions_are_compared_one_by_one():
+    a = {"value": 0.5, "interval_95": [0.4, 0.6], "scores": [0, 1] * 50}
+    b = {"value": 0.62, "interval_95": [0.52, 0.71], "scores": [0, 1] * 38 + [1] * 24}
+    assert verdicts(a, b) == ["better"]
+    assert verdicts(a, b | {"scores": b["scores"][:-1]}) == ["same"]
+    assert verdicts(a, b | {"task": "another"}) == []
+
+
+def test_two_commits_are_compared_and_a_regression_fails(measured):
+    path = measured / "results" / "quality.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    slower = [row | {"commit": "bbbb22", "kv_bytes": 2**21} for row in rows]
+    write(path, rows + slower)
+    options = ["--results", measured / "results"]
+    done = run("compare", "aaaa", "bbbb22", *options, "--json")
+    lines = json.loads(done.stdout)["rows"]
+    assert done.exit_code == 0 and {line["verdict"] for line in lines[:9]} == {"worse"}
+    assert all(line["measure"] == "kv_bytes" and line["difference"] == 1 for line in lines[:9])
+    assert run("compare", "aaaa", "bbbb", *options, "--check").exit_code == 1
+    assert run("compare", path, path, *options, "--check").exit_code == 0
+    unknown = run("compare", "aaaa", "cccc", *options)
+    assert unknown.exit_code == 2 and "cccc" in unknown.stderr and "bbbb22" in unknown.stderr

@@ -13,7 +13,7 @@ STAMP := .venv/installed
 export QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help install ask test check bench soak wheel sbom man clean
+.PHONY: help install ask test check docs bench soak wheel sbom man clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,10 @@ test: install  ## run the tests (PYTEST="-m slow" passes options on)
 check: install  ## lint and check the formatting
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+
+docs: install  ## build dist/site from docs/, whose pages on the code are made anew
+	@.venv/bin/python docs/generate.py
+	@.venv/bin/python -m mkdocs build --strict --quiet
 
 bench: install  ## measure memory and speed (about 20 minutes; rows go to benchmarks/results)
 	@.venv/bin/python benchmarks/memory.py --threads 1 --runs 1

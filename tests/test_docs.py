@@ -11,6 +11,7 @@ import torch
 from families import WINDOW, make_backbone, token_ids
 from test_architecture import ALLOWED, LEAVES
 
+from indexmem_cli import ops
 from indexmem_cli.bench.reader import ModelReader
 from indexmem_cli.config import POLICIES, MemoryConfig, ModelConfig, ReadConfig
 from indexmem_cli.documents import formats, open_sources
@@ -143,19 +144,24 @@ class TestExtending:
 
     def test_the_latent_memory_joins_what_was_evicted(self) -> None:
         names = run(*code("A latent memory"))
-        backbone = make_backbone("qwen3")
-        question = token_ids(9, seed=1)
-        plain = make_stream(backbone, "keydiff")
-        without = backbone.predict(question, plain.fork().state)[0]
-        reader = make_stream(backbone, "keydiff", names["remember"])
+        reader = make_stream(make_backbone("qwen3"), "keydiff", names["remember"])
         assert all(layer.latent.count == 300 - layer.held for layer in reader.state.managed)
-        joined = backbone.predict(question, reader.fork().state)[0]
-        assert torch.isfinite(joined).all() and not torch.equal(joined, without)
-        latent = reader.state.managed[0].latent
+        latent, layer = reader.state.managed[0].latent, reader.state.managed[0]
+        query = torch.randn(1, 4, 3, 16, generator=torch.Generator().manual_seed(0))
+        seen = ops.attend_with_lse(query, layer.all_keys(), layer.all_values(), 0.25, causal=False)
+        means = [total / latent.count for total in (latent.keys, latent.values)]
+        slots = zip((layer.all_keys(), layer.all_values()), means, strict=True)
+        whole, _ = ops.attend_with_lse(
+            query, *(torch.cat(pair, dim=2) for pair in slots), 0.25, causal=False
+        )
+        joined = latent.read(query, *seen, 0.25)
+        torch.testing.assert_close(joined, whole)
+        assert not torch.allclose(joined, seen[0])
         again = names["MeanMemory"]()
         assert again.is_silent
         again.load(latent.save())
-        assert again.nbytes == latent.nbytes > 0 and torch.equal(again.keys, latent.keys)
+        assert again.nbytes == latent.nbytes > 0
+        assert torch.equal(again.clone().read(query, *seen, 0.25), joined)
 
     def test_the_task_is_measured(self, tiny_model_dir: Path) -> None:
         names = run(*code("A task"))
@@ -166,7 +172,7 @@ class TestExtending:
 
 def make_stream(backbone, policy: str, prepare=lambda reader: None) -> Reader:
     """A reader that has read 300 tokens in a budget of 64."""
-    plan, _ = make_plan(MemoryConfig(64, 32, "keydiff"), WINDOW, 0, 9)
+    plan, _ = make_plan(MemoryConfig(64, 32, "keydiff", span_tokens=1), WINDOW, 0, 9)
     reader = Reader(backbone, plan, make_scorer(policy))
     prepare(reader)
     ids = token_ids(300)

@@ -42,8 +42,8 @@ def main(document: str) -> None:
         memory = Memory.read(document, budget=256, policy=policy, recall=False)
         *_, answer = memory.events(QUESTION, AnswerConfig(max_tokens=16, explain=True))
         kept = answer.explanation.kept[0]
-        share = sum((end - first) * held for first, end, held in kept.runs if first < 10)
-        print(f"{policy:10} {share:5.0f} of the first 1,0 tokens  {answer}")
+        share = sum((end - first) * held for first, end, held in kept.runs if first < 1000)
+        print(f"{policy:10} {share:5.0f} of the first 1,000 tokens  {answer}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ STAMP := .venv/installed
 export QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help install ask test check tables bench soak wheel sbom man clean
+.PHONY: help install ask test check docs tables bench soak wheel sbom man clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,10 @@ check: install  ## lint, check the formatting, and whether README's tables are c
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/indexmem bench tables --check
+
+docs: install  ## build dist/site from docs/, whose pages on the code are made anew
+	@.venv/bin/python docs/generate.py
+	@.venv/bin/python -m mkdocs build --strict --quiet
 
 define remake_tables
 @.venv/bin/indexmem bench tables

@@ -193,7 +193,8 @@ def facebook(n: int, who: str, text: str) -> dict[str, object]:
 
 def chatgpt(n: int, who: str, text: str) -> tuple[str, object]:
     message = {"author": {"role": "user" if n == 4 else "assistant"},
-               "create_time": EPOCH + 60 * n, "content": {"content_type": "text", "parts": [text]}}  # fmt: skip
+               "create_time": EPOCH + 60 * n,
+               "content": {"content_type": "text", "parts": [text]}}  # fmt: skip
     return str(n), {"id": str(n), "parent": str(n - 1) if n else None, "message": message}
 
 

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from indexmem_cli.bench import pictures, tables
 from indexmem_cli.bench.compare import compare_rows
+from indexmem_cli.bench.rows import wilson_interval
 from indexmem_cli.cli.app import app
 
 MARKED = "".join(f"<!-- table: {name} -->\n<!-- /table: {name} -->\n" for name in tables.TABLES)
@@ -166,3 +167,11 @@ def test_two_commits_are_compared_and_a_regression_fails(measured):
     assert run("compare", path, path, *options, "--check").exit_code == 0
     unknown = run("compare", "aaaa", "cccc", *options)
     assert unknown.exit_code == 2 and "cccc" in unknown.stderr and "bbbb22" in unknown.stderr
+
+
+def test_the_interval_of_a_difference_is_the_published_one():
+    a = {"accuracy": 48 / 80, "interval_95": wilson_interval(48, 80)}
+    b = {"accuracy": 56 / 70, "interval_95": wilson_interval(56, 70)}
+    [line] = compare_rows([a], [b])  # Newcombe 1998, table II, method 10
+    assert line["interval_95"] == pytest.approx([0.0524, 0.3339], abs=1e-4)
+    assert line["verdict"] == "better"

@@ -21,6 +21,8 @@ DARK = {"back": "#16191d", "text": "#e6e8ea", "grid": "#3a3f45"}
 # darkened so that each stands out from both backgrounds.
 COLOURS = ("#d95f02", "#1b86c4", "#0f9d76", "#c2578f", "#a67c00", "#7a6fd0", "#5f7f8f", "#b0413e")
 MARKERS = "osD^vPX<>h"
+HEAT = ("#e5695b", "#f2d675", "#58b277")
+"""None right, half of them, all: light enough for the numbers on them."""
 LEGEND = {"frameon": False, "fontsize": 9}
 STAMP = "Rows"
 """Key of the hash in the PNG's text."""
@@ -143,18 +145,20 @@ def take_needles(results: Path) -> Any:
 def draw_needles(ways: dict, figure: Any, colours: dict[str, str]) -> None:
     """Draw a heat map for each method, from red (none right) to green (all right)."""
     import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
 
+    heat = LinearSegmentedColormap.from_list("heat", HEAT)
     panels = figure.subplots(1, len(ways), squeeze=False, sharey=True)[0]
     for axes, (name, cells) in zip(panels, ways.items(), strict=True):
         lengths = sorted({cell[0] for cell in cells})
         shares = np.full((10, len(lengths)), np.nan)
         for length, tenth, right, n in cells:
             shares[tenth, lengths.index(length)] = right / n
-        axes.imshow(shares, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+        axes.imshow(shares, cmap=heat, vmin=0, vmax=1, aspect="auto")
         for (tenth, at), share in np.ndenumerate(shares):
             if not np.isnan(share):
                 said = f"{100 * share:.0f}"
-                axes.text(at, tenth, said, ha="center", va="center", fontsize=7, color="#111111")
+                axes.text(at, tenth, said, ha="center", va="center", fontsize=8, color="#111111")
         mean = 100 * sum(cell[2] for cell in cells) / sum(cell[3] for cell in cells)
         most = max(cell[3] for cell in cells)
         _label(axes, colours, "tokens", "", f"{name}: {mean:.0f} %, {most} a cell", logs="")
@@ -201,7 +205,8 @@ def _lines(axes: Any, ways: dict[str, list[tuple[float, float]]]) -> None:
         marker, size = ("*", 12) if len(points) == 1 else (MARKERS[i % len(MARKERS)], 5)
         colour = COLOURS[i % len(COLOURS)]
         x, y = zip(*sorted(points), strict=True)
-        axes.plot(x, y, marker=marker, markersize=size, color=colour, lw=1.6, label=name)
+        style = {"marker": marker, "markersize": size, "color": colour, "lw": 1.6}
+        axes.plot(x, y, "--" if i >= len(COLOURS) else "-", label=name, **style)
 
 
 def _label(

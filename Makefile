@@ -39,9 +39,10 @@ ask: install  ## ask the example book a question (QUESTION, SOURCE, BUDGET)
 test: install  ## run the tests (PYTEST="-m slow" passes options on)
 	@.venv/bin/python -m pytest $(PYTEST)
 
-check: install  ## lint, check the formatting, and whether README's tables are current
+check: install  ## lint; check formatting, types, and whether README's tables are current
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
 	@.venv/bin/indexmem bench tables --check
 
 docs: install  ## build dist/site from docs/, whose pages on the code are made anew

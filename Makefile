@@ -14,7 +14,7 @@ STAMP := .venv/installed
 export QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help install ask test check docs tables bench soak wheel sbom man clean
+.PHONY: help install ask test check types docs tables bench soak wheel sbom man clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ ask: install  ## ask the example book a question (QUESTION, SOURCE, BUDGET)
 
 test: install  ## run the tests (PYTEST="-m slow" passes options on)
 	@.venv/bin/python -m pytest $(PYTEST)
+
+types: install  ## check the types of the package
+	@.venv/bin/mypy
 
 check: install  ## lint, check the formatting, and whether README's tables are current
 	@.venv/bin/ruff check .

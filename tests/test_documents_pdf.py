@@ -7,23 +7,13 @@ from pathlib import Path
 import pypdf
 import pytest
 from reportlab.pdfgen import canvas
+from test_documents import READ, open_one, text_of
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents import Document, open_sources
+from indexmem_cli.documents import open_sources
 from indexmem_cli.documents.passages import Place
 from indexmem_cli.documents.pdf import Line, mend_word, page_lines
 from indexmem_cli.errors import ConfigError, DocumentError
-
-READ = ReadConfig()
-
-
-def text_of(document: Document) -> str:
-    return "".join(passage.text for passage in document.passages())
-
-
-def open_one(path: Path, config: ReadConfig = READ) -> Document:
-    [document] = open_sources([str(path)], config).documents
-    return document
 
 
 def pdf_bytes(pages: list[list[str]], encrypt: str | None = None, labels: bool = False) -> bytes:

@@ -2,16 +2,19 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 from typer.testing import CliRunner
 
-from indexmem_cli.bench import baselines, quality, ruler, suites
+from indexmem_cli.bench import baselines, methods, quality, ruler, suites
 from indexmem_cli.cli.app import app
 from indexmem_cli.cli.bench_quality import parse_kept
+from indexmem_cli.config import ModelConfig
 from indexmem_cli.errors import ConfigError
+from indexmem_cli.language_model import load_language_model
 
 ADDITIONS = Path(__file__).parent.parent / "examples" / "bench_additions.py"
 TREES = ("oak", "elm", "birch", "willow", "poplar", "linden", "cedar", "larch", "maple", "hazel")
@@ -113,6 +116,17 @@ def test_passages_are_ranked_by_the_words_they_share():
     assert baselines.best_passages(text, "?!", 200) == []
 
 
+@pytest.mark.parametrize("budget", [64, 160])
+def test_a_passage_fits_a_small_budget_too(tiny_model_dir, budget):
+    model = load_language_model(ModelConfig(str(tiny_model_dir), device="cpu", offline=True))
+    text = " ".join(PROSE[:12]) + " The clerk keeps a heron. " + " ".join(PROSE[12:24])
+    asked = methods.Asked(text, "Who keeps the heron?", 4, 32, budget)
+    empty = methods.answer_passages(model, replace(asked, question="?"))
+    assert (
+        0 < empty.kv_bytes < methods.answer_passages(model, asked).kv_bytes <= (budget + 40) * 512
+    )
+
+
 @pytest.fixture
 def run(tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "load_prose", lambda data: (PROSE, "prose"))
@@ -195,3 +209,19 @@ def test_budgets_are_numbers_or_shares():
     assert (parse_kept("1k"), parse_kept("12.5%")) == (1024, 0.125)
     with pytest.raises(ConfigError):
         parse_kept("101%")
+
+
+def test_the_table_has_a_line_for_each_method_and_budget():
+    same = {"length": 1024, "kv_bytes": 2**20}
+    recall = {"method": "recall", "kept": 0.5, **same}
+    full = {"method": "full", "kept": None, **same}
+    cells = [recall | {"task": "vt", "value": 0.5}, recall | {"task": "cwe", "value": 1.0}]
+    cells += [full | {"task": "vt", "value": None}, full | {"task": "cwe", "value": 0.25}]
+    first, second = quality.tabulate(cells)
+    assert first == {"length": 1024, "method": "recall", "kept": 0.5} | {
+        "kv_mib": 1.0,
+        "mean": 75.0,
+        "vt": 50.0,
+        "cwe": 100.0,
+    }
+    assert second["mean"] == 25.0 and "vt" not in second

@@ -16,7 +16,7 @@ from indexmem_cli.plan import Plan
 from indexmem_cli.session import Memory
 
 PASSAGE_CHARS = 500
-"""About the size of a block that recall reads again."""
+"""About the size of a block that recall reads again; a third of the budget where that is less."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def answer_passages(model: LanguageModel, asked: Asked) -> Reply | None:
     started = time.perf_counter()
     window = model.backbone.info.window_tokens
     room = min(asked.budget_tokens, window - asked.max_tokens - window // 8)
-    found = best_passages(asked.text, asked.question, PASSAGE_CHARS)
+    chars_per_token = len(asked.text) / max(1, len(model.tokenizer.encode(asked.text)))
+    size = min(PASSAGE_CHARS, int(room * chars_per_token / 3))
+    found = best_passages(asked.text, asked.question, size)
     taken: list[tuple[int, str]] = []
     for place, passage in found:
         room -= len(model.tokenizer.encode(passage))

@@ -27,7 +27,6 @@ from indexmem_cli.language_model import LanguageModel, load_language_model
 from indexmem_cli.render.wording import describe_place
 
 QUESTIONS = Path(__file__).with_suffix(".json")
-COLUMNS = ["file", "question", "answer", "answer_right", "source", "source_right", "tokens"]
 ANSWER_CHARS = 80
 """A row holds no more of a document than this."""
 
@@ -86,15 +85,10 @@ def ask_file(path: Path, several: list[Asked], engine: LanguageModel, options: N
                 yield judge(memory.ask(asked["question"], max_tokens=48), asked)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Ask all questions, append a row for each, print them and the shares that are right."""
+def measure(options: Namespace) -> None:
+    """Ask all questions and append a row for each."""
     import torch
 
-    parser = rows.option_parser(__doc__.partition("\n")[0], "formats")
-    parser.set_defaults(threads=1)
-    parser.add_argument("documents", type=Path, help="the folder that the files are in")
-    parser.add_argument("--questions", type=Path, default=QUESTIONS)
-    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     checkpoint = find_checkpoint(options.model, offline=True)
     form = ModelConfig(options.model, dtype=options.dtype, device=options.device, offline=True)
@@ -108,19 +102,40 @@ def main(arguments: list[str] | None = None) -> None:
     by_file = defaultdict(list)
     for asked in json.loads(options.questions.read_text("utf-8")):
         by_file[asked["file"]].append(asked)
-    found = []
     for file, several in by_file.items():
         for judged in ask_file(options.documents / file, several, engine, options):
             row = common | {"format": file.split("/")[-2], "file": file} | judged
             rows.append_row(options.out, row)
-            found.append(row)
-    answered = [row for row in found if "question" in row]
-    rows.print_table(answered, COLUMNS)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Ask, unless only the table is wanted; print the newest row of each question."""
+    parser = rows.option_parser(__doc__.partition("\n")[0], "formats")
+    parser.set_defaults(threads=1)
+    parser.add_argument("documents", type=Path, nargs="?", help="without it only the table is made")
+    parser.add_argument("--questions", type=Path, default=QUESTIONS)
+    options = parser.parse_args(arguments)
+    if options.documents is not None:
+        measure(options)
+    found = rows.read_rows(options.out)
+    newest = {(row["file"], row.get("question", "refused")): row for row in found}.values()
+    answered = [row for row in newest if "question" in row]
+    table = [
+        {
+            "file": row["file"],
+            "question": row["question"],
+            "answer": row["answer"].replace("|", " "),
+            "right": "yes" if row["answer_right"] else "no",
+            "source": (row["source"] or "").partition("." + row["file"].rpartition(".")[2])[2],
+            "right place": "yes" if row["source_right"] else "no",
+        }
+        for row in answered
+    ]
+    rows.print_table(table, list(table[0]) if table else [])
     for name, among in (
         ("answers right", [row["answer_right"] for row in answered]),
         ("true place among the sources", [row["source_right"] for row in answered]),
-        ("true place first", [row["first_source_right"] for row in answered]),
-        ("refused as expected", [row["answer_right"] for row in found if "question" not in row]),
+        ("refused as expected", [row["answer_right"] for row in newest if "question" not in row]),
     ):
         print(f"{name}: {sum(among)} of {len(among)}")
 

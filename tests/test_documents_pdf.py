@@ -96,6 +96,27 @@ def test_rows_of_a_table_and_verse_stay_lines(tmp_path):
         assert text_of(document) == "\n".join(lines) + "\n"
 
 
+def print_cells(path: Path, rows: list[list[str]], width: int) -> Path:
+    """Print every cell for itself, with no rule between them."""
+    sheet = canvas.Canvas(str(path))
+    for number, row in enumerate(rows):
+        for column, cell in enumerate(row):
+            sheet.drawString(72 + width * column, 780 - 14 * number, cell)
+    sheet.save()
+    return path
+
+
+def test_cells_without_rules_are_rows_and_an_index_is_not(tmp_path):
+    table = [["Oar", f"B-{n}", f"{n}.50", "ok"] for n in range(10)]
+    document = open_one(print_cells(tmp_path / "a.pdf", table, 90))
+    rows = text_of(document).splitlines()
+    assert rows == [" | ".join(row) for row in table]
+    assert [passage.place.line for passage in document.passages()] == list(range(1, 11))
+    index = [[f"Anchor, {n}", f"Mast, {n}"] for n in range(10)]
+    document = open_one(print_cells(tmp_path / "b.pdf", index, 200))
+    assert "|" not in text_of(document)
+
+
 @pytest.mark.parametrize(
     ("last", "line", "page", "expected"),
     [

@@ -126,7 +126,7 @@ DOCUMENTS: dict[str, tuple[Make, Place]] = {
         lambda folder: make_zip(folder / "a.docx", WORD),
         {"member": "Lights", "line_start": 4, "unit": "paragraph"},
     ),
-    "html": (text_file("a.html", PAGE), {"member": "Lights", "unit": "paragraph"}),
+    "html": (text_file("a.html", PAGE), {"member": "Lights", "line_start": 4, "unit": "paragraph"}),
 }
 
 

@@ -106,6 +106,7 @@ def from_slack(
         or profile.get("display_name")
         or profile.get("real_name")
         or record.get("username")
+        or (record.get("bot_profile") or {}).get("name")
         or user
     )
     parts = [record.get("text")]

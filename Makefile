@@ -14,7 +14,7 @@ STAMP := .venv/installed
 export QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help install ask test check tables bench soak wheel sbom man clean
+.PHONY: help install ask test check types docs tables bench soak wheel sbom man clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,10 +39,17 @@ ask: install  ## ask the example book a question (QUESTION, SOURCE, BUDGET)
 test: install  ## run the tests (PYTEST="-m slow" passes options on)
 	@.venv/bin/python -m pytest $(PYTEST)
 
+types: install  ## check the types of the package
+	@.venv/bin/mypy
+
 check: install  ## lint, check the formatting, and whether README's tables are current
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/indexmem bench tables --check
+
+docs: install  ## build dist/site from docs/, whose pages on the code are made anew
+	@.venv/bin/python docs/generate.py
+	@.venv/bin/python -m mkdocs build --strict --quiet
 
 define remake_tables
 @.venv/bin/indexmem bench tables

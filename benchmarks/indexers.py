@@ -380,7 +380,8 @@ def measure_all(options: Namespace, adapters: dict[str, str], modes: list[str]) 
         and (row["task"], row["number"]) in jobs
         and row["kept"] in settings["fractions"]
     ]
-    return complete(before + results, modes)
+    once = {identity(row): row for row in before + results}  # two runs may share a raw file
+    return complete([*once.values()], modes)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,9 +20,9 @@ def main() -> None:
         # A terminal that cannot show a character shows `?`; it must never end the program.
         getattr(sys, name).reconfigure(errors="replace")
     if sys.argv[1:] in (["--version"], ["-V"]):
-        from indexmem_cli.cli.version import version_line
+        from indexmem_cli.cli.version import version_lines
 
-        print(version_line())
+        print(version_lines())
         return
     signal.signal(signal.SIGTERM, _terminate)
     try:

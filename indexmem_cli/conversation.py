@@ -23,9 +23,9 @@ from indexmem_cli.language_model import LanguageModel, for_conversation, load_la
 from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
 from indexmem_cli.library.saver import CHECKPOINT_S
-from indexmem_cli.plan import Plan
+from indexmem_cli.plan import Plan, room_for_question
 from indexmem_cli.reading import Reading
-from indexmem_cli.session import QUESTION_TOKENS, Memory, open_parts
+from indexmem_cli.session import Memory, open_parts
 from indexmem_cli.sessions import (
     Session,
     SessionStore,
@@ -299,7 +299,7 @@ class Conversation:
         plan, notices = self._make_plan(self.memory)
         yield from map(Notice, notices)
         engine, manifest, key = self._talking, None, self._key()
-        room = min(QUESTION_TOKENS, engine.backbone.info.window_tokens // 8)
+        room = room_for_question(engine.backbone.info.window_tokens)
         room = max(LEAST_QUESTION_TOKENS, room - len(engine.prompt.closing([])))
         turns = self.store.turns(self.session.id)
         if self.save_turns and turns:

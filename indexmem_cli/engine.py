@@ -222,7 +222,8 @@ def _attended(state: MemoryState, paid: list[Tensor], end: int) -> list[tuple[in
         of_text = (positions >= state.sink_tokens) & (positions < end)
         weights = weights.masked_fill(~of_text, -1.0).flatten()
         top = weights.topk(min(ATTENDED_PER_TOKEN, len(weights)))
-        found.append(torch.stack([positions.flatten()[top.indices].double(), top.values.double()]))
+        pair = torch.stack([positions.flatten()[top.indices].double(), top.values.double()])
+        found.append(pair.to(paid[0].device))  # layers may lie on several
     if not found:
         return []
     # All layers at once, so that the host waits for the device once a token.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from indexmem_cli.checkpoint import DTYPE_BYTES, LARGE_MODEL_BYTES, Checkpoint
 from indexmem_cli.config import MemoryConfig, ModelConfig
 from indexmem_cli.errors import BackboneError, ConfigError
-from indexmem_cli.plan import Plan, make_plan
+from indexmem_cli.plan import Plan, make_plan, room_for_question
 
 CARD_GIB = (8, 12, 16, 24, 48, 80)
 QUESTION_TOKENS = 128
@@ -133,7 +133,8 @@ def estimate_need(
         ConfigError: the budget does not go with the model's window.
     """
     form = choose_form(checkpoint, weights, model, gpu)
-    plan, _ = make_plan(memory, checkpoint.window_tokens, closing_tokens=QUESTION_TOKENS)
+    window = checkpoint.window_tokens
+    plan, _ = make_plan(memory, window, closing_tokens=room_for_question(window))
     return Need(
         form.quant,
         form.dtype,
@@ -173,7 +174,8 @@ def largest_budget(
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     memory = MemoryConfig(low, chunk_tokens)
-    plan, _ = make_plan(memory, checkpoint.window_tokens, 0, QUESTION_TOKENS)
+    window = checkpoint.window_tokens
+    plan, _ = make_plan(memory, window, closing_tokens=room_for_question(window))
     return plan.budget_tokens
 
 

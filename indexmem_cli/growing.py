@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from indexmem_cli import __version__
 from indexmem_cli.archive import QUESTION, Archive
 from indexmem_cli.documents import Passage, Place
 from indexmem_cli.documents.chats.messages import Message, show_time, write_message
@@ -126,17 +125,7 @@ class GrowingReading(Reading):
             name=None,
             source=title,
             path=None,
-            files=(),
             model=model,
-            tokens=0,
-            chain=(),
-            states=(),
-            archive=None,
-            parts={},
-            coverage={},
-            read_s=0.0,
-            created_s=0.0,
-            version=__version__,
         )
         plan, reader = self.reader.plan, self.reader
         with library.lock(key.id, timeout_s=10):

@@ -21,6 +21,11 @@ class Plan:
     """From this position on, slots are numbered by rank; 0 does so from the start."""
 
 
+def room_for_question(window_tokens: int) -> int:
+    """Return what a reading leaves for questions, so that one memory serves most of them."""
+    return max(1, min(256, window_tokens // 8))
+
+
 def make_plan(
     config: MemoryConfig,
     window_tokens: int,

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from indexmem_cli import __version__
 from indexmem_cli.archive import Archive
 from indexmem_cli.config import StoreConfig
 from indexmem_cli.coverage import coverage_of
@@ -196,15 +195,6 @@ class Reading:
             path=path_of(self.source, documents),
             files=files,
             model=model,
-            tokens=0,
-            chain=(),
-            states=(),
-            archive=None,
-            parts={},
-            coverage={},
-            read_s=0.0,
-            created_s=0.0,
-            version=__version__,
         )
 
     def _read_and_save(

@@ -35,11 +35,8 @@ from indexmem_cli.fitting import describe_shortage, settle_budget
 from indexmem_cli.language_model import LanguageModel, check_fits, load_language_model
 from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
-from indexmem_cli.plan import Plan, make_plan
+from indexmem_cli.plan import Plan, make_plan, room_for_question
 from indexmem_cli.reading import Reading
-
-QUESTION_TOKENS = 256
-"""Room that a reading leaves for questions, so that one memory serves most of them."""
 
 
 def ask(
@@ -274,7 +271,7 @@ class Memory:
         engine = self.engine
         window = engine.backbone.info.window_tokens
         if self.memory.policy != FOCUS:
-            room = max(1, min(QUESTION_TOKENS, window // 8))
+            room = room_for_question(window)
             closing_tokens = max(1, -(-closing_tokens // room)) * room
         around = (len(engine.prompt.opening), closing_tokens)
         plan, notices = make_plan(self.memory, window, *around, engine.answer_from_tokens)

@@ -97,7 +97,14 @@ SETTINGS = {
             if_unset="a quarter of the model's window, at most 2k",
             parse=_size,
         ),
-        Setting("policy", (str,), MemoryConfig, "policy", "keydiff"),
+        Setting(
+            "policy",
+            (str,),
+            MemoryConfig,
+            "policy",
+            "keydiff",
+            if_unset="the model's adapter, else keydiff; with --focus the question",
+        ),
         Setting("span", (int,), MemoryConfig, "span_tokens", 33),
         Setting(
             "answer-from",

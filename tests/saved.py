@@ -22,16 +22,7 @@ def blank(content: str = "c" * 64, **changes) -> Manifest:
         "name": None,
         "source": "book.txt",
         "path": None,
-        "files": (),
         "model": "tiny",
-        "tokens": 0,
-        "chain": (),
-        "states": (),
-        "archive": None,
-        "parts": {},
-        "coverage": {},
-        "read_s": 0.0,
-        "created_s": 0.0,
         "version": "0",
     }
     return Manifest(**{**fields, **changes})

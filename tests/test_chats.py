@@ -393,13 +393,17 @@ def slack_files() -> dict[str, object]:
         ],
         "zoo/2023-11-14.json": [{"type": "message", "subtype": "bot_message", "username": "bot",
                                  "ts": "1700000000.0", "text": "",
-                                 "attachments": [{"text": "beep"}]}],
+                                 "attachments": [{"text": "beep"}]},
+                                {"type": "message", "subtype": "bot_message", "bot_id": "B1",
+                                 "bot_profile": {"name": "crane"}, "ts": "1700000001.0",
+                                 "text": "boop"}],
         "D1/2023-11-14.json": [said(40, "secret")],
     }  # fmt: skip
 
 
 SLACK_LINES = [
     "[2023-11-14 22:13] <bot> beep",
+    "[2023-11-14 22:13] <crane> boop",
     "[2023-11-14 22:13] <Ann> hi @Bob B & link (https://x.example) in #zoo",
     "[2023-11-14 22:13] <Bob B> (to Ann) reply",
     "[2023-11-14 22:13] <Ann> other",
@@ -420,7 +424,7 @@ def test_slack_as_a_zip_and_as_a_folder(tmp_path):
         assert (document.kind, lines_of(document)) == ("slack", SLACK_LINES)
         assert document.fraction == 1.0
     members = [passage.place.member for passage in document.passages()]
-    assert members == ["#zoo", *["#general"] * 5, "Ann, Bob B"]
+    assert members == ["#zoo"] * 2 + ["#general"] * 5 + ["Ann, Bob B"]
 
 
 # --- IRC

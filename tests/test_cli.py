@@ -215,6 +215,12 @@ class TestSources:
         assert '"your question"' in result.stderr
         assert not fake_session.calls
 
+    def test_a_question_before_its_source(self, fake_session: FakeSession) -> None:
+        Path("my book.pdf").write_text("text")
+        result = run("ask", "Who inherits it?", "my book.pdf")
+        assert (result.exit_code, fake_session.calls) == (2, [])
+        assert "try: indexmem ask 'my book.pdf' \"Who inherits it?\"" in result.stderr
+
     @pytest.mark.parametrize("question", ["", " \n"])
     def test_an_empty_question(self, question: str, fake_session: FakeSession) -> None:
         result = run("ask", "book.pdf", question)

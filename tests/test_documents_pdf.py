@@ -7,23 +7,13 @@ from pathlib import Path
 import pypdf
 import pytest
 from reportlab.pdfgen import canvas
+from test_documents import READ, open_one, text_of
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents import Document, open_sources
+from indexmem_cli.documents import open_sources
 from indexmem_cli.documents.passages import Place
 from indexmem_cli.documents.pdf import Line, mend_word, page_lines
 from indexmem_cli.errors import ConfigError, DocumentError
-
-READ = ReadConfig()
-
-
-def text_of(document: Document) -> str:
-    return "".join(passage.text for passage in document.passages())
-
-
-def open_one(path: Path, config: ReadConfig = READ) -> Document:
-    [document] = open_sources([str(path)], config).documents
-    return document
 
 
 def pdf_bytes(pages: list[list[str]], encrypt: str | None = None, labels: bool = False) -> bytes:
@@ -104,6 +94,27 @@ def test_rows_of_a_table_and_verse_stay_lines(tmp_path):
     for lines in (table, verse):
         document = open_one(make_pdf(tmp_path / "a.pdf", [lines]))
         assert text_of(document) == "\n".join(lines) + "\n"
+
+
+def print_cells(path: Path, rows: list[list[str]], width: int) -> Path:
+    """Print every cell for itself, with no rule between them."""
+    sheet = canvas.Canvas(str(path))
+    for number, row in enumerate(rows):
+        for column, cell in enumerate(row):
+            sheet.drawString(72 + width * column, 780 - 14 * number, cell)
+    sheet.save()
+    return path
+
+
+def test_cells_without_rules_are_rows_and_an_index_is_not(tmp_path):
+    table = [["Oar", f"B-{n}", f"{n}.50", "ok"] for n in range(10)]
+    document = open_one(print_cells(tmp_path / "a.pdf", table, 90))
+    rows = text_of(document).splitlines()
+    assert rows == [" | ".join(row) for row in table]
+    assert [passage.place.line for passage in document.passages()] == list(range(1, 11))
+    index = [[f"Anchor, {n}", f"Mast, {n}"] for n in range(10)]
+    document = open_one(print_cells(tmp_path / "b.pdf", index, 200))
+    assert "|" not in text_of(document)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,10 @@ def test_version(flag: str) -> None:
     python = ".".join(map(str, sys.version_info[:3]))
     expected = f"indexmem {__version__} (Python {python}, {sys.platform})\n"
     result = subprocess.run([*PROGRAM, flag], capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
-    assert CliRunner().invoke(app, [flag]).stdout == expected
+    for part in ("torch", "transformers", "tokenizers", "safetensors"):
+        assert f"\n{part} {metadata.version(part)}\n" in result.stdout
+    assert result.stdout.startswith(expected) and not result.stderr and not result.returncode
+    assert CliRunner().invoke(app, [flag]).stdout == result.stdout
 
 
 @pytest.mark.parametrize(("args", "limit_s"), [("--help", 0.3), ("--version", 0.1)])

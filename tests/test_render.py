@@ -101,6 +101,17 @@ def test_an_answer_that_is_not_in_its_sources_says_so(
     assert answer.as_json()["supported"] is not said
 
 
+def test_an_answer_without_a_word_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    source = replace(ANSWER.sources[0], holds=0.0)
+    for text, said in (("", True), (" \n", True), ("Ruth", False)):
+        render.Renderer(render.View(sources=True)).consume(
+            [replace(ANSWER, text=text, sources=(source,))]
+        )
+        told = capsys.readouterr().err
+        assert ("before the first word" in told) is said
+        assert ("do not stand in these places" in told) is not said
+
+
 def hostile_answer(text: str) -> events.Answer:
     """Return an answer with the text in every place that a document or model can reach."""
     source = events.Source(text, 1, text, 1, 1, 0.5, text)

@@ -8,8 +8,10 @@ import pytest
 
 from indexmem_cli import Memory, session
 from indexmem_cli.asking import find_grounds
+from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
 from indexmem_cli.errors import ConfigError, DocumentError
+from indexmem_cli.estimate import estimate_need, read_weights
 from indexmem_cli.events import Answer, Loaded, Notice, Progress, TokenText
 from indexmem_cli.inspecting import inspect
 from indexmem_cli.language_model import load_language_model
@@ -243,3 +245,12 @@ def test_loading_a_model_leaves_the_garbage_collector_as_it_was(tiny_model_dir, 
         assert gc.isenabled() is collecting
     finally:
         gc.enable()
+
+
+def test_the_budget_that_reading_takes_is_the_one_foretold(book, tiny_model_dir):
+    model = ModelConfig(model=str(tiny_model_dir), device="cpu", offline=True)
+    checkpoint = find_checkpoint(model.model, offline=True)
+    need = estimate_need(checkpoint, read_weights(checkpoint), MemoryConfig(), model, gpu=False)
+    foretold = inspect([str(book)], read=ReadConfig(), memory=MemoryConfig(), model=model)
+    *_, answer = events_of([book], tiny_model_dir, budget_tokens=None, chunk_tokens=None)
+    assert answer.memory.budget_tokens == foretold.budget_tokens == need.budget_tokens

@@ -58,16 +58,7 @@ def blank(content="c" * 64, **settings):
         name=None,
         source="book.txt",
         path=None,
-        files=(),
         model="tiny",
-        tokens=0,
-        chain=(),
-        states=(),
-        archive=None,
-        parts={},
-        coverage={},
-        read_s=0.0,
-        created_s=0.0,
         version="0",
     )
 

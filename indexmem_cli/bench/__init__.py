@@ -1,0 +1,1 @@
+"""Measure: models, kernels, devices; rows are appended, tables are made of them."""

@@ -70,7 +70,7 @@ def bench_device(config: DeviceConfig) -> Iterator[Row]:
         before = _allocated(device)
         backbone = make_backbone(name, config.quant, dtype, device, config.kv_dtype)
         weights = _allocated(device) - before
-        row = {"model": name, "quant": config.quant, "kv_dtype": config.kv_dtype}
+        row: Row = {"model": name, "quant": config.quant, "kv_dtype": config.kv_dtype}
         row |= {"budget": config.budget_tokens, "chunk": config.chunk_tokens, "dtype": dtype}
         memory = MemoryConfig(config.budget_tokens, config.chunk_tokens, config.policy)
         plan, _ = make_plan(memory, backbone.info.window_tokens)

@@ -41,7 +41,7 @@ def sum_up(values: Sequence[float | bool]) -> Row:
     """Return `value`, `interval_95` and `n`: of a share by Wilson, of a mean by the normal law."""
     n, mean = len(values), float(np.mean(values))
     if all(isinstance(value, (bool, np.bool_)) for value in values):
-        low, high = wilson_interval(sum(values), n)
+        low, high = wilson_interval(sum(map(bool, values)), n)
     else:
         half = 1.96 * float(np.std(values)) / n**0.5
         low, high = mean - half, mean + half

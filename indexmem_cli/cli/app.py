@@ -23,7 +23,7 @@ from indexmem_cli.cli.models import models
 from indexmem_cli.cli.serve import serve
 from indexmem_cli.cli.sessions import sessions
 from indexmem_cli.cli.train import train
-from indexmem_cli.cli.version import version_line
+from indexmem_cli.cli.version import version_lines
 from indexmem_cli.errors import IndexMemError
 
 EXIT_INTERRUPTED = 130
@@ -102,7 +102,7 @@ def _drop_output() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(version_line())
+        typer.echo(version_lines())
         raise typer.Exit
 
 

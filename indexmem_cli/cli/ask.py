@@ -1,5 +1,6 @@
 """`indexmem ask`: read the sources, answer one question."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,10 +146,13 @@ def _check_sources(sources: Sequence[str], question: str) -> Sequence[str]:
     if not question.strip():
         raise ConfigError("the question is empty", 'indexmem ask book.pdf "your question"')
     if options.is_path(question):
-        named = " ".join([*sources, question]) if len(sources) < 3 else "SOURCE..."
+        named, asked = [*sources, question], "your question"
+        if sources and " " in sources[0] and not options.is_path(sources[0]):
+            asked = named.pop(0)
+        shown = shlex.join(named) if len(named) < 4 else "SOURCE..."
         raise ConfigError(
             f"a question is missing: the last argument, {question}, is a file or folder",
-            f'indexmem ask {named} "your question"',
+            f'indexmem ask {shown} "{asked}"',
         )
     if sources:
         return sources

@@ -4,12 +4,14 @@ import logging
 import re
 import shlex
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from statistics import median
 from typing import BinaryIO
 
-from pypdf import PdfReader
+from pypdf import PageObject, PdfReader
 from pypdf.errors import DependencyError, FileNotDecryptedError
 
 from indexmem_cli.config import ReadConfig
@@ -29,6 +31,10 @@ _LETTERS = {
 }
 _MIN_FULL_CHARS = 20
 _PAGES_CACHED = 32
+_MIN_CELLS = 12
+_CELL_CHARS = 16
+_ROWS_PER_CELL = 0.55
+_GAP = re.compile(r"\s{2,}")
 _SOFT_HYPHEN = "\u00ad"
 _PAGE_NUMBER = re.compile(r"[0-9]+|[ivxlcdm]+", re.IGNORECASE)
 _BROKEN_WORD = re.compile(r"[^\W_]+[-\u00ad\u2010\u2013\u2014]$")
@@ -119,7 +125,7 @@ class PdfDocument(Document):
             label = labels[index] if labels else None
             try:
                 with _one_error(self.name):
-                    text = reader.pages[index].extract_text()
+                    text = _page_text(reader.pages[index])
             except Unreadable as error:
                 failure, text = failure or error, ""
             if text.strip():
@@ -132,6 +138,29 @@ class PdfDocument(Document):
                 reader.resolved_objects.clear()  # else it holds every object of every page
         if failure is not None and not self.pages_read:
             raise failure
+
+
+def _page_text(page: PageObject) -> str:
+    """Return the text of a page in its own order; of a table without rules, a row a line.
+
+    The cells of such a table are printed each for itself. Where most lines are as short as cells
+    and about half of them stand beside another one, lines of one height are joined, unless that
+    loses or adds a letter.
+    """
+    text = page.extract_text()
+    lengths = [len(line.strip()) for line in text.split("\n") if line.strip()]
+    if len(lengths) < _MIN_CELLS or median(lengths) > _CELL_CHARS:
+        return text
+    with suppress(Unreadable, MemoryError), _one_error(""):
+        rows = page.extract_text(extraction_mode="layout", layout_mode_space_vertically=False)
+        lines = [_GAP.sub(" | ", row.strip()) for row in rows.split("\n") if row.strip()]
+        is_whole = Counter("".join(rows.split())) == Counter("".join(text.split()))
+        gaps = [line.count(" | ") for line in lines if " | " in line]
+        # Two columns are more likely those of an index, which are read one after the other.
+        is_table = len(lines) <= _ROWS_PER_CELL * len(lengths) and median(gaps or [0]) >= 2
+        if is_whole and is_table:
+            return "\n".join(lines)
+    return text
 
 
 @contextmanager

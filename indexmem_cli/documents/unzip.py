@@ -33,7 +33,7 @@ class Zip:
             Damaged: not a zip, or one with too many or too large members, or encrypted.
         """
         with _one_error("the zip"):
-            self._zip = zipfile.ZipFile(stream)  # type: ignore[arg-type]
+            self._zip = zipfile.ZipFile(stream)
         infos = self._zip.infolist()
         if len(infos) > MAX_MEMBERS:
             raise Damaged(f"the zip has {len(infos):,} members", reason="too large")

@@ -24,7 +24,7 @@ class Wire:
             OSError: nobody listens any more.
         """
         is_json = not isinstance(frame, bytes)
-        content = json.dumps(frame).encode() if is_json else frame
+        content = frame if isinstance(frame, bytes) else json.dumps(frame).encode()
         self._outgoing.write(_HEAD.pack(is_json, len(content)) + content)
         self._outgoing.flush()
 

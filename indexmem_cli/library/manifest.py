@@ -7,9 +7,10 @@ holds for every format version, so that damage is never taken for another versio
 import json
 import re
 import types
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from indexmem_cli import __version__
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library.disk import blake2b
 
@@ -76,9 +77,9 @@ class SavedState:
     """What the file does not say of itself; see `memory/store.py`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A whole saved memory, or a checkpoint of one that is still being read."""
+    """A whole saved memory, or a checkpoint of one; as it is made, nothing is read."""
 
     key: Key
     name: str | None
@@ -86,26 +87,26 @@ class Manifest:
     """As the user named it: a file, a folder, or `-`."""
     path: str | None
     """Where the source lies; None for a pipe."""
-    files: tuple[SourceFile, ...]
+    files: tuple[SourceFile, ...] = ()
     model: str
     """Name of the model."""
-    tokens: int
+    tokens: int = 0
     """Tokens of text read."""
-    chain: tuple[str, ...]
+    chain: tuple[str, ...] = ()
     """For every chunk the hash of all tokens up to its end, 16 hexadecimal digits."""
-    states: tuple[SavedState, ...]
+    states: tuple[SavedState, ...] = ()
     """Ascending; the last one is what answers, those before it are what a grown text goes on
     from."""
-    archive: str | None
+    archive: str | None = None
     """Name of the file of the text; None in a checkpoint."""
-    parts: dict[str, Part]
+    parts: dict[str, Part] = field(default_factory=dict)
     """Every file of the memory by its name, but for the manifest."""
-    coverage: dict[str, Any]
+    coverage: dict[str, Any] = field(default_factory=dict)
     """What was read of what was asked for: the fields of `Coverage`."""
-    read_s: float
-    created_s: float
+    read_s: float = 0.0
+    created_s: float = 0.0
     """When it was saved, in seconds since 1970."""
-    version: str
+    version: str = __version__
     """Version of indexmem that wrote it."""
     format: int = FORMAT
 
@@ -201,7 +202,7 @@ def _build(kind: Any, data: Any) -> Any:
         return data
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        if not isinstance(data, dict) or data.keys() != {field.name for field in fields(kind)}:
+        if not isinstance(data, dict) or data.keys() != {each.name for each in fields(kind)}:
             raise ValueError(f"not the fields of {kind.__name__}")
         return kind(**{name: _build(hints[name], value) for name, value in data.items()})
     origin, arguments = get_origin(kind), get_args(kind)

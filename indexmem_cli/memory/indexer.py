@@ -50,8 +50,8 @@ class IndexerConfig:
     @property
     def groups(self) -> list[tuple[int, ...]]:
         """Places among `layers` that share a net."""
-        size = {"retention": 1, "shared": len(self.layers), "shared-heads": len(self.layers)}
-        size = size.get(self.form, self.group_layers)
+        sizes = {"retention": 1, "shared": len(self.layers), "shared-heads": len(self.layers)}
+        size = sizes.get(self.form, self.group_layers)
         places = range(len(self.layers))
         return [tuple(places[first : first + size]) for first in places[::size]]
 

@@ -102,9 +102,11 @@ class Renderer:
         self._end_line()
         if answer.stop == "length":
             self.show_notice("the answer was cut at its greatest length; see --max-tokens")
+        if not answer.text.strip():
+            self.show_notice("the model ended its answer before the first word; ask in other words")
         if self._view.sources:
             self.show_sources(answer.sources)
-            if answer.sources and not answer.supported:
+            if answer.text.strip() and answer.sources and not answer.supported:
                 self.show_notice("the words of the answer do not stand in these places")
         if answer.explanation is not None:
             lines = explanation_lines(answer.explanation, min(72, self._console.width - 16))

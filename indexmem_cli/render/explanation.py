@@ -40,6 +40,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
         ConfigError: matplotlib is not installed, or the file cannot be written.
     """
     try:
+        from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(
@@ -54,11 +55,12 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
         aspect="auto",
         interpolation="nearest",
         cmap="viridis",
-        vmin=0,
-        vmax=1,
+        norm=PowerNorm(0.3, 0, 1),  # of a long text little is kept anywhere: that must be seen
         extent=(0, tokens, len(explanation.kept) - 0.5, -0.5),
     )
     left.set(xlabel="token of the text", title="kept, by layers")
+    left.locator_params(axis="x", nbins=5)
+    left.xaxis.set_major_formatter("{x:,.0f}")
     left.set_yticks(range(len(explanation.kept)), [_name(g.layers) for g in explanation.kept])
     start = [0.0] * len(masses)
     for part, text in PARTS.items():
@@ -67,7 +69,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
         start = [a + b for a, b in zip(start, sizes, strict=True)]
     right.set(xlim=(0, 1), title="attention of the question, by layer")
     right.invert_yaxis()
-    right.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
+    figure.legend(ncols=len(PARTS), loc="outside lower center", frameon=False)
     try:
         figure.savefig(path, dpi=120, format="png")
     except OSError as error:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -32,7 +33,7 @@ def show_memories(memories: Sequence[SavedMemory], full: bool) -> None:
     """Print one line for each memory and the total."""
     console = open_console(stderr=False)
     table = Table(box=None, pad_edge=False)
-    overflow = "fold" if full else "ellipsis"
+    overflow: OverflowMethod = "fold" if full else "ellipsis"
     table.add_column("ID", no_wrap=True)
     for column in ("NAME", "SOURCE", "MODEL"):
         table.add_column(column, overflow=overflow, no_wrap=not full)

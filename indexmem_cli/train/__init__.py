@@ -1,0 +1,1 @@
+"""Training: adapters, the gate, the embedded model and its data."""

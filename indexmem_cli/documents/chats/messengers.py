@@ -45,8 +45,8 @@ def from_telegram(record: dict[str, Any], around: Mapping[str, Any]) -> Iterator
     chat = around.get("chats.list.item.name") or around.get("name")
     ts = wall_clock(record.get("date")) or epoch(record.get("date_unixtime"))
     if record.get("type") == "service":
-        parts = (record.get("actor"), record.get("action"), record.get("title"))
-        event = " ".join(str(part).replace("_", " ") for part in parts if part)
+        about = (record.get("actor"), record.get("action"), record.get("title"))
+        event = " ".join(str(part).replace("_", " ") for part in about if part)
         yield Message(event, None, ts, chat)
         return
     parts = [_telegram_text(record.get("text"))]
@@ -106,6 +106,7 @@ def from_slack(
         or profile.get("display_name")
         or profile.get("real_name")
         or record.get("username")
+        or (record.get("bot_profile") or {}).get("name")
         or user
     )
     parts = [record.get("text")]

@@ -132,9 +132,9 @@ def resolve_orders(headers: Iterable[_Header], wanted: str | None) -> dict[str, 
         elif mark == "." or mark not in unclear:
             orders[mark] = "dmy"
         else:
-            date = mark.join(map(str, unclear[mark]))
+            shown = mark.join(map(str, unclear[mark]))
             raise Damaged(
-                f"{date} may have its day or its month first, and nothing in the file tells",
+                f"{shown} may have its day or its month first, and nothing in the file tells",
                 "say which with --date-order dmy, mdy or ymd",
                 "unclear dates",
             )

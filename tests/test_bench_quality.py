@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from test_train import write_records
 from typer.testing import CliRunner
 
 from indexmem_cli.bench import baselines, methods, quality, ruler, suites
@@ -103,6 +104,28 @@ def test_keys_never_repeat_even_where_there_are_few():
     drawn = ruler.distinct(lambda rng: rng.choice("abc"), Random(0))
     keys = [next(drawn) for _ in range(12)]
     assert len(set(keys)) == 12 and set("abc") < set(keys)
+
+
+def test_a_question_has_its_paragraph_among_others_once(tmp_path):
+    asked = [
+        {"context": f"The {tree} ferry sails at {i}. Nobody fishes there.", "answerable": True}
+        | {"question": f"When does the {tree} ferry sail?", "answers": [str(i)]}
+        for i, tree in enumerate(TREES)
+    ]
+    write_records(tmp_path / "qa" / "dev" / "squadshifts.jsonl.xz", asked)
+    task, chosen = suites.SUITES["qa"]["squadshifts"], set()
+    for number in range(6):
+        draw = suites.Draw(Random(number), 60, count, PROSE, number, tmp_path)
+        sample = task.make(draw)
+        [record] = [r for r in asked if r["question"] == sample.question]
+        parts = sample.text.split("\n\n")
+        assert parts.count(record["context"]) == 1 and len(set(parts)) == len(parts) > 3
+        assert count(sample.text) + count(sample.question) <= 60
+        assert task.score(f"At {sample.answers[0]}.", sample.answers) == pytest.approx(2 / 3)
+        chosen.add(sample.question)
+    assert len(chosen) > 2
+    with pytest.raises(ConfigError, match="no questions of squadshifts"):
+        task.make(replace(draw, data=None))
 
 
 def test_the_score_is_the_share_of_references_found():

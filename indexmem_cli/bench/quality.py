@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from indexmem_cli.bench import ruler  # noqa: F401 - makes its tasks known
+from indexmem_cli.bench import qa, ruler  # noqa: F401 - they make their tasks known
 from indexmem_cli.bench.baselines import split_sentences
 from indexmem_cli.bench.methods import Asked, usable_methods
 from indexmem_cli.bench.rows import Row, append_row, common_fields, read_rows, spread
@@ -213,7 +213,7 @@ def make_sample(run: _Run, cell: Cell, number: int) -> Sample:
     rng = Random(f"{cell.task} {cell.length} {cell.seed} {number}")
     room = cell.length - task.max_tokens - frame
     count = partial(_count, model.tokenizer)
-    return task.make(Draw(rng, room, count, run.prose, number))
+    return task.make(Draw(rng, room, count, run.prose, number, run.config.data))
 
 
 def _count(tokenizer: Tokenizer, text: str) -> int:

@@ -42,6 +42,8 @@ class Draw:
     """Sentences of public-domain books, in order."""
     number: int
     """Of the sample, counted from 0."""
+    data: Path | None = None
+    """Folder of training, of which only held-out parts are used."""
 
     def fill(self, pieces: Iterable[str], *fixed: str) -> list[str]:
         """Return as many pieces as there is room for beside what is fixed."""

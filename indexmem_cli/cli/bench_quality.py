@@ -13,7 +13,7 @@ from indexmem_cli.errors import ConfigError
 
 def quality(
     measured: options.Model = DEFAULT_MODEL,
-    suite: Annotated[str, typer.Option(metavar="NAME", help="ruler, needle, or one added.")] = (
+    suite: Annotated[str, typer.Option(metavar="NAME", help="ruler, needle, qa, or one added.")] = (
         "ruler"
     ),
     tasks: Annotated[
@@ -43,7 +43,7 @@ def quality(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Held-out books: prose/. Default: the example book."),
+        typer.Option(metavar="DIR", help="Held-out books and questions: prose/, qa/dev/."),
     ] = None,
     out: Annotated[
         Path | None,

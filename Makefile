@@ -49,7 +49,7 @@ check: install  ## lint, check the formatting, and whether README's tables are c
 
 docs: install  ## build dist/site from docs/, whose pages on the code are made anew
 	@.venv/bin/python docs/generate.py
-	@.venv/bin/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
 
 define remake_tables
 @.venv/bin/indexmem bench tables

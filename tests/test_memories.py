@@ -95,6 +95,7 @@ class TestList:
         memory = save(library, blank(name="mill"))
         shown = run("show", "mill").stdout
         assert memory.id in shown and "40 tokens" in shown and str(library.root) in shown
+        assert "at most 96 tokens, by knorm" in shown
         assert json.loads(run("show", memory.id[:6], "--json").stdout)["name"] == "mill"
 
 

@@ -65,7 +65,8 @@ def show_memories(memories: Sequence[SavedMemory], full: bool) -> None:
 def show_memory(memory: SavedMemory, folder: str) -> None:
     """Print all that is known of one memory."""
     console = open_console(stderr=False)
-    kept = f"{memory.budget_tokens:,} tokens by {memory.policy}"
+    chooser = "the model's adapter" if memory.policy == "learned" else memory.policy
+    kept = f"at most {memory.budget_tokens:,} tokens, by {chooser}"
     facts = {
         "memory": f"{memory.id}{f' ({memory.name})' if memory.name else ''}",
         "status": memory.status + (f": {memory.detail}" if memory.detail else ""),

@@ -285,6 +285,36 @@ def test_sources_count_if_the_true_line_is_among_them(script):
     assert (judged["right"], judged["sources"]) == (False, [True])
 
 
+def test_real_files_are_asked_and_the_newest_rows_make_the_table(
+    script, tiny_model_dir, tmp_path, capsys
+):
+    formats, out = script("formats"), tmp_path / "rows.jsonl"
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("the mill passes to Ruth\n")
+    (tmp_path / "text" / "b.txt").write_text(" ")
+    asked = {"file": "text/a.txt", "question": "Who?", "answers": [""], "place": {"line_start": 1}}
+    questions = tmp_path / "questions.json"
+    for answers in ([""], ["no such word"]):
+        asked["answers"] = answers
+        questions.write_text(json.dumps([asked, {"file": "text/b.txt", "refused": "no text"}]))
+        options = f"--questions {questions} --model {tiny_model_dir} --budget 96 --chunk 32"
+        formats.main([str(tmp_path), *options.split(), "--out", str(out)])
+    found = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [row["answer_right"] for row in found] == [True, True, False, True]
+    assert [row.get("source_right") for row in found] == [True, None] * 2
+    assert str(tmp_path) not in out.read_text("utf-8")
+    said = capsys.readouterr().out
+    assert "answers right: 0 of 1\n" in said and "refused as expected: 1 of 1" in said
+
+
+def test_a_place_is_the_expected_one_if_every_part_of_it_is(script):
+    stands_at = script("formats").stands_at
+    source = Namespace(page=3, author="Ann")
+    assert stands_at(source, {"page": [2, 3], "author": "Ann"})
+    assert not stands_at(source, {"page": 3, "author": "Bob"})
+    assert not stands_at(source, {"page": [1, 2]})
+
+
 def test_keys_and_values_come_back_as_they_were_stored(script, tmp_path):
     store_of = script("kv_recall").Store
     numbers = torch.randn(70, 2, 2, 3, 8, generator=torch.Generator().manual_seed(0))

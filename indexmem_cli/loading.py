@@ -1,5 +1,7 @@
 """Load a model from disk in the form asked for, and its chat template."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from transformers.utils import logging
 
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.checkpoint import LARGE_MODEL_BYTES, PLAIN, Checkpoint
@@ -72,7 +75,8 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
         options |= {"device_map": "auto", "max_memory": room}
     load = _load_plain if quant.endswith(PLAIN) else _load_stored
     try:
-        model = load(checkpoint, dtype, options).eval()
+        with _without_bar():
+            model = load(checkpoint, dtype, options).eval()
     except (
         *(OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError, SafetensorError),
     ) as error:
@@ -100,6 +104,18 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
             load_adapter, checkpoint.adapter_path, checkpoint.path, device
         )
     return backbone
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Keep transformers' progress bar out of the programs of others; `Loaded` is what they get."""
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def _load_stored(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):

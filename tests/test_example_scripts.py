@@ -18,7 +18,9 @@ def run(name: str, *arguments: str, capsys) -> str:
     """Call `main` of a script; return what it printed."""
     main = runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"]
     main(*arguments)
-    return capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert not shown.err  # no bars of libraries in the programs of others
+    return shown.out
 
 
 def test_ask_a_book(capsys) -> None:

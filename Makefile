@@ -42,10 +42,11 @@ test: install  ## run the tests (PYTEST="-m slow" passes options on)
 types: install  ## check the types of the package
 	@.venv/bin/mypy
 
-check: install  ## lint, check the formatting, and whether README's tables are current
+check: install  ## lint, formatting, types, and whether README's tables are current
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/indexmem bench tables --check
+	@.venv/bin/mypy
 
 docs: install  ## build dist/site from docs/, whose pages on the code are made anew
 	@.venv/bin/python docs/generate.py

@@ -194,17 +194,16 @@ def test_signals_at_every_stage(sent, tiny_model_dir, tmp_path):
     subprocess.run([*program, *options], env=environment, capture_output=True, check=True)
     longest_s = time.monotonic() - started
     for moment in range(1, 21):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*program, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        time.sleep(0.3 + longest_s * moment / 20)  # before that the interpreter itself starts
-        if sent == signal.SIGPIPE:
-            process.stdout.close()
-        else:
-            process.send_signal(sent)
-        err = process.stderr.read()
-        code = process.wait(60)
-        process.stderr.close()
+        ) as process:
+            time.sleep(0.3 + longest_s * moment / 20)  # before that the interpreter itself starts
+            if sent == signal.SIGPIPE:
+                process.stdout.close()
+            else:
+                process.send_signal(sent)
+            err = process.stderr.read()
+            code = process.wait(60)
         allowed = {signal.SIGINT: (130, -2), signal.SIGTERM: (-15, 143), signal.SIGPIPE: (141,)}
         assert code in (0, *allowed[sent]), err
         assert b"Traceback" not in err

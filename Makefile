@@ -73,7 +73,7 @@ soak: install  ## the long tests of reliability (hours; rows go to benchmarks/re
 	@.venv/bin/python benchmarks/fuzz.py --mutations 2000 $(if $(CORPUS),--corpus $(CORPUS))
 	@.venv/bin/python benchmarks/fuzz_memories.py --cases 10000
 	@.venv/bin/python benchmarks/crash.py --kills 500
-	@.venv/bin/python benchmarks/soak.py --tokens 5000000 --questions 10000 --requests 2000
+	@.venv/bin/python benchmarks/soak.py --tokens 5000000 --turns 10000 --requests 2000
 
 sbom: install  ## write dist/indexmem.cdx.json, a list of all that is installed
 	@mkdir -p dist

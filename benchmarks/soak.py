@@ -1,6 +1,8 @@
-"""Run for long: does memory, or the number of open files, grow with reading, asking, serving?
+"""Run for long: does memory, or the number of open files, grow with reading, talking, serving?
 
-python benchmarks/soak.py --tokens 5000000 --questions 10000 --requests 2000
+python benchmarks/soak.py --tokens 5000000 --turns 10000 --requests 2000
+
+A part that is stopped by Ctrl-C leaves its row too, of what was done until then.
 """
 
 import os
@@ -8,6 +10,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
 
 import argparse
+import contextlib
 import gc
 import random
 import sys
@@ -33,8 +36,9 @@ from indexmem_cli.config import (
     ModelConfig,
     StoreConfig,
 )
+from indexmem_cli.conversation import open_conversation
 from indexmem_cli.documents import open_sources
-from indexmem_cli.events import Answer, Progress
+from indexmem_cli.events import Answer, Notice, Progress
 from indexmem_cli.session import Memory, ReadConfig
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -59,6 +63,11 @@ class Gauge:
         resident = self._process.memory_info().rss
         self._seen.append((share, resident, self._process.num_fds()))
 
+    def note_if_due(self, share: float) -> None:
+        """Look fifty times in all."""
+        if int(share * 50) >= len(self._seen):
+            self.note(share)
+
     def row(self) -> dict[str, Any]:
         """The highest early values and the last ones."""
         early = [seen for seen in self._seen if seen[0] <= EARLY] or self._seen[:1]
@@ -82,36 +91,40 @@ def book(folder: Path, num_lines: int) -> Path:
 def read_on(model: ModelConfig, memory: MemoryConfig, folder: Path, tokens: int) -> dict[str, Any]:
     """Read so many tokens of one text, without saving."""
     gauge, seen = Gauge(), 0
-    path = book(folder, tokens // 12)
-    parts = [open_sources([str(path)], ReadConfig())]
+    parts = [open_sources([str(book(folder, tokens // 12))], ReadConfig())]
     reading = Memory(parts, memory, model, ReadConfig(), StoreConfig(save=False)).ingest()
-    for event in reading:
-        if isinstance(event, Progress):
-            seen = event.tokens_read
-            if event.fraction and int(event.fraction * 50) > len(gauge._seen):
-                gauge.note(event.fraction)
-            if seen >= tokens:
-                break
-    reading.close()
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(reading):
+        for event in reading:
+            if isinstance(event, Progress):
+                seen = event.tokens_read
+                gauge.note_if_due(seen / tokens)
+                if seen >= tokens:
+                    break
     gauge.note(1.0)
     return {"part": "reading", "n": seen, **gauge.row()}
 
 
-def ask_on(
-    model: ModelConfig, memory: MemoryConfig, folder: Path, questions: int
-) -> dict[str, Any]:
-    """Ask one memory so many questions."""
+def talk_on(model: ModelConfig, memory: MemoryConfig, folder: Path, turns: int) -> dict[str, Any]:
+    """Say so many things, a fact and a question in turns, in one conversation that is saved."""
     gauge, outcomes = Gauge(), Counter()
-    parts = [open_sources([str(book(folder, 300))], ReadConfig())]
-    kept = Memory(parts, memory, model, ReadConfig(), StoreConfig(save=False))
-    for number in range(questions):
-        config = AnswerConfig(max_tokens=4, temperature=0.7, seed=number)
-        *_, answer = kept.events(f"Who has the mill of heir {number}?", config)
-        outcomes["answered"] += isinstance(answer, Answer)
-        if number % max(1, questions // 50) == 0:
-            gauge.note(number / questions)
+    os.environ["INDEXMEM_HOME"] = str(folder)
+    talk = open_conversation([], memory=memory, model=model)
+    with contextlib.suppress(KeyboardInterrupt):
+        for number in range(turns):
+            heir = number // 2 * 7919 % 100_003
+            said = f"Who has mill {heir}?" if number % 2 else f"Heir {number} has mill {heir}."
+            config = AnswerConfig(max_tokens=4, temperature=0.7, seed=number)
+            *_, answer = (e for e in talk.ask(said, config) if not isinstance(e, Notice))
+            outcomes["answered"] += isinstance(answer, Answer)
+            gauge.note_if_due(number / turns)
     gauge.note(1.0)
-    return {"part": "questions", "n": questions, **gauge.row(), "outcomes": listed(outcomes)}
+    outcomes["kept"] = len(talk.store.turns(talk.session.id))
+    notices = talk.close()
+    gauge.note(1.0)
+    assert not notices, notices
+    tokens = answer.memory.full_kv_tokens
+    row = {"part": "chat", "n": outcomes["answered"], "tokens": tokens, **gauge.row()}
+    return {**row, "outcomes": listed(outcomes)}
 
 
 def serve_on(
@@ -162,8 +175,7 @@ def serve_on(
                 found = "timed out"
             with lock:
                 outcomes[f"{kind}: {found}"] += 1
-                if sum(outcomes.values()) % max(1, requests // 50) == 0:
-                    gauge.note(sum(outcomes.values()) / requests)
+                gauge.note_if_due(sum(outcomes.values()) / requests)
 
         ask(httpx2.Client(timeout=120))  # loads the model
         with ThreadPoolExecutor(CLIENTS) as pool:
@@ -188,7 +200,7 @@ def parts_of(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     memory = MemoryConfig(budget_tokens=128, chunk_tokens=128, policy="keydiff")
     works = (
         (read_on, options.tokens),
-        (ask_on, options.questions),
+        (talk_on, options.turns),
         (serve_on, options.requests),
     )
     for work, number in works:
@@ -204,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--tokens", type=int, default=5_000_000)
-    parser.add_argument("--questions", type=int, default=10_000)
+    parser.add_argument("--turns", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=2_000)
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.jsonl")
     options = parser.parse_args(arguments)

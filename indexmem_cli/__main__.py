@@ -3,11 +3,8 @@
 import os
 import signal
 import sys
-from typing import NoReturn
 
-
-class Terminated(BaseException):
-    """SIGTERM came; on its way up the terminal and the disk are left in order."""
+from indexmem_cli.signals import Terminated, signals_raised
 
 
 def main() -> None:
@@ -24,21 +21,16 @@ def main() -> None:
 
         print(version_lines())
         return
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        from indexmem_cli.cli.app import app
+        with signals_raised():
+            from indexmem_cli.cli.app import app
 
-        app(prog_name="indexmem")
+            app(prog_name="indexmem")
     except KeyboardInterrupt:  # while importing; app.py handles every later one
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Terminated:
         signal.raise_signal(signal.SIGTERM)
-
-
-def _terminate(signum: int, frame: object) -> NoReturn:
-    signal.signal(signum, signal.SIG_DFL)  # a second one ends it at once
-    raise Terminated
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Who may import whom. `config` and `errors` are leaves that anyone but themselves may import.
 ALLOWED = {
     "__init__": {"events", "session"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "signals"},
     "cli": {
         "bench",
         "catalogue",
@@ -105,6 +105,7 @@ ALLOWED = {
     "events": set(),
     "config": set(),
     "settings": set(),
+    "signals": set(),
     "errors": set(),
     "documents": set(),
     "tokens": {"documents"},
@@ -185,6 +186,7 @@ LIGHT_MODULES = {
     "session",
     "sessions",
     "settings",
+    "signals",
     "tokens",
     "inspecting",
     "terms",

@@ -182,9 +182,11 @@ def test_a_document_that_vanishes_while_it_is_read(tiny_model_dir, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGPIPE])
-def test_signals_at_every_stage(sent, tiny_model_dir, tmp_path):
-    """Twenty moments from start to end: the documented exit code, no traceback, no damage."""
+@pytest.mark.parametrize(
+    ("sent", "moments"), [(signal.SIGINT, 60), (signal.SIGTERM, 20), (signal.SIGPIPE, 20)]
+)
+def test_signals_at_every_stage(sent, moments, tiny_model_dir, tmp_path):
+    """Moments from start to end: the documented exit code, no traceback, no damage."""
     book = tmp_path / "book.txt"
     book.write_text(LINES * 3000)
     program = [sys.executable, "-m", "indexmem_cli", "ask", str(book), "Who?", "--fresh"]
@@ -193,11 +195,13 @@ def test_signals_at_every_stage(sent, tiny_model_dir, tmp_path):
     started = time.monotonic()
     subprocess.run([*program, *options], env=environment, capture_output=True, check=True)
     longest_s = time.monotonic() - started
-    for moment in range(1, 21):
+    for number in range(1, moments + 1):
         with subprocess.Popen(
             [*program, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
-            time.sleep(0.3 + longest_s * moment / 20)  # before that the interpreter itself starts
+            # Before 0.3 s the interpreter itself starts.
+            time.sleep(0.3 + longest_s * number / moments)
+            has_ended = process.poll() is not None
             if sent == signal.SIGPIPE:
                 process.stdout.close()
             else:
@@ -205,7 +209,8 @@ def test_signals_at_every_stage(sent, tiny_model_dir, tmp_path):
             err = process.stderr.read()
             code = process.wait(60)
         allowed = {signal.SIGINT: (130, -2), signal.SIGTERM: (-15, 143), signal.SIGPIPE: (141,)}
-        assert code in (0, *allowed[sent]), err
+        is_too_late = has_ended or sent == signal.SIGPIPE  # all may be written by then
+        assert code in allowed[sent] or (code == 0 and is_too_late), err
         assert b"Traceback" not in err
         for memory_id in Library().ids():
             if (Library().folder(memory_id) / "manifest.json").exists():

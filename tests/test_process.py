@@ -19,6 +19,7 @@ from indexmem_cli.cli.app import app
 
 TESTS = Path(__file__).parent
 PROGRAM = [sys.executable, "-m", "indexmem_cli"]
+_ENDLESS = {"FAKE_ENDLESS": "1", "FAKE_DELAY_S": "0.001"}
 FAKE_PROGRAM = [sys.executable, str(TESTS / "fake_session.py")]
 
 
@@ -105,6 +106,86 @@ def test_interrupt() -> None:
     assert out.endswith(b" \n")
 
 
+# Sends a signal from a line of Python of which it is known what becomes of an exception in it.
+_AT_A_BAD_MOMENT = """
+import signal, sys
+import fake_session
+
+SENT = signal.Signals[sys.argv.pop(1)]
+PLACE = sys.argv.pop(1)
+
+
+class Dying:
+    def __del__(self):
+        signal.raise_signal(SENT)
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "cannot_be_had":
+            signal.raise_signal(SENT)
+
+
+def watch(frame, event, arg):
+    code = frame.f_code
+    if code.co_filename == "<frozen importlib._bootstrap>" and code.co_name == "cb":
+        sys.setprofile(None)
+        signal.raise_signal(SENT)
+
+
+class Session(fake_session.FakeSession):
+    def ask(self, *args, **options):
+        if PLACE == "a callback of an import":
+            sys.setprofile(watch)
+            import tabnanny
+        elif PLACE == "an import that may fail":
+            sys.meta_path.insert(0, Missing())
+            try:
+                import cannot_be_had
+            except BaseException:
+                pass
+        else:
+            Dying()
+        yield from super().ask(*args, **options)
+
+
+fake_session.FakeSession = Session
+fake_session.run_program()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", -signal.SIGTERM)])
+@pytest.mark.parametrize(
+    "place", ["a callback of an import", "an import that may fail", "a finaliser"]
+)
+def test_no_signal_is_swallowed(name: str, code: int, place: str) -> None:
+    """What is raised in these places, Python or a library drops."""
+    result = subprocess.run(
+        [sys.executable, "-c", _AT_A_BAD_MOMENT, name, place, "ask", "book.pdf", "Who?", "-q"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", **_ENDLESS},
+        timeout=20,
+    )
+    told = "interrupted\n" if name == "SIGINT" else ""
+    assert (result.returncode, result.stderr) == (code, told)
+
+
+def test_a_second_signal_does_not_wait_for_imports(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text("import time; print(1, flush=True); time.sleep(60)")
+    code = "from indexmem_cli.signals import *\nwith signals_raised(): import endless"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"1"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == -signal.SIGINT
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", -signal.SIGTERM)])
 def test_a_terminal_gets_its_cursor_back(name: str, code: int) -> None:
     terminal, inside = os.openpty()
@@ -180,5 +261,5 @@ def _start_endless(args: list[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
-        env={**os.environ, "FAKE_ENDLESS": "1", "FAKE_DELAY_S": "0.001"},
+        env={**os.environ, **_ENDLESS},
     )

@@ -1,4 +1,4 @@
-"""Kill readings and removals at random moments: is the old or the new memory whole every time?
+"""Kill readings, chats and removals at random moments: is what was there or what comes whole?
 
 python benchmarks/crash.py --kills 500
 """
@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read 
 
 import argparse
 import contextlib
+import shutil
 import signal
 import tempfile
 import time
@@ -19,33 +20,46 @@ from random import Random
 
 import torch
 
+from indexmem_cli import conversation
 from indexmem_cli.bench.rows import RESULTS, append_row, common_fields, print_table
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
+from indexmem_cli.cli.memories import prune
+from indexmem_cli.config import (
+    DEFAULT_MODEL,
+    AnswerConfig,
+    MemoryConfig,
+    ModelConfig,
+    ReadConfig,
+    StoreConfig,
+)
+from indexmem_cli.conversation import LAST, Conversation, open_conversation
 from indexmem_cli.documents import open_each
 from indexmem_cli.engine import make_reader
-from indexmem_cli.language_model import load_language_model
+from indexmem_cli.events import Notice
+from indexmem_cli.growing import GrowingReading
+from indexmem_cli.language_model import LanguageModel, load_language_model
 from indexmem_cli.library import MANIFEST, Library
 from indexmem_cli.library.manifest import Key
 from indexmem_cli.library.saver import Saver
 from indexmem_cli.plan import make_plan
 from indexmem_cli.reading import Reading
+from indexmem_cli.sessions import SessionStore, sessions_folder
 
 CHUNK = 64
-SCENES = ("first reading", "reading again", "grown text", "removal")
+MEMORY = MemoryConfig(budget_tokens=128, chunk_tokens=CHUNK, policy="knorm")
 COLUMNS = ["scene", "n", "moments", "whole", "resumed", "swept", "wrong"]
 
 
 class Scene:
     """One text, read and saved again and again."""
 
-    def __init__(self, engine, text: str, folder: Path, kind: str) -> None:
+    def __init__(self, engine: LanguageModel, text: str, folder: Path, kind: str) -> None:
         self.engine, self.kind = engine, kind
         self.source, self.library = folder / "text.txt", Library(folder / "memories")
         self.text, self.before = text, text[: len(text) * 2 // 3]
 
     def prepare(self) -> None:
-        """Make what is there before a reading that will be killed."""
+        """Make what is there before what will be killed."""
         for memory_id in self.library.ids():
             self.library.delete(memory_id)
         if self.kind == "grown text":
@@ -57,11 +71,10 @@ class Scene:
 
     def read(self, **store) -> Reading:
         """Read the source, or load its memory."""
-        config = MemoryConfig(budget_tokens=128, chunk_tokens=CHUNK, policy="knorm")
         opening = self.engine.prompt.opening
-        plan, _ = make_plan(config, 2048, len(opening), 64)
+        plan, _ = make_plan(MEMORY, 2048, len(opening), 64)
         [sources] = open_each([str(self.source)], ReadConfig())
-        reader = make_reader(self.engine.backbone, plan, config, [])
+        reader = make_reader(self.engine.backbone, plan, MEMORY, [])
         reading = Reading(sources, reader, self.engine.tokenizer, opening)
         key = Key("", "model", "tokenizer", {"chunk_tokens": CHUNK})
         for _ in reading.remember(key, "tiny", StoreConfig(**store), self.library):
@@ -76,6 +89,22 @@ class Scene:
         else:
             self.read(fresh=self.kind == "reading again")
 
+    def expect(self) -> None:
+        """Keep what must come of it in the end."""
+        self.expected = digest(self.read(fresh=True))
+
+    def judge(self, seen: Counter[str]) -> None:
+        """Look at what is left, then read to the end."""
+        folders = map(self.library.folder, self.library.ids())
+        whole = [folder.name for folder in folders if (folder / MANIFEST).exists()]
+        seen["whole"] += bool(whole)
+        seen["wrong"] += self.kind in ("reading again", "grown text") and not whole
+        for memory_id in whole:
+            self.library.verify(memory_id)
+        reading = self.read()
+        seen["resumed"] += 0 < reading.tokens_reused < reading.tokens
+        seen["wrong"] += not same(digest(reading), self.expected)
+
     def sweep(self) -> int:
         """Remove what a killed removal left, as if an hour had passed; count it."""
         left = list(self.library.root.glob(".gone-*"))
@@ -87,7 +116,7 @@ class Scene:
         return len(left)
 
     def kill_at(self, seconds: float) -> bool:
-        """Read in a process that is killed after so long; tell whether it was still at work."""
+        """Work in a process that is killed after so long; tell whether it was still at work."""
         process = os.fork()
         if process == 0:
             with contextlib.suppress(BaseException):
@@ -100,8 +129,131 @@ class Scene:
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-            raise RuntimeError("the reading failed before it was killed")
+            raise RuntimeError("it failed before it was killed")
         return os.WIFSIGNALED(status)
+
+
+class Pruning(Scene):
+    """Four memories, of which two were not used for long."""
+
+    def prepare(self) -> None:
+        """Put all four back."""
+        kept = self.library.root.with_name("kept")
+        if not kept.exists():
+            for number in range(4):
+                self.source = kept.with_name(f"{number}.txt")
+                self.source.write_text(f"Book {number}.\n{self.before}")
+                self.read()
+            self.library.root.rename(kept)
+        shutil.rmtree(self.library.root, ignore_errors=True)
+        shutil.copytree(kept, self.library.root)
+        self.ids = sorted(self.library.ids())
+        for memory_id in self.ids[:2]:
+            long_ago = time.time() - 100 * 86400
+            for path in self.library.folder(memory_id).iterdir():
+                os.utime(path, (long_ago, long_ago))
+
+    def work(self) -> None:
+        """Prune, as the command does."""
+        with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
+            prune(["used>30d"], yes=True)
+
+    def expect(self) -> None:
+        """Only the two that are in use may stay."""
+        assert sorted(self.library.ids()) == self.ids[2:]
+
+    def judge(self, seen: Counter[str]) -> None:
+        """Those in use are whole, the others whole or gone; pruning again ends it."""
+        left = sorted(self.library.ids())
+        seen["whole"] += len(left) == 4
+        seen["resumed"] += len(left) == 3
+        seen["wrong"] += left[-2:] != self.ids[2:]
+        for memory_id in left:
+            self.library.verify(memory_id)
+        self.work()
+        seen["wrong"] += sorted(self.library.ids()) != self.ids[2:]
+
+
+class Chat(Scene):
+    """A conversation of two turns, to which four are added; its memory is saved after each."""
+
+    def open(self, **options) -> Conversation:
+        """Open the conversation with the model that is loaded."""
+        model = ModelConfig(self.engine.name, device="cpu", offline=True)
+        talk = open_conversation([], memory=MEMORY, model=model, **options)
+        talk._engine = self.engine
+        return talk
+
+    def say(self, talk: Conversation, numbers: range) -> None:
+        """Say what belongs to each turn; tell whoever kills of each that was answered."""
+        for number in numbers:
+            for _ in talk.ask(question(number), AnswerConfig(max_tokens=3)):
+                pass
+            os.write(self.told, bytes([number]))
+
+    def prepare(self) -> None:
+        """Say the first two turns."""
+        for folder in (self.library.root, sessions_folder()):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.heard, self.told = os.pipe()
+        talk = self.open()
+        self.say(talk, range(1, 3))
+        assert not talk.close()
+
+    def work(self) -> None:
+        """Go on with it."""
+        conversation.CHECKPOINT_S, conversation._MAX_COST = 0.0, 1e9
+        talk = self.open(resumed=LAST)
+        self.say(talk, range(3, 7))
+        assert not talk.close()
+
+    def expect(self) -> None:
+        """What must come of it is what was said."""
+
+    def judge(self, seen: Counter[str]) -> None:
+        """Every answered turn is there, and the memory is that of the turns."""
+        os.close(self.told)
+        with os.fdopen(self.heard, "rb") as stream:
+            answered = max(stream.read())
+        for memory_id in self.library.ids():
+            if (self.library.folder(memory_id) / MANIFEST).exists():
+                seen["whole"] += 1
+                self.library.verify(memory_id)
+        store = SessionStore(sessions_folder())
+        turns = store.turns(store.last().id)
+        store.close()
+        is_right = [turn.question for turn in turns] == [question(turn.number) for turn in turns]
+        is_right &= [turn.number for turn in turns] == list(range(1, len(turns) + 1))
+        is_right &= answered <= len(turns) <= answered + 1
+        is_right &= all(turn.stop != "stopped" for turn in turns[:answered])
+        resumed = self.recollect()
+        seen["resumed"] += 0 < resumed.saved_turns < len(turns)
+        for memory_id in self.library.ids():
+            self.library.delete(memory_id)
+        seen["wrong"] += not (is_right and same(digest(resumed), digest(self.recollect())))
+
+    def recollect(self) -> GrowingReading:
+        """The conversation as it is found: its saved memory, and what is read again."""
+        talk = self.open(resumed=LAST)
+        for event in talk.start():
+            assert not isinstance(event, Notice), event
+        talk.close(save=False)
+        return talk._growing
+
+
+SCENES = {
+    "first reading": Scene,
+    "reading again": Scene,
+    "grown text": Scene,
+    "removal": Scene,
+    "pruning": Pruning,
+    "chat": Chat,
+}
+
+
+def question(number: int) -> str:
+    """What is said in a turn."""
+    return f"Line {number}: the mill passes to heir number {number * 7 % 101}."
 
 
 def digest(reading: Reading) -> list:
@@ -120,34 +272,23 @@ def same(one: list, other: list) -> bool:
     return one[-1] == other[-1] and all(torch.equal(a, b) for a, b in tensors)
 
 
-def run(engine, text: str, kind: str, kills: int, seed: int) -> dict:
-    """Kill a scene `kills` times; look at what is left, then read to the end."""
+def run(engine: LanguageModel, text: str, kind: str, kills: int, seed: int) -> dict:
+    """Kill a scene `kills` times, and look at what is left each time."""
     chance, seen = Random(seed), Counter()
     with tempfile.TemporaryDirectory() as name:
-        scene = Scene(engine, text, Path(name), kind)
-        scene.prepare()
-        started = time.monotonic()
-        expected = digest(scene.read(fresh=True))
-        longest_s = 2.5 * (time.monotonic() - started)  # saving after every chunk takes longer
-        if kind == "removal":
+        os.environ["INDEXMEM_HOME"] = name
+        scene = SCENES[kind](engine, text, Path(name), kind)
+        for _ in range(2):  # the first time, modules are imported
+            scene.prepare()
             started = time.monotonic()
             scene.work()
-            longest_s = 2.5 * (time.monotonic() - started)
-        scene.prepare()
+        longest_s = 2.5 * (time.monotonic() - started)  # saving after every chunk takes longer
+        scene.expect()
         for _ in range(kills):
-            seen["moments"] += scene.kill_at(chance.uniform(0, longest_s))
-            folders = map(scene.library.folder, scene.library.ids())
-            whole = [folder.name for folder in folders if (folder / MANIFEST).exists()]
-            seen["whole"] += bool(whole)
-            seen["swept"] += scene.sweep()
-            if kind in ("reading again", "grown text") and not whole:
-                seen["wrong"] += 1
-            for memory_id in whole:
-                scene.library.verify(memory_id)
-            reading = scene.read()
-            seen["resumed"] += 0 < reading.tokens_reused < reading.tokens
-            seen["wrong"] += not same(digest(reading), expected)
             scene.prepare()
+            seen["moments"] += scene.kill_at(chance.uniform(0, longest_s))
+            seen["swept"] += scene.sweep()
+            scene.judge(seen)
     return {"scene": kind, "n": kills, **{name: seen[name] for name in COLUMNS[2:]}}
 
 
@@ -155,7 +296,7 @@ def main() -> None:
     """Run every scene, append a row for each and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "crash.jsonl")
     options = parser.parse_args()

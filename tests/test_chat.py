@@ -39,6 +39,19 @@ HOSTILE = [
     "| a\x1b[31m | b |\n|---|---|\n| \u202e | \x9b |",
 ]
 
+LINKS = [
+    "[the page](https://evil.example/x)",
+    '[the page](https://evil.example/x "a title")',
+    "<https://evil.example/x> and https://evil.example/x",
+    "see [the page][1]\n\n[1]: https://evil.example/x",
+    "![a picture](https://evil.example/x)",
+    "[![a picture](https://evil.example/y)](https://evil.example/x)",
+    "# [the page](https://evil.example/x)\n\n- [the page](file:///evil.example/x)",
+    "| a |\n|---|\n| [b](https://evil.example/x) |",
+    "```\nhttps://evil.example/x\n```",
+    "\x1b]8;;https://evil.example/x\x1b\\[the page](https://evil.example/x)\x1b]8;;\x1b\\",
+]
+
 
 def is_dangerous(text: str) -> bool:
     """Whether anything but colours is left that a terminal could obey."""
@@ -77,10 +90,22 @@ class TestMarkdown:
     def test_hostile_text_gives_no_command_to_the_terminal(self, text):
         assert not is_dangerous(shown(text))
 
-    def test_links_do_not_open_and_show_where_they_lead(self):
-        text = shown("[the page](https://example.org/x) <https://example.org/y>")
-        assert "\x1b]8" not in text
-        assert "https://example.org/x" in SGR.sub("", text)
+    @pytest.mark.parametrize("is_growing", [False, True])
+    @pytest.mark.parametrize("text", LINKS)
+    def test_links_do_not_open_and_show_where_they_lead(self, text, is_growing):
+        console = Console(width=60, force_terminal=True)
+        with console.capture() as capture:
+            page = MarkdownPage(console)
+            if is_growing:
+                for letter in text:
+                    page._shown_s = 0.0
+                    page.write(letter)
+                page.close()
+            else:
+                console.print(safe_markdown(text))
+        assert "\x1b]" not in capture.get()
+        has_address = not text.startswith(("!", "see"))  # of the others the name is shown
+        assert not has_address or "evil.example/x" in SGR.sub("", capture.get())
 
     def test_html_stands_as_it_is_written(self):
         assert "<script>alert(1)</script> List<String>" in SGR.sub(
@@ -280,6 +305,17 @@ class TestTerminal:
             terminal.wait_for("to go on: indexmem chat --session 5e55a0123456", at)
             code, told = terminal.end()
         assert (code, told) == (0, {"asked": ["Who has it?"] * 2, "saved": True})
+
+    def test_no_answer_makes_the_terminal_open_a_link(self, tmp_path):
+        with Terminal(tmp_path, FAKE_PIECES="\n\n".join(LINKS)) as terminal:
+            at = terminal.wait_for(READY)
+            terminal.type("Who?\r")
+            at = terminal.wait_for(READY, terminal.wait_for("Sources", at))
+            terminal.type("\x04")
+            terminal.wait_for("to go on", at)
+            code, told = terminal.end()
+        assert (code, told["asked"]) == (0, ["Who?"])
+        assert "the page" in terminal.text and "\x1b]" not in terminal.text
 
     def test_ctrl_c_stops_the_answer_and_twice_leaves(self, tmp_path):
         with Terminal(tmp_path, FAKE_ENDLESS="1", FAKE_DELAY_S="0.01") as terminal:

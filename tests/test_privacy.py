@@ -1,5 +1,6 @@
 """What stays on the disk, who can read it, and that nothing leaves the machine."""
 
+import contextlib
 import io
 import json
 import logging
@@ -104,19 +105,42 @@ def test_logs_hold_nothing_of_documents_questions_and_answers(run, book, caplog)
     assert SECRET not in logged and (not answer.strip() or answer not in logged)
 
 
-def test_no_socket_is_asked_for(run, book):
-    """Python tells an audit hook of every socket, whoever asks for it."""
+@contextlib.contextmanager
+def nothing_asked_of_a_network():
+    """Python tells an audit hook of every socket, whoever asks for it, and of every browser."""
     seen, is_watching = [], True
     sys.addaudithook(lambda event, _: seen.append(event) if is_watching else None)
-    run("ask", book, "Who?")
-    run("ask", book, "And who else?")
-    run("ingest", book, "--fresh")
-    run("chat", book, "--max-tokens", "2", stdin="Who?\n")
-    CliRunner().invoke(app, ["inspect", str(book)])
-    CliRunner().invoke(app, ["memories", "list"])
+    yield
     is_watching = False
     assert "open" in seen, "else the hook shows nothing"
-    assert not [event for event in seen if event.startswith(("socket.", "urllib", "http"))]
+    asked = ("socket.", "urllib.", "http.", "webbrowser.", "os.system")
+    assert not [event for event in seen if event.startswith(asked)]
+
+
+def test_no_socket_is_asked_for(run, book):
+    with book.open("a") as file:
+        file.write("[the fox](http://127.0.0.1:9/x) <http://127.0.0.1:9/y> ![](file:///dev/null)\n")
+    with nothing_asked_of_a_network():
+        run("ask", book, "Who?")
+        run("ask", book, "And who else?")
+        run("ingest", book, "--fresh")
+        run("chat", book, "--max-tokens", "2", stdin="Who is [this](http://127.0.0.1:9/z)?\n")
+        CliRunner().invoke(app, ["inspect", str(book)])
+        CliRunner().invoke(app, ["memories", "list"])
+
+
+def test_measuring_asks_for_no_socket_either(tiny_model_dir, tmp_path):
+    options = ["-m", str(tiny_model_dir), "--chunk", "32", "--count", "1", "--lengths", "220"]
+    options += ["--methods", "full,recency,recall", "--budgets", "96", "--out", str(tmp_path)]
+    commands = [
+        ["quality", "--suite", "needle", *options],
+        ["pictures", "memory", "--out", str(tmp_path)],
+        ["tables", "--check"],
+    ]
+    with nothing_asked_of_a_network():
+        for command in commands:
+            result = CliRunner().invoke(app, ["bench", *command])
+            assert result.exit_code == 0, result.output
 
 
 def test_a_whole_program_needs_no_network(tiny_model_dir, book):

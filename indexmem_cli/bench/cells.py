@@ -146,6 +146,8 @@ def make_cells(config: QualityConfig, methods: Sequence[str], origin: str) -> It
                 if what.needs_data and config.data is None and not config.tasks:
                     continue
                 for name in methods:
+                    if what.run and METHODS[name].open is None:
+                        continue  # it can only answer
                     for budget in config.budgets if METHODS[name].uses_budget else (None,):
                         tokens = (
                             budget if isinstance(budget, int) else round((budget or 1) * length)

@@ -74,7 +74,7 @@ def measure_writing(
     ids = model.tokenizer.encode(sample.text)
     started = time.perf_counter()
     stream.read(ids[:-GIVEN_TOKENS])
-    read = time.perf_counter()
+    read, kept = time.perf_counter(), stream.nbytes
     config = AnswerConfig(asked.max_tokens, temperature)
     written = stream.write(ids[-GIVEN_TOKENS:], config, set())
     own = model.tokenizer.encode(sample.answers[0])[: len(written)]
@@ -83,7 +83,7 @@ def measure_writing(
         "of_text": share_repeated(own),
         "loops": float(ends_in_loop(written)),
         "answer": model.tokenizer.decode(written),
-        "kv_bytes": stream.nbytes,
+        "kv_bytes": kept,
         "read_s": read - started,
         "answer_s": time.perf_counter() - read,
     }

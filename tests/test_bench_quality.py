@@ -10,7 +10,7 @@ import pytest
 from test_train import write_records
 from typer.testing import CliRunner
 
-from indexmem_cli.bench import baselines, methods, quality, ruler, suites
+from indexmem_cli.bench import baselines, cells, methods, quality, ruler, suites
 from indexmem_cli.cli.app import app
 from indexmem_cli.cli.bench_quality import parse_kept
 from indexmem_cli.config import ModelConfig
@@ -38,8 +38,11 @@ def make():
     return make_sample
 
 
+SYNTHETIC = [name for name, task in suites.SUITES["ruler"].items() if not task.needs_data]
+
+
 @pytest.mark.parametrize("room", LENGTHS)
-@pytest.mark.parametrize("name", suites.SUITES["ruler"])
+@pytest.mark.parametrize("name", SYNTHETIC)
 def test_tasks_fill_the_room_and_hold_their_answers(make, name, room):
     sample = make(name, room)
     used = count(sample.text) + count(sample.question)
@@ -208,8 +211,9 @@ def test_a_run_measures_every_method_once_and_goes_on(run, monkeypatch):
 def test_a_task_and_a_method_are_added_in_one_file(run, monkeypatch):
     monkeypatch.setattr(suites, "SUITES", dict(suites.SUITES))
     monkeypatch.setattr(suites, "METHODS", dict(suites.METHODS))
-    monkeypatch.setattr(quality, "SUITES", suites.SUITES)
-    monkeypatch.setattr(quality, "METHODS", suites.METHODS)
+    for module in (cells, quality):
+        monkeypatch.setattr(module, "METHODS", suites.METHODS)
+    monkeypatch.setattr(cells, "SUITES", suites.SUITES)
     options = ["--add", str(ADDITIONS), "--suite", "mine", "--methods", "last-words"]
     done = run(*options, "--lengths", "220", "--budgets", "64")
     assert done.exit_code == 0, done.stderr
@@ -220,7 +224,7 @@ def test_a_task_and_a_method_are_added_in_one_file(run, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "said"),
     [("--suite=none", "unknown suite: 'none'"), ("--tasks=none", "unknown task: 'none'")]
-    + [("--methods=none", "unknown method: 'none'"), ("--budgets=0%", "not a share: '0%'")]
+    + [("--methods=none", "unknown method: none"), ("--budgets=0%", "not a share: '0%'")]
     + [("--add=none.py", "no such file: none.py")],
 )
 def test_unknown_names_are_refused(run, option, said):
@@ -235,13 +239,14 @@ def test_budgets_are_numbers_or_shares():
 
 
 def test_the_table_has_a_line_for_each_method_and_budget():
-    same = {"length": 1024, "kv_bytes": 2**20}
+    same = {"suite": "ruler", "length": 1024, "kv_bytes": 2**20}
     recall = {"method": "recall", "kept": 0.5, **same}
     full = {"method": "full", "kept": None, **same}
     cells = [recall | {"task": "vt", "value": 0.5}, recall | {"task": "cwe", "value": 1.0}]
     cells += [full | {"task": "vt", "value": None}, full | {"task": "cwe", "value": 0.25}]
     first, second = quality.tabulate(cells)
-    assert first == {"length": 1024, "method": "recall", "kept": 0.5} | {
+    place = {"suite": "ruler", "length": 1024, "method": "recall", "kept": 0.5}
+    assert first == place | {
         "kv_mib": 1.0,
         "mean": 75.0,
         "vt": 50.0,

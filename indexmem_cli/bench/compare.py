@@ -30,7 +30,7 @@ HIGHER_IS_BETTER |= {"f1": True, "found": True, "of_bare": True, "of_roofline": 
 HIGHER_IS_BETTER |= {"read_s": False, "ask_s": False, "answer_s": False, "ms": False}
 HIGHER_IS_BETTER |= {"first_token_s": False, "kv_bytes": False, "above_model_bytes": False}
 HIGHER_IS_BETTER |= {"process_peak_bytes": False, "gpu_peak_bytes": False, "wrong": False}
-LOWER_VALUES = ("bits per byte", "wrongly refused")
+LOWER_VALUES = ("bits per byte", "wrongly refused", "nats per token", "repeated 4-grams")
 TOLERANCE = 0.02
 """Share by which a number without an interval may differ: bytes differ by pages."""
 SLOWER = 0.1

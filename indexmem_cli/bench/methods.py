@@ -1,18 +1,16 @@
 """The methods that `bench quality` compares: full attention, every scorer, recall, passages."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from indexmem_cli.bench.baselines import best_passages
-from indexmem_cli.bench.suites import METHODS, Method, add_method
-from indexmem_cli.config import LEARNED, POLICIES, AnswerConfig, MemoryConfig
+from indexmem_cli.bench.streams import Stream, open_full, open_stream
+from indexmem_cli.bench.suites import MAIN, Method, add_method
+from indexmem_cli.config import FOCUS, POLICIES, AnswerConfig, MemoryConfig
 from indexmem_cli.documents import Sources, open_text
-from indexmem_cli.engine import Reader
 from indexmem_cli.language_model import LanguageModel
-from indexmem_cli.memory.policies import make_scorer
-from indexmem_cli.plan import Plan
 from indexmem_cli.session import Memory
 
 PASSAGE_CHARS = 500
@@ -41,23 +39,25 @@ class Reply:
     answer_s: float
 
 
-def answer_in_full(model: LanguageModel, asked: Asked) -> Reply | None:
-    """Keep everything, as an ordinary cache does; None beyond the model's trained window."""
+def answer_by_stream(
+    model: LanguageModel, asked: Asked, open: Callable[[LanguageModel, Asked], Stream | None]
+) -> Reply | None:
+    """Read all of the text in a stream, then answer from what it keeps."""
+    stream = open(model, asked)
+    if stream is None:
+        return None
     ids = model.tokenizer.encode(asked.text)
     closing = model.prompt.closing(model.tokenizer.encode(asked.question))
-    opening, window = model.prompt.opening, model.backbone.info.window_tokens
-    needed = len(opening) + len(ids) + len(closing) + asked.max_tokens
-    if needed > window:
-        return None
-    plan = Plan(needed, asked.chunk_tokens, len(opening), 0, 1, needed, window)
-    reader = Reader(model.backbone, plan, make_scorer("recency"), closing)
-    size, started = asked.chunk_tokens, time.perf_counter()
-    for _ in reader.read([*filter(None, [opening]), *_cut(ids, size)]):
-        pass
-    read, kept = time.perf_counter(), reader.state.nbytes
-    steps = reader.answer(closing, AnswerConfig(asked.max_tokens), model.backbone.eos_ids)
-    text = model.tokenizer.decode([step.token_id for step in steps]).strip()
+    started = time.perf_counter()
+    stream.read(ids)
+    read, kept = time.perf_counter(), stream.nbytes
+    given = stream.write(closing, AnswerConfig(asked.max_tokens), model.backbone.eos_ids)
+    text = model.tokenizer.decode(given).strip()
     return Reply(text, kept, read - started, time.perf_counter() - read)
+
+
+answer_in_full = partial(answer_by_stream, open=open_full)
+"""Keep everything, as an ordinary cache does; None beyond the model's trained window."""
 
 
 def answer_streamed(model: LanguageModel, asked: Asked, **settings: object) -> Reply:
@@ -103,17 +103,14 @@ def answer_passages(model: LanguageModel, asked: Asked) -> Reply | None:
     return Reply(reply.text, reply.kv_bytes, 0.0, answer_s)
 
 
-def _cut(ids: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [ids[at : at + size] for at in range(0, len(ids), size)]
-
-
-add_method("full", Method(answer_in_full, uses_budget=False))
-add_method("recall", Method(answer_streamed))
-add_method("passages", Method(answer_passages))
+for _name, _method in {
+    "full": Method(answer_in_full, uses_budget=False, open=open_full, group=MAIN),
+    "recall": Method(answer_streamed, group=MAIN),
+    "passages": Method(answer_passages, group=MAIN),
+}.items():
+    add_method(_name, _method)
 for _policy in POLICIES:
-    add_method(_policy, Method(partial(answer_streamed, policy=_policy, recall=False)))
-
-
-def usable_methods(model: LanguageModel) -> list[str]:
-    """Return all methods that a model can be asked by: `learned` needs an adapter."""
-    return [name for name in METHODS if name != LEARNED or model.backbone.reads_by_adapter]
+    # What the question decides cannot be read without one.
+    _open = None if _policy == FOCUS else partial(open_stream, policy=_policy)
+    _answer = partial(answer_streamed, policy=_policy, recall=False)
+    add_method(_policy, Method(_answer, open=_open, group=MAIN))

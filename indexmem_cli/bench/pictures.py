@@ -8,24 +8,27 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from indexmem_cli.bench.drawing import (
+    DARK,
+    HEAT,
+    LIGHT,
+    draw_lines,
+    label_axes,
+    shorten,
+    style_of,
+)
 from indexmem_cli.bench.rows import Row, read_rows
+from indexmem_cli.bench.suites import GROUPS, MAIN
 from indexmem_cli.errors import ConfigError
 
 MIB = 2**20
-LIGHT = {"back": "#fcfcfa", "text": "#24292f", "grid": "#d8dadd"}
-DARK = {"back": "#16191d", "text": "#e6e8ea", "grid": "#3a3f45"}
-# Told apart also by those who see no red or green; source: Okabe and Ito 2008, lightened or
-# darkened so that each stands out from both backgrounds.
-COLOURS = ("#d95f02", "#1b86c4", "#0f9d76", "#c2578f", "#a67c00", "#7a6fd0", "#5f7f8f", "#b0413e")
-MARKERS = "osD^vPX<>h"
-HEAT = ("#e5695b", "#f2d675", "#58b277")
-"""None right, half of them, all: light enough for the numbers on them."""
-LEGEND = {"frameon": False, "fontsize": 9}
 STAMP = "Rows"
 """Key of the hash in the PNG's text."""
+Colours = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Picture:
 
     take: Callable[[Path], Any]
     """Returns what JSON can hold; nothing where there are no rows for it."""
-    draw: Callable[[Any, Any, dict[str, str]], None]
+    draw: Callable[[Any, Any, Colours], None]
     """From that, a figure and the colours."""
-    inches: tuple[float, float] = (6.4, 3.8)
+    inches: Callable[[Any], tuple[float, float]] = lambda data: (7.6, 4.2)
 
 
 def make_pictures(names: Iterable[str], results: Path, out: Path, dark: bool) -> list[Path]:
@@ -64,35 +67,30 @@ def stale_pictures(names: Iterable[str], results: Path, out: Path) -> list[str]:
     return stale
 
 
-def take_memory(results: Path) -> Any:
-    """Peak memory and seconds of reading by length: [tokens, MiB, seconds] for each way."""
-    rows = _of_newest(read_rows(results / "memory.jsonl"))
+def take_cost(results: Path, field: str, scale: float = 1) -> Any:
+    """What reading or answering costs, by tokens read, for each method: and the title's end."""
+    rows = [row for row in of_newest(read_rows(results / "memory.jsonl")) if field in row]
+    if not rows:
+        return None
     newest = {(row["mode"], row["length_tokens"]): row for row in rows}
     ways: dict[str, list] = {}
     for (mode, _), row in sorted(newest.items()):
-        name = "full cache" if mode == "full" else f"budget {row['budget_tokens']:,}"
-        point = [row["tokens"], row["above_model_bytes"] / MIB, row["read_s"]]
-        ways.setdefault(name, []).append(point)
-    return ways
+        ways.setdefault(mode, []).append([row["tokens"], row[field] / scale])
+    budgets = sorted({row["budget_tokens"] for row in newest.values() if row["budget_tokens"]})
+    of = " and ".join(f"{budget:,}" for budget in budgets)
+    return {"ways": ways, "of": f"budget {of}, {rows[-1]['model']}"}
 
 
-def draw_memory(ways: dict, figure: Any, colours: dict[str, str]) -> None:
-    """Draw peak memory against length."""
+def draw_cost(data: Any, figure: Any, colours: Colours, what: str, y: str) -> None:
+    """Draw bytes or seconds against length, all methods in one."""
     axes = figure.subplots()
-    _lines(axes, {name: [(p[0], p[1]) for p in way] for name, way in ways.items()})
-    _label(axes, colours, "tokens read", "peak above the loaded model, MiB", "Memory while reading")
-
-
-def draw_seconds(ways: dict, figure: Any, colours: dict[str, str]) -> None:
-    """Draw seconds of reading against length."""
-    axes = figure.subplots()
-    _lines(axes, {name: [(p[0], p[2]) for p in way] for name, way in ways.items()})
-    _label(axes, colours, "tokens read", "seconds", "Time to read")
+    draw_lines(axes, data["ways"])
+    label_axes(axes, colours, "tokens read", y, f"{what}, {data['of']}")
 
 
 def take_quality(results: Path) -> Any:
-    """Scores against bytes where most methods and budgets were measured: points, and n."""
-    rows = _newest_cells(results)
+    """Scores against bytes where most methods and budgets were measured: points by group, and n."""
+    rows = [row for row in newest_cells(results) if "measure" not in row]
     cells: dict[tuple, list[Row]] = {}
     for row in rows:
         cells.setdefault((row["suite"], row["length"]), []).append(row)
@@ -102,36 +100,55 @@ def take_quality(results: Path) -> Any:
         cells.items(), key=lambda item: len({(row["method"], row["kept"]) for row in item[1]})
     )
     tasks = {row["task"] for row in found}
-    methods: dict[str, dict] = {}
+    methods: dict[tuple, dict] = {}
     for row in found:
-        methods.setdefault(row["method"], {}).setdefault(row["kept"], []).append(row)
-    points = {
-        method: sorted(_mean_of(group) for group in budgets.values() if len(group) == len(tasks))
-        for method, budgets in methods.items()
-    }
-    n = sum({row["task"]: row["n"] for row in found}.values())
-    title = f"{suite}, {length:,} tokens, n = {n}, {found[-1]['model']}"
-    return {"title": title, "points": {name: p for name, p in points.items() if p}}
+        of = row.get("group", MAIN), row["method"]
+        methods.setdefault(of, {}).setdefault(row["kept"], []).append(row)
+    groups: dict[str, dict[str, list]] = {}
+    for (group, method), budgets in methods.items():
+        points = sorted(_mean_of(rows) for rows in budgets.values() if len(rows) == len(tasks))
+        if points:
+            groups.setdefault(group, {})[method] = points
+    numbers = [sum(r["n"] for r in rows) for each in methods.values() for rows in each.values()]
+    n = f"{min(numbers)} to {max(numbers)}" if len(set(numbers)) > 1 else numbers[0]
+    many = f" ({len(tasks)} tasks)" if len(tasks) > 1 else ""
+    title = f"{suite}{many}, {length:,} tokens, n = {n}, {found[-1]['model']}"
+    return {"title": title, "groups": groups}
 
 
-def draw_quality(data: dict, figure: Any, colours: dict[str, str]) -> None:
-    """Draw right answers against bytes kept, with intervals."""
-    axes = figure.subplots()
-    ways = {name: [(p[0] / MIB, 100 * p[1]) for p in ps] for name, ps in data["points"].items()}
-    _lines(axes, ways)
-    for i, points in enumerate(data["points"].values()):
-        for size, _, low, high in points:
-            colour = COLOURS[i % len(COLOURS)]
-            axes.plot([size / MIB] * 2, [100 * low, 100 * high], color=colour, alpha=0.35, lw=1)
-    _label(axes, colours, "KV kept, MiB", "right, % (95 % interval)", data["title"], logs="x")
-    axes.set_ylim(-3, 103)
-    axes.legend(**LEGEND, labelcolor=colours["text"], loc="center left", bbox_to_anchor=(1, 0.5))
+def draw_quality(data: dict, figure: Any, colours: Colours) -> None:
+    """Draw right answers against bytes kept, a panel for each group; faint behind it: the main."""
+    groups = [name for name in GROUPS if name in data["groups"]]
+    columns = min(2, len(groups))
+    panels = figure.subplots(-(-len(groups) // columns), columns, squeeze=False, sharey=True)
+    for axes in panels.flat[len(groups) :]:
+        axes.set_axis_off()
+    main = _points(data["groups"].get(MAIN, {}))
+    for axes, group in zip(panels.flat, groups, strict=False):
+        found = data["groups"][group]
+        if group != MAIN:
+            draw_lines(axes, main, faint=True)
+        draw_lines(axes, _points(found))
+        taken: dict[str, int] = {}
+        for name, points in found.items():
+            for size, _, low, high in points:
+                ends, colour = [100 * low, 100 * high], style_of(name, taken)["color"]
+                axes.plot([size / MIB] * 2, ends, color=colour, alpha=0.3, lw=1)
+        title = data["title"] if len(groups) == 1 else group
+        label_axes(axes, colours, "KV kept, MiB", "right, %", title, logs="x")
+        axes.set_ylim(-3, 103)
+    if len(groups) > 1:
+        figure.suptitle(f"{data['title']}; 95 % intervals", color=colours["text"], fontsize=12)
+
+
+def _points(methods: dict[str, list]) -> dict[str, list[tuple[float, float]]]:
+    return {name: [(p[0] / MIB, 100 * p[1]) for p in points] for name, points in methods.items()}
 
 
 def take_needles(results: Path) -> Any:
     """Right answers by length and depth for each method and budget: [length, tenth, right, n]."""
     ways: dict[str, dict[tuple[int, int], list[float]]] = {}
-    for row in _newest_cells(results):
+    for row in newest_cells(results):
         if row["suite"] == "needle" and "depths" in row:
             budget = "" if row["kept"] is None else f", budget {row['budget']:,}"
             cells = ways.setdefault(row["method"] + budget, {})
@@ -144,7 +161,7 @@ def take_needles(results: Path) -> Any:
     }
 
 
-def draw_needles(ways: dict, figure: Any, colours: dict[str, str]) -> None:
+def draw_needles(ways: dict, figure: Any, colours: Colours) -> None:
     """Draw a heat map for each method, from red (none right) to green (all right)."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
@@ -163,18 +180,73 @@ def draw_needles(ways: dict, figure: Any, colours: dict[str, str]) -> None:
                 axes.text(at, tenth, said, ha="center", va="center", fontsize=8, color="#111111")
         n = sum(cell[3] for cell in cells)
         title = f"{name}: {100 * sum(cell[2] for cell in cells) / n:.0f} % of {n}"
-        _label(axes, colours, "tokens", "", title, logs="")
+        label_axes(axes, colours, "tokens", "", title, logs="")
         axes.grid(False)
-        axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths])
+        axes.set_xticks(range(len(lengths)), [shorten(length) for length in lengths])
         axes.set_yticks(range(10), [f"{10 * i}–{10 * i + 10} %" for i in range(10)])
     panels[0].set_ylabel("depth of the fact", color=colours["text"])
 
 
+def take_loss(results: Path) -> Any:
+    """Nats per token by position, at the length and budget most methods were measured at."""
+    rows = [row for row in newest_cells(results) if "by_position" in row]
+    places: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        for kept in (
+            {r["kept"] for r in rows if r["kept"]} if row["kept"] is None else {row["kept"]}
+        ):
+            places.setdefault((row["length"], kept), {})[row["method"]] = row
+    if not places:
+        return None
+    (length, kept), found = max(places.items(), key=lambda item: (len(item[1]), item[0]))
+    ways = {}
+    for name, row in found.items():
+        step = row["tokens"] / len(row["by_position"])
+        ways[name] = [[(i + 0.5) * step, nats] for i, nats in enumerate(row["by_position"])]
+    n = min(row["n"] for row in found.values())
+    title = f"{length:,} tokens of books, {100 * kept:.3g} % kept, n = {n}, {rows[-1]['model']}"
+    return {"title": title, "ways": ways}
+
+
+def draw_loss(data: dict, figure: Any, colours: Colours) -> None:
+    """Draw nats per token by position."""
+    axes = figure.subplots()
+    draw_lines(axes, data["ways"])
+    label_axes(axes, colours, "position", "nats per token", data["title"], logs="")
+
+
+def take_card(results: Path) -> Any:
+    """What sums a model up: see `summary.py`."""
+    from indexmem_cli.bench.summary import take_card as take
+
+    names = ("quality", "needles", "memory", "answers", "loss")
+    return take(results, {name: PICTURES[name].take(results) for name in names})
+
+
+def draw_card(data: dict, figure: Any, colours: Colours) -> None:
+    """Draw it with the other pictures' functions."""
+    from indexmem_cli.bench.summary import draw_card as draw
+
+    draw(data, figure, colours, {name: PICTURES[name].draw for name in data["parts"]})
+
+
+def _cost(field: str, scale: float, what: str, y: str) -> Picture:
+    return Picture(partial(take_cost, field=field, scale=scale), partial(draw_cost, what=what, y=y))
+
+
+def _size_of_panels(data: dict) -> tuple[float, float]:
+    panels = len(data["groups"])
+    return (7.6, 4.2) if panels == 1 else (14.0, 0.5 + 4.4 * -(-panels // 2))
+
+
 PICTURES = {
-    "memory": Picture(take_memory, draw_memory),
-    "seconds": Picture(take_memory, draw_seconds),
-    "quality": Picture(take_quality, draw_quality),
-    "needles": Picture(take_needles, draw_needles, (9.0, 4.0)),
+    "memory": _cost("above_model_bytes", MIB, "Peak memory", "above the loaded model, MiB"),
+    "seconds": _cost("read_s", 1, "Time to read", "seconds"),
+    "answers": _cost("answer_s", 1, "Time to answer, once read", "seconds"),
+    "quality": Picture(take_quality, draw_quality, _size_of_panels),
+    "needles": Picture(take_needles, draw_needles, lambda ways: (1.5 + 3.6 * len(ways), 4.0)),
+    "loss": Picture(take_loss, draw_loss),
+    "card": Picture(take_card, draw_card, lambda data: (11.0, 6.4)),
 }
 
 
@@ -191,7 +263,7 @@ def _draw(name: str, data: Any, out: Path, dark: bool) -> Path:
     except ImportError:
         raise ConfigError("matplotlib is not installed", "pip install 'indexmem[bench]'") from None
     picture, colours = PICTURES[name], DARK if dark else LIGHT
-    figure = Figure(figsize=picture.inches, dpi=110, layout="constrained")
+    figure = Figure(figsize=picture.inches(data), dpi=110, layout="constrained")
     figure.set_facecolor(colours["back"])
     FigureCanvasAgg(figure)
     picture.draw(data, figure, colours)
@@ -199,48 +271,6 @@ def _draw(name: str, data: Any, out: Path, dark: bool) -> Path:
     partial = out / f".{name}.partial"
     figure.savefig(partial, format="png", metadata={"Software": None, STAMP: _hash(data)})
     return partial.replace(out / f"{name}.png")
-
-
-def _lines(axes: Any, ways: dict[str, list[tuple[float, float]]]) -> None:
-    """Draw a line for each way; a single point is a star."""
-    for i, (name, points) in enumerate(ways.items()):
-        marker, size = ("*", 12) if len(points) == 1 else (MARKERS[i % len(MARKERS)], 5)
-        colour = COLOURS[i % len(COLOURS)]
-        x, y = zip(*sorted(points), strict=True)
-        style = {"marker": marker, "markersize": size, "color": colour, "lw": 1.6}
-        axes.plot(x, y, "--" if i >= len(COLOURS) else "-", label=name, **style)
-
-
-def _label(
-    axes: Any, colours: dict[str, str], x: str, y: str, title: str, logs: str = "xy"
-) -> None:
-    """Write on the axes, with a legend where there is something to tell apart."""
-    text = colours["text"]
-    axes.set_facecolor(colours["back"])
-    for axis in logs:
-        getattr(axes, f"set_{axis}scale")("log", base=2)
-        from matplotlib.ticker import FuncFormatter, NullFormatter
-
-        one = getattr(axes, f"{axis}axis")
-        one.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-        one.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(x, color=text)
-    axes.set_ylabel(y, color=text)
-    axes.set_title(title, color=text, fontsize=11)
-    axes.tick_params(colors=text, which="both")
-    axes.grid(color=colours["grid"], lw=0.6)
-    for spine in axes.spines.values():
-        spine.set_color(colours["grid"])
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(**LEGEND, labelcolor=text)
-
-
-def _short(value: float) -> str:
-    """Write a number with k and m of 1024."""
-    for unit, size in (("m", 2**20), ("k", 1024)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
 
 
 def _mean_of(rows: list[Row]) -> list[float]:
@@ -254,15 +284,16 @@ def _mean_of(rows: list[Row]) -> list[float]:
     return [size, mean, mean - reach[0], mean + reach[1]]
 
 
-def _newest_cells(results: Path) -> list[Row]:
+def newest_cells(results: Path) -> list[Row]:
     """The row of most samples of every cell, the last of those, of the weights measured last."""
     names = ("suite", "task", "length", "method", "kept")
-    rows = [r for r in _of_newest(read_rows(results / "quality.jsonl")) if r["value"] is not None]
+    rows = [r for r in of_newest(read_rows(results / "quality.jsonl")) if r["value"] is not None]
     rows.sort(key=lambda row: row["n"])  # stable: of as many samples, the last row comes last
     return list({tuple(row[name] for name in names): row for row in rows}.values())
 
 
-def _of_newest(rows: list[Row]) -> list[Row]:
+def of_newest(rows: list[Row]) -> list[Row]:
+    """Those of the weights that were measured last."""
     return [row for row in rows if row.get("revision") == rows[-1].get("revision")]
 
 

@@ -4,70 +4,34 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from random import Random
 
-from indexmem_cli.bench import qa, ruler  # noqa: F401 - they make their tasks known
-from indexmem_cli.bench.baselines import split_sentences
-from indexmem_cli.bench.methods import Asked, usable_methods
-from indexmem_cli.bench.rows import Row, append_row, common_fields, read_rows, spread
-from indexmem_cli.bench.scores import sum_up
-from indexmem_cli.bench.suites import METHODS, SUITES, Draw, Sample
-from indexmem_cli.bench.tasks import EXAMPLES, text_of
+from indexmem_cli.bench.cells import (
+    Cell,
+    QualityConfig,
+    Samples,
+    check_names,
+    load_prose,
+    make_cells,
+    measure,
+    summarise,
+    usable_methods,
+)
+from indexmem_cli.bench.rows import Row, append_row, common_fields, read_rows
+from indexmem_cli.bench.suites import METHODS
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import ModelConfig
-from indexmem_cli.errors import ConfigError
 from indexmem_cli.language_model import LanguageModel, load_language_model
-from indexmem_cli.tokens import Tokenizer
-from indexmem_cli.train.data import NUM_VALIDATION_BOOKS, PROSE_SHARDS, read_records
 
 FULL_COUNT = 200
 FULL_SHARES = (0.5, 0.25, 0.125, 0.0625)
-SPARE_TOKENS = 8
-"""Tokens may be more where pieces meet than they are one by one."""
+ROUNDS = (10, 20, 50, 100)
+"""Samples that every cell has before any has more, so that a run that is stopped can be used."""
+PROBED_FROM = 300
+"""A run of so many samples says first what it will take: by one sample of each method."""
 
 
 @dataclass(frozen=True)
-class QualityConfig:
-    """What to ask, in which ways."""
-
-    model: ModelConfig
-    suite: str = "ruler"
-    tasks: tuple[str, ...] = ()
-    """None: all of the suite."""
-    methods: tuple[str, ...] = ()
-    """None: all that the model can be asked by."""
-    lengths: tuple[int, ...] = (1024,)
-    """Tokens of a text with its prompt, question and answer."""
-    budgets: tuple[int | float, ...] = (0.25,)
-    """Tokens kept: numbers, or shares of the length."""
-    count: int = 10
-    """Samples of each task and length; the same ones for every method and budget."""
-    chunk_tokens: int = 128
-    threads: int = 1
-    seed: int = 0
-    data: Path | None = None
-    """Folder of training with held-out books; None: the example book."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one row is of."""
-
-    suite: str
-    task: str
-    length: int
-    method: str
-    kept: float | None
-    """The budget as a share of the length; None where the budget is not used."""
-    budget: int
-    chunk_tokens: int
-    seed: int
-    prose: str
-
-
-@dataclass
 class Progress:
     """How far the run is."""
 
@@ -77,19 +41,61 @@ class Progress:
     remaining_s: float
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What is still to be done, by what was measured so far."""
+
+    cells: int
+    samples: int
+    seconds: float
+    by_task: dict[str, float]
+    """Seconds of one sample, the mean over methods and budgets, by suite and task."""
+    by_method: dict[str, float]
+    """The same by method."""
+
+
+@dataclass
+class Pace:
+    """How long samples take."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    def add(self, cell: Cell, seconds: float) -> None:
+        """Take note of a sample."""
+        self.seconds[cell.method] = self.seconds.get(cell.method, 0.0) + seconds
+        self.costs[cell.method] = self.costs.get(cell.method, 0.0) + cell.cost
+
+    def expect(self, cell: Cell) -> float:
+        """Return the seconds that a sample will take."""
+        seconds, cost = self.seconds.get(cell.method), self.costs.get(cell.method)
+        if seconds is None or not cost:
+            seconds, cost = sum(self.seconds.values()), sum(self.costs.values()) or 1
+        return seconds / cost * cell.cost
+
+
 @dataclass
 class _Run:
-    """What stays the same for all cells."""
+    """What stays the same for all cells, and what there is of them."""
 
     config: QualityConfig
     model: LanguageModel
     fields: Row
-    prose: Sequence[str]
-    samples: dict[tuple[str, int], list[Sample]] = field(default_factory=dict)
+    samples: Samples
+    written: set[tuple] = field(default_factory=set)
+    """Rows that are there, with their n."""
+    results: dict[Cell, dict[int, Row]] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
+
+    def say(self, cell: Cell) -> Row:
+        """What a row and a sample of a cell begin with."""
+        return self.fields | asdict(cell)
 
 
-def bench_quality(config: QualityConfig, out: Path | None) -> Iterator[Row | Progress]:
+def bench_quality(config: QualityConfig, out: Path | None) -> Iterator[Row | Progress | Estimate]:
     """Yield a row for each cell, and between them how far it is.
+
+    All cells get as many samples as `ROUNDS` says before any gets more.
 
     Args:
         out: folder of `quality.jsonl`, which rows are appended to, and of `quality-partial.jsonl`,
@@ -105,66 +111,112 @@ def bench_quality(config: QualityConfig, out: Path | None) -> Iterator[Row | Pro
     check_names(config)
     model = load_language_model(config.model)
     prose, origin = load_prose(config.data)
-    run = _Run(config, model, describe(config, model), prose)
-    cells = list(make_cells(config, usable_methods(model), origin))
+    run = _Run(config, model, describe(config, model), Samples(model, prose, config.data))
+    cells = list(make_cells(config, usable_methods(config, model), origin))
     rows, begun = (out and out / f"quality{part}.jsonl" for part in ("", "-partial"))
+    yield from _take_up(run, cells, rows, begun)
+    started, todo = time.monotonic(), list(order_jobs(run.results, config.count))
+    if len(todo) >= PROBED_FROM or config.only_estimate:
+        first = {cell.method: (cell, number) for cell, number in reversed(todo)}
+        probes = [job for job in todo if job in first.values()]
+        todo = probes + [job for job in todo if job not in first.values()]
+        yield from _measure_all(run, probes, len(todo), begun)
+        todo = todo[len(probes) :]
+        yield estimate(run, todo)
+    if config.only_estimate:
+        return
+    for event in _measure_all(run, todo, len(todo), begun):
+        yield event
+        found = run.results[event.cell]
+        if len(found) == config.count:
+            yield _finish(run, event.cell, rows)
+        if config.minutes is not None and time.monotonic() - started > 60 * config.minutes:
+            yield from [_finish(run, c, rows) for c in list(run.results) if run.results[c]]
+            return
+    if begun:
+        _forget(begun, {_identity(run.say(cell)) for cell in cells})
+
+
+def _take_up(run: _Run, cells: Sequence[Cell], rows: Path | None, begun: Path | None) -> Iterator:
+    """Find what was measured before; yield the rows that are there."""
     finished, known = (
-        {_identity(row): row for row in (read_rows(path) if path else []) if not row["dirty"]}
+        [row for row in (read_rows(path) if path else []) if not row["dirty"]]
         for path in (rows, begun)
     )
-    started, measured = time.monotonic(), 0
-    for at, cell in enumerate(cells):
-        said = run.fields | asdict(cell) | {"n": config.count}
-        if (row := finished.get(_identity(said))) is not None:
-            yield row
+    whole = {_identity(row): row for row in finished if row["n"] == run.config.count}
+    run.written = {(*_identity(row), row["n"]) for row in finished}
+    samples: dict[tuple, dict[int, Row]] = {}
+    for row in known:
+        samples.setdefault(_identity(row), {})[row["number"]] = row
+    for cell in cells:
+        of = _identity(run.say(cell))
+        if of in whole:
+            yield whole[of]
             continue
-        results = []
-        for number in range(config.count):
-            key = said | {"number": number}
-            if (result := known.get(_identity(key))) is None:
-                result = key | measure(run, cell, number)
-                measured += 1
-                if begun:
-                    append_row(begun, result)
-            results.append(result)
-            each = (time.monotonic() - started) / max(1, measured)
-            left = (len(cells) - at) * config.count - number - 1
-            done = at * config.count + number + 1
-            yield Progress(done, len(cells) * config.count, cell, each * left)
-        row = said | summarise(results)
-        if rows:
-            append_row(rows, row)
-        yield row
-    if begun:
-        begun.unlink(missing_ok=True)
+        found = samples.get(of, {})
+        run.results[cell] = {n: row for n, row in found.items() if n < run.config.count}
+        for row in run.results[cell].values():
+            run.pace.add(cell, row.get("read_s", 0.0) + row.get("answer_s", 0.0))
+        if len(run.results[cell]) == run.config.count:
+            yield _finish(run, cell, rows)
 
 
-def check_names(config: QualityConfig) -> None:
-    """See that suite, tasks and methods are known."""
-    for what, names, known in (
-        ("suite", (config.suite,), SUITES),
-        ("task", config.tasks, SUITES.get(config.suite, {})),
-        ("method", config.methods, METHODS),
-    ):
-        if unknown := [name for name in names if name not in known]:
-            raise ConfigError(f"unknown {what}: {unknown[0]}", f"there are: {', '.join(known)}")
+def order_jobs(results: dict[Cell, dict[int, Row]], count: int) -> Iterator[tuple[Cell, int]]:
+    """Go through the samples that are missing, in rounds over all cells."""
+    ends = [end for end in ROUNDS if end < count]
+    for first, end in pairwise([0, *ends, count]):
+        for cell, found in results.items():
+            yield from ((cell, number) for number in range(first, end) if number not in found)
 
 
-def load_prose(data: Path | None) -> tuple[list[str], str]:
-    """Return sentences of books that nothing was trained on, and where they are from."""
-    if data is None:
-        book = EXAMPLES / "short-history-of-the-world.pdf"
-        if not book.exists():
-            raise ConfigError("there is no book to hide things in", "name one: --data DIR")
-        text, origin = text_of(book), book.name
-    else:
-        shard = data / "prose" / f"{PROSE_SHARDS[-1]}.jsonl.xz"
-        if not shard.exists():
-            raise ConfigError(f"no such file: {shard}", "leave --data out for the example book")
-        books = [record["text"] for record in read_records(shard)][-NUM_VALIDATION_BOOKS:]
-        text, origin = "\n\n".join(books), shard.name
-    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
-    return [s for part in paragraphs for s in split_sentences(part)], origin
+def _measure_all(
+    run: _Run, jobs: Sequence[tuple[Cell, int]], total: int, begun: Path | None
+) -> Iterator[Progress]:
+    remaining = sum(run.pace.expect(cell) for cell, _ in jobs)
+    for at, (cell, number) in enumerate(jobs, 1):
+        started = time.monotonic()
+        sample = run.samples.get(cell, number)
+        result = run.say(cell) | {"number": number} | measure(run.model, cell, sample)
+        run.pace.add(cell, time.monotonic() - started)
+        run.results[cell][number] = result
+        if begun:
+            append_row(begun, result)
+        if at % 50 == 1 or at == len(jobs):  # not every time: it is a sum over all that is left
+            remaining = sum(run.pace.expect(cell) for cell, _ in jobs[at:])
+        yield Progress(at, total, cell, remaining)
+
+
+def _finish(run: _Run, cell: Cell, rows: Path | None) -> Row:
+    """Sum up a cell, and append its row."""
+    results = [result for _, result in sorted(run.results.pop(cell).items())]
+    known = {"n": len(results), "group": METHODS[cell.method].group}
+    row = run.say(cell) | known | summarise(cell, results)
+    if rows and (*_identity(row), row["n"]) not in run.written:
+        append_row(rows, row)
+    return row
+
+
+def estimate(run: _Run, todo: Sequence[tuple[Cell, int]]) -> Estimate:
+    """Say what is left to do."""
+    tasks: dict[str, list[float]] = {}
+    methods: dict[str, list[float]] = {}
+    for cell, _ in todo:
+        seconds = run.pace.expect(cell)
+        tasks.setdefault(f"{cell.suite} {cell.task}", []).append(seconds)
+        methods.setdefault(cell.method, []).append(seconds)
+    by_task, by_method = (
+        {name: statistics.mean(found) for name, found in each.items()} for each in (tasks, methods)
+    )
+    seconds = sum(map(sum, tasks.values()))
+    return Estimate(len({c for c, _ in todo}), len(todo), seconds, by_task, by_method)
+
+
+def _forget(begun: Path, done: set[tuple]) -> None:
+    """Take the samples of finished cells out of the file; the last one out takes the file."""
+    left = [row for row in read_rows(begun) if _identity(row) not in done]
+    begun.unlink(missing_ok=True)
+    for row in left:
+        append_row(begun, row)
 
 
 def describe(config: QualityConfig, model: LanguageModel) -> Row:
@@ -176,84 +228,30 @@ def describe(config: QualityConfig, model: LanguageModel) -> Row:
     return common_fields(checkpoint, config.model.device) | named
 
 
-def make_cells(config: QualityConfig, methods: Sequence[str], origin: str) -> Iterator[Cell]:
-    """Go through all there is to measure, so that each length and task is complete early."""
-    for length in config.lengths:
-        for task in config.tasks or SUITES[config.suite]:
-            for name in config.methods or methods:
-                for budget in config.budgets if METHODS[name].uses_budget else (None,):
-                    tokens = budget if isinstance(budget, int) else round((budget or 1) * length)
-                    kept = None if budget is None else round(tokens / length, 4)
-                    place = (config.suite, task, length, name, kept, tokens)
-                    yield Cell(*place, config.chunk_tokens, config.seed, origin)
-
-
-def measure(run: _Run, cell: Cell, number: int) -> Row:
-    """Ask one sample in one way."""
-    task = SUITES[cell.suite][cell.task]
-    if (key := (cell.task, cell.length)) not in run.samples:
-        run.samples = {key: []}  # no others are held: texts may be long
-    samples = run.samples[key]
-    while len(samples) <= number:
-        samples.append(make_sample(run, cell, len(samples)))
-    sample = samples[number]
-    asked = Asked(sample.text, sample.question, task.max_tokens, cell.chunk_tokens, cell.budget)
-    reply = METHODS[cell.method].answer(run.model, asked)
-    row: Row = {"depth": sample.depth, "tokens": len(run.model.tokenizer.encode(sample.text))}
-    if reply is None:
-        return row | {"score": None}
-    row |= {"score": task.score(reply.text, sample.answers), "answer": reply.text}
-    return row | {name: getattr(reply, name) for name in ("kv_bytes", "read_s", "answer_s")}
-
-
-def make_sample(run: _Run, cell: Cell, number: int) -> Sample:
-    """Make a sample: the same for every method and budget."""
-    task, model = SUITES[cell.suite][cell.task], run.model
-    frame = len(model.prompt.opening) + len(model.prompt.closing([])) + SPARE_TOKENS
-    rng = Random(f"{cell.task} {cell.length} {cell.seed} {number}")
-    room = cell.length - task.max_tokens - frame
-    count = partial(_count, model.tokenizer)
-    return task.make(Draw(rng, room, count, run.prose, number, run.config.data))
-
-
-def _count(tokenizer: Tokenizer, text: str) -> int:
-    return len(tokenizer.encode(text))
-
-
-def summarise(results: Sequence[Row]) -> Row:
-    """Sum up the samples of a cell; without a score where its texts are too long for it."""
-    row: Row = {"tokens": round(statistics.mean(result["tokens"] for result in results))}
-    scores = [result["score"] for result in results]
-    if None in scores:
-        return row | {"value": None, "note": "longer than the model's window"}
-    whole = all(score in (0, 1) for score in scores)
-    row |= sum_up([bool(score) for score in scores] if whole else scores)
-    row |= {"kv_bytes": round(statistics.median(result["kv_bytes"] for result in results))}
-    row |= {name: spread(result[name] for result in results) for name in ("read_s", "answer_s")}
-    row["scores"] = [round(score, 4) for score in scores]
-    if all(result["depth"] is not None for result in results):
-        row["depths"] = [round(result["depth"], 3) for result in results]
-    return row
-
-
 def tabulate(rows: Sequence[Row]) -> list[Row]:
-    """Return a line for each length, method and budget: its scores by task, and their mean."""
+    """Return a line for each suite, length, method and budget: scores by task, and their mean.
+
+    Shares are written in percent.
+    """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["length"], row["method"], row["kept"]), []).append(row)
+        place = (row["suite"], row["length"], row["method"], row["kept"])
+        groups.setdefault(place, []).append(row)
     lines = []
-    for (length, method, kept), found in groups.items():
+    for (suite, length, method, kept), found in groups.items():
         found = [row for row in found if row["value"] is not None]
-        line: Row = {"length": length, "method": method, "kept": kept}
+        line: Row = {"suite": suite, "length": length, "method": method, "kept": kept}
+        scale, digits = (1, 3) if any("measure" in row for row in found) else (100, 1)
         if found:
             line["kv_mib"] = round(statistics.mean(row["kv_bytes"] for row in found) / 2**20, 2)
-            line["mean"] = round(100 * statistics.mean(row["value"] for row in found), 1)
-        lines.append(line | {row["task"]: round(100 * row["value"], 1) for row in found})
+            mean = statistics.mean(row["value"] for row in found)
+            line["mean"] = round(scale * mean, digits)
+        lines.append(line | {row["task"]: round(scale * row["value"], digits) for row in found})
     return lines
 
 
 def _identity(row: Row) -> tuple:
     """What a measurement is of: the same identity, the same result; uncommitted code has none."""
-    names = ("commit", "dirty", "revision", "dtype", "quant", "kv_dtype", "adapter", "gpu", "n")
-    names += (*Cell.__dataclass_fields__, "number")
+    names = ("commit", "dirty", "revision", "dtype", "quant", "kv_dtype", "adapter", "gpu")
+    names += tuple(Cell.__dataclass_fields__)
     return tuple(row.get(name) for name in names)

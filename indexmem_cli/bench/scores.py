@@ -32,6 +32,23 @@ def score_exact(answer: str, accepted: Sequence[str]) -> bool:
     return normalise(answer) in [normalise(reference) for reference in accepted]
 
 
+def score_rouge(answer: str, accepted: Sequence[str]) -> float:
+    """Return the best ROUGE-L of `answer` against the accepted ones, words normalised as for F1.
+
+    F1 of the longest common subsequence of words. Source: Lin 2004.
+    """
+    best, given = 0.0, normalise(answer)
+    for reference in map(normalise, accepted):
+        longest = [0] * (len(reference) + 1)  # of what was seen of the answer, by end in reference
+        for word in given:
+            above = longest.copy()
+            for i, other in enumerate(reference):
+                longest[i + 1] = above[i] + 1 if word == other else max(above[i + 1], longest[i])
+        if longest[-1]:
+            best = max(best, 2 * longest[-1] / (len(given) + len(reference)))
+    return best
+
+
 def refuses(answer: str) -> bool:
     """Say whether the model answered that the text does not say."""
     return answer.strip().startswith(NOT_STATED.rstrip("."))

@@ -4,8 +4,8 @@ A file given by `--add` calls `add_task` or `add_method`; see examples/bench_add
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -14,7 +14,20 @@ from indexmem_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from indexmem_cli.bench.methods import Asked, Reply
+    from indexmem_cli.bench.streams import Stream
     from indexmem_cli.language_model import LanguageModel
+
+ADDED = "added"
+MAIN = "main"
+GROUPS = {
+    MAIN: "full attention, recall, the best passages alone, and every policy",
+    "kvpress": "kvpress's scorers under the same streaming budget",
+    "memories": "policies with a latent memory of what is evicted",
+    "twins": "what a feature has to beat: the same shuffled, swapped, moved or taken away",
+    "once": "everything is read before anything is evicted, once: the protocol of the papers",
+    ADDED: "what files given by --add hold",
+}
+"""Of methods. The first and the last are measured where none is named."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,15 @@ class Task:
     """Longest answer."""
     score: Callable[[str, Sequence[str]], float] = share_found
     """From an answer and the references to 0..1."""
+    beside: Mapping[str, Callable[[str, Sequence[str]], float]] = field(default_factory=dict)
+    """Further scores of the same answer, by the name they have in the rows."""
+    run: "Callable[[LanguageModel, Method, Asked, Sample], dict | None] | None" = None
+    """What is measured in place of an answer; returns `score`, `kv_bytes`, `read_s`, `answer_s`,
+    and numbers or lists of its own, which are averaged. None where the method cannot."""
+    measure: str | None = None
+    """What `score` is, with its unit; None: a share of right answers. Lower is then better."""
+    needs_data: bool = False
+    """Whether it is left out where there is no data folder."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +102,9 @@ class Method:
     """None where the text is too long for it."""
     uses_budget: bool = True
     """Whether it is measured at every budget, or once."""
+    open: "Callable[[LanguageModel, Asked], Stream | None] | None" = None
+    """For tasks that read or write on without a question; None where it cannot."""
+    group: str = ADDED
 
 
 SUITES: dict[str, dict[str, Task]] = {}
@@ -94,6 +119,22 @@ def add_task(suite: str, name: str, task: Task) -> None:
 def add_method(name: str, method: Method) -> None:
     """Make a method known under a name."""
     METHODS[name] = method
+
+
+def names_of(wanted: Sequence[str]) -> list[str]:
+    """Return the methods that names and groups stand for; `all` for every one.
+
+    Raises:
+        ConfigError: one of them is not known.
+    """
+    found: dict[str, None] = {}
+    for name in wanted or (MAIN, ADDED):
+        members = [n for n, method in METHODS.items() if name in (n, method.group, "all")]
+        if not members and name not in GROUPS:
+            known = ", ".join([*(f"{group} (a group)" for group in GROUPS), "all", *METHODS])
+            raise ConfigError(f"unknown method: {name}", f"there are: {known}")
+        found |= dict.fromkeys(members)
+    return list(found)
 
 
 def load_additions(path: Path) -> None:

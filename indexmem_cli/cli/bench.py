@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from indexmem_cli.cli import options
+from indexmem_cli.cli.bench_cost import everything, memory, speed
 from indexmem_cli.cli.bench_quality import quality
 from indexmem_cli.cli.bench_rows import compare, pictures, tables
 from indexmem_cli.cli.noise import hush_libraries
@@ -20,6 +21,9 @@ bench.command()(tables)
 bench.command()(pictures)
 bench.command()(compare)
 bench.command()(quality)
+bench.command()(memory)
+bench.command()(speed)
+bench.command("all")(everything)
 
 
 @bench.callback()

@@ -1,7 +1,7 @@
 """`indexmem bench quality`: right answers by task, length, method and budget."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,17 +10,30 @@ from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, ModelConfig, parse_size
 from indexmem_cli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from indexmem_cli.bench.quality import Estimate, QualityConfig
+
 
 def quality(
     measured: options.Model = DEFAULT_MODEL,
-    suite: Annotated[str, typer.Option(metavar="NAME", help="ruler, needle, qa, or one added.")] = (
-        "ruler"
-    ),
+    suite: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="ruler, needle, qa, long-qa, conversation, loss, writing, one added, or all. "
+            "Default: ruler.",
+        ),
+    ] = "",
     tasks: Annotated[
         str, typer.Option(metavar="NAME,...", help="Of the suite. Default: all.")
     ] = "",
     methods: Annotated[
-        str, typer.Option(metavar="NAME,...", help="full, recall, passages, policies.")
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Names, or groups: main, kvpress, memories, twins, once, all. "
+            "--list names all of them. Default: main.",
+        ),
     ] = "",
     budgets: Annotated[
         str, typer.Option(metavar="TOKENS,...", help="Kept: 1k, or a share of the length: 25%.")
@@ -34,8 +47,20 @@ def quality(
     full: Annotated[
         bool,
         typer.Option(
-            "--full", help="The long run: all methods, 50, 25, 12.5 and 6.25 %, 200 samples. A day."
+            "--full",
+            help="The long run: all suites and methods unless some are named, 50, 25, 12.5 and "
+            "6.25 % kept, 200 samples. Days: see --estimate and --minutes.",
         ),
+    ] = False,
+    only_estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what it would take, after a short trial.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", min=0, help="Stop then; rows of what there is are written."),
+    ] = None,
+    show_list: Annotated[
+        bool, typer.Option("--list", help="Only name suites, tasks and methods.")
     ] = False,
     add: Annotated[
         list[Path] | None,
@@ -58,57 +83,103 @@ def quality(
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of all drawing.")] = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Compare ways to remember a text: the tasks of RULER made offline, or facts at ten depths.
+    """Compare ways to remember a text: the tasks of RULER made offline, facts at ten depths, more.
 
-    A run that was cut short goes on where it stopped, and what has a row of the same code and model
-    is not measured again. A method that cannot take a length is left empty.
+    All cells get 10 samples before any gets 20, and so on, so a run can be stopped at any time. The
+    same command goes on where it stopped: what is there of the same code and model is not measured
+    again. A method that cannot take a task or length is left empty.
 
     \b
     Examples:
       indexmem bench quality --methods full,recency,keydiff,recall --count 5
       indexmem bench quality --suite needle --lengths 1k,4k,16k --budgets 512 --count 50 --json
+      indexmem bench quality --full --methods main --minutes 60
     """
     hush_libraries(False)
-    from indexmem_cli.bench.quality import (
-        FULL_COUNT,
-        FULL_SHARES,
-        QualityConfig,
-        bench_quality,
-        tabulate,
-    )
-    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS, print_table
+    from indexmem_cli.bench.quality import FULL_COUNT, FULL_SHARES, QualityConfig
     from indexmem_cli.bench.suites import load_additions
-    from indexmem_cli.render import show_json
 
     for path in add or ():
         load_additions(path)
+    if show_list:
+        list_known()
+        return
     config = QualityConfig(
         ModelConfig(measured, device=device),
-        suite=suite,
-        tasks=_names(tasks),
-        methods=() if full else _names(methods),
-        lengths=tuple(map(parse_size, _names(lengths))),
-        budgets=FULL_SHARES if full else tuple(map(parse_kept, _names(budgets))),
+        suites=names_in(suite) or (("all",) if full else ("ruler",)),
+        tasks=names_in(tasks),
+        methods=names_in(methods) or (("all",) if full else ()),
+        lengths=tuple(map(parse_size, names_in(lengths))),
+        budgets=FULL_SHARES if full else tuple(map(parse_kept, names_in(budgets))),
         count=FULL_COUNT if full else count,
         chunk_tokens=parse_size(chunk),
         threads=threads,
         seed=seed,
         data=data,
+        minutes=minutes,
+        only_estimate=only_estimate,
     )
+    run_quality(config, out, as_json)
+
+
+def run_quality(config: "QualityConfig", out: Path | None, as_json: bool) -> None:
+    """Measure, say how far it is, and show the rows."""
+    from indexmem_cli.bench.quality import Progress, bench_quality, tabulate
+    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS, print_table
+    from indexmem_cli.render import show_json
+
     rows = []
-    for event in bench_quality(config, out or (RESULTS if IN_CHECKOUT else None)):
-        if isinstance(event, dict):
-            rows.append(event)
-            continue
-        cell = event.cell
-        said = f"{event.done}/{event.total}  {cell.task} {cell.length:,} {cell.method}"
-        said += f" {cell.budget:,}  about {event.remaining_s / 60:.0f} min left"
-        typer.echo(said, err=True)
+    try:
+        for event in bench_quality(config, out or (RESULTS if IN_CHECKOUT else None)):
+            if isinstance(event, dict):
+                rows.append(event)
+            elif isinstance(event, Progress):
+                cell = event.cell
+                said = f"{event.done}/{event.total}  {cell.task} {cell.length:,} {cell.method}"
+                left = describe_time(event.remaining_s)
+                typer.echo(f"{said} {cell.budget:,}  about {left} left", err=True)
+            else:
+                show_estimate(event)
+    except KeyboardInterrupt:
+        typer.echo("stopped: the same command goes on from here", err=True)
+        raise
     if as_json:
         show_json({"schema": 1, "rows": rows})
-    else:
-        table = tabulate(rows)
+        return
+    for name in dict.fromkeys(row["suite"] for row in rows):
+        table = tabulate([row for row in rows if row["suite"] == name])
         print_table(table, list(dict.fromkeys(name for line in table for name in line)))
+
+
+def show_estimate(estimate: "Estimate") -> None:
+    """Say on stderr what a run will take, and what takes longest."""
+    total = describe_time(estimate.seconds)
+    typer.echo(f"{estimate.samples:,} samples in {estimate.cells:,} cells: about {total}", err=True)
+    for what in ("task", "method"):
+        each = getattr(estimate, f"by_{what}").items()
+        longest = sorted(each, key=lambda item: -item[1])
+        said = ", ".join(f"{name} {seconds:.2f}" for name, seconds in longest)
+        typer.echo(f"seconds a sample by {what}: {said}", err=True)
+
+
+def describe_time(seconds: float) -> str:
+    """Write a time in the unit that fits: 40 s, 12 min, 5.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def list_known() -> None:
+    """Name all suites with their tasks, and all groups of methods with theirs."""
+    from indexmem_cli.bench import cells  # noqa: F401 - makes them known
+    from indexmem_cli.bench.suites import GROUPS, METHODS, SUITES
+
+    for suite, tasks in SUITES.items():
+        typer.echo(f"suite {suite}: {', '.join(tasks)}")
+    for group, said in GROUPS.items():
+        names = [name for name, method in METHODS.items() if method.group == group]
+        if names:
+            typer.echo(f"group {group} ({said}): {', '.join(names)}")
 
 
 def parse_kept(text: str) -> int | float:
@@ -128,5 +199,6 @@ def parse_kept(text: str) -> int | float:
     return share
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names_in(text: str) -> tuple[str, ...]:
+    """Split a list of names."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

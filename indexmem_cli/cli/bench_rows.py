@@ -59,7 +59,8 @@ def pictures(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...", help="memory, seconds, quality, needles. Default: all."
+            metavar="[NAME]...",
+            help="memory, seconds, answers, quality, needles, loss, card. Default: all.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write NAME.png to.")] = Path(
@@ -71,7 +72,7 @@ def pictures(
     ] = False,
     results: Results = None,
 ) -> None:
-    """Draw the rows: memory and seconds against length, quality against bytes, needles by depth.
+    """Draw the rows: cost against length, quality against bytes, needles by depth, a card of all.
 
     \b
     Examples:

@@ -1,19 +1,17 @@
-"""Reading rate beside the bare model, which bounds this design, and beside the full cache.
+"""`bench speed`: reading rate beside the bare model, which bounds this design, and the full cache.
 
 All readers take turns in one process, so that a slow minute of the machine hits them alike: in
 every round each reads the next tokens of its own stream, and ratios compare times of one round.
-
-python benchmarks/speed.py --lengths 16k,64k
-python benchmarks/speed.py --shape 768x12 --lengths 16k --repeats 1
 """
 
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
 
-import argparse
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,8 +21,9 @@ from transformers.utils.logging import disable_progress_bar
 from indexmem_cli.bench import rows
 from indexmem_cli.bench.rows import Row
 from indexmem_cli.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
-from indexmem_cli.config import MemoryConfig, ModelConfig, parse_size
+from indexmem_cli.config import MemoryConfig, ModelConfig
 from indexmem_cli.engine import make_reader
+from indexmem_cli.errors import ConfigError
 from indexmem_cli.loading import load_backbone
 from indexmem_cli.plan import make_plan
 
@@ -33,6 +32,30 @@ QUESTION_TOKENS = 24
 WARMUP_CHUNKS = 8  # fills the memory, and at 512 each passes a window of 2048 or 4096 tokens
 
 Seconds = dict[str, list[float]]  # of each reader, for each of its rounds
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """What reads, and how far."""
+
+    model: ModelConfig
+    shape: str | None = None
+    """In place of the model a Qwen3 of random weights: width x layers, as 768x12."""
+    policies: tuple[str, ...] = ("recency", "question")
+    budget_tokens: int = 1024
+    chunk_tokens: int = 512
+    lengths: tuple[int, ...] = (16384, 65536)
+    """Of the full cache."""
+    round_tokens: int = 4096
+    """That each reader reads in turn."""
+    repeats: int = 3
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if any(length % self.round_tokens for length in self.lengths):
+            raise ConfigError(
+                f"lengths must be multiples of a round of {self.round_tokens:,} tokens"
+            )
 
 
 class Plain:
@@ -55,7 +78,7 @@ class Engine:
         window = backbone.info.window_tokens
         plan, notices = make_plan(config, window, OPENING_TOKENS, len(question))
         if notices:  # another budget than the row would say
-            raise SystemExit("\n".join(notices))
+            raise ConfigError("\n".join(notices))
         self.reader = make_reader(backbone, plan, config, question)
 
     def read(self, ids: torch.Tensor) -> None:
@@ -63,15 +86,31 @@ class Engine:
         list(self.reader.read(ids.tolist()))
 
 
-def measure(checkpoint: Checkpoint, options: argparse.Namespace) -> list[Row]:
+def bench_speed(config: SpeedConfig) -> Iterator[Row]:
+    """Yield a row for each reader, and one for each length of the full cache.
+
+    Raises:
+        ConfigError: the budget does not fit the model.
+    """
+    torch.set_num_threads(config.threads)
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        shape, name = config.shape, config.model.model
+        checkpoint = _random_model(shape, folder) if shape else find_checkpoint(name)
+        yield from measure(checkpoint, config)
+
+
+def measure(checkpoint: Checkpoint, options: SpeedConfig) -> list[Row]:
     """Let the readers take turns; return a row for each, and one for each length of the full cache.
 
     Rates are in tokens/s.
     """
-    config = ModelConfig(checkpoint.id, "none", options.dtype, options.device, offline=True)
+    device, dtype = options.model.device, options.model.dtype
+    config = ModelConfig(checkpoint.id, "none", dtype, device, offline=True)
     backbone, plain = load_backbone(checkpoint, config), load_backbone(checkpoint, config)
     plain.detach()
-    memories = [MemoryConfig(options.budget, options.chunk, policy) for policy in options.policies]
+    sizes = options.budget_tokens, options.chunk_tokens
+    memories = [MemoryConfig(*sizes, policy, recall=False) for policy in options.policies]
     repeats = []
     for _ in range(options.repeats):
         readers = {"bare": Plain(plain.decoder)}
@@ -82,41 +121,42 @@ def measure(checkpoint: Checkpoint, options: argparse.Namespace) -> list[Row]:
         "benchmark": "speed",
         "dtype": backbone.info.dtype,
         "parameters": plain.model.num_parameters(),
-        "budget_tokens": options.budget,
-        "chunk_tokens": options.chunk,
+        "budget_tokens": options.budget_tokens,
+        "chunk_tokens": options.chunk_tokens,
         "question_tokens": QUESTION_TOKENS,
-        "round_tokens": options.round,
+        "round_tokens": options.round_tokens,
         "repeats": options.repeats,
         "seed": 0,
     }
-    found = [{"mode": "bare", "kv_bytes": 0} | _beside_bare("bare", repeats, options.round)]
+    found = [{"mode": "bare", "kv_bytes": 0} | _beside_bare("bare", repeats, options.round_tokens)]
     allowed = _allowed_of_bare(plain, options)
     for name in options.policies:
         kept = {"mode": name, "kv_bytes": readers[name].reader.state.nbytes}
         found.append(
-            kept | _beside_bare(name, repeats, options.round) | {"allowed_of_bare": allowed}
+            kept | _beside_bare(name, repeats, options.round_tokens) | {"allowed_of_bare": allowed}
         )
     for length in options.lengths:
         kept = {"mode": "full", "kv_bytes": length * plain.kv_bytes_per_token}
-        found.append(kept | _beside_full(length, repeats, options.round))
+        found.append(kept | _beside_full(length, repeats, options.round_tokens))
     return [common | row for row in found]
 
 
-def _take_turns(readers: dict, vocabulary: int, options: argparse.Namespace) -> Seconds:
+def _take_turns(readers: dict, vocabulary: int, options: SpeedConfig) -> Seconds:
     """Let every reader read random tokens, a round at a time, after a warm-up."""
     device = readers["full"].decoder.device
     chance = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (1, max(options.lengths)), generator=chance).to(device)
     full = Plain(readers["full"].decoder, DynamicCache())  # the measured one starts empty
     for reader in (readers | {"full": full}).values():
-        for chunk in ids[:, : WARMUP_CHUNKS * options.chunk].split(options.chunk, dim=1):
+        size = options.chunk_tokens
+        for chunk in ids[:, : WARMUP_CHUNKS * size].split(size, dim=1):
             reader.read(chunk)
     seconds = {name: [] for name in readers}
-    for tokens in ids.split(options.round, dim=1):
+    for tokens in ids.split(options.round_tokens, dim=1):
         for name, reader in readers.items():
             _wait(device)
             started = time.perf_counter()
-            for chunk in tokens.split(options.chunk, dim=1):
+            for chunk in tokens.split(options.chunk_tokens, dim=1):
                 reader.read(chunk)
             _wait(device)
             seconds[name].append(time.perf_counter() - started)
@@ -128,14 +168,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _allowed_of_bare(plain, options: argparse.Namespace) -> float:
+def _allowed_of_bare(plain, options: SpeedConfig) -> float:
     """Bare model's operations by the engine's, without scoring: no engine can reach more."""
     inner = plain.model.num_parameters() - plain.model.get_input_embeddings().weight.numel()
     config = plain.model.config.get_text_config()
     width = config.num_attention_heads * plain.decoder.layers[0].self_attn.head_dim
-    own = (options.chunk + 1) / 2  # tokens of its chunk that one sees, on average
+    own = (options.chunk_tokens + 1) / 2  # tokens of its chunk that one sees, on average
     per_slot = 4 * width * config.num_hidden_layers
-    return (2 * inner + per_slot * own) / (2 * inner + per_slot * (options.budget + own))
+    return (2 * inner + per_slot * own) / (2 * inner + per_slot * (options.budget_tokens + own))
 
 
 def _beside_bare(name: str, repeats: list[Seconds], round_tokens: int) -> Row:
@@ -187,39 +227,11 @@ def _random_model(shape: str, folder: str) -> Checkpoint:
     return read_checkpoint(f"random-{shape}", Path(folder))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, append the rows, print them as two tables."""
-    options = _parse(arguments)
-    torch.set_num_threads(options.threads)
-    disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
-        shape = options.shape
-        checkpoint = _random_model(shape, folder) if shape else find_checkpoint(options.model)
-        found = measure(checkpoint, options)
-    for row in found:
-        rows.append_row(options.out, row)
+def tabulate(found: Sequence[Row]) -> list[tuple[list[Row], list[str]]]:
+    """Return two tables with their columns: beside the bare model, and beside the full cache."""
     full = [row for row in found if row["mode"] == "full"]
     others = [row for row in found if row["mode"] != "full"]
-    rows.print_table(others, ["mode", "kv_bytes", "tokens_per_s", "of_bare", "allowed_of_bare"])
-    print()
-    ratios = [f"{name}_over_full{last}" for name in options.policies for last in ("", "_last")]
+    ratios = [name for row in full[:1] for name in row if "_over_full" in name]
     columns = ["length_tokens", "kv_bytes", "tokens_per_s", "last_tokens_per_s", *ratios]
-    rows.print_table(full, ["mode", *columns])
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = rows.option_parser(__doc__.splitlines()[0], "speed")
-    add = parser.add_argument
-    add("--shape", help="not --model: a Qwen3 of random weights, width x layers, as 768x12")
-    add("--policies", type=lambda text: text.split(","), default="recency,question")
-    add("--lengths", type=rows.parse_sizes, default="16k,64k", help="of the full cache")
-    add("--round", type=parse_size, default="4k", help="tokens that each reader reads in turn")
-    add("--repeats", type=int, default=3)
-    options = parser.parse_args(arguments)
-    if any(length % options.round for length in options.lengths):
-        parser.error("--lengths must be multiples of --round")
-    return options
-
-
-if __name__ == "__main__":
-    main()
+    beside = ["mode", "kv_bytes", "tokens_per_s", "of_bare", "allowed_of_bare"]
+    return [(others, beside), (full, ["mode", *columns])]

@@ -1,0 +1,171 @@
+"""Methods to compare the policies with: latent memories, one-shot eviction, and twins of features.
+
+A feature counts only where it beats its twin: the same with its scores shuffled, its values
+swapped, its budgets moved to another layer, or without it.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from random import Random
+
+import torch
+from torch import Tensor
+
+from indexmem_cli.bench.methods import answer_by_stream
+from indexmem_cli.bench.streams import open_stream
+from indexmem_cli.bench.suites import Method, add_method
+from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.config import FOCUS, LEARNED, POLICIES, UNFOCUSED, ModelConfig
+from indexmem_cli.engine import Reader
+from indexmem_cli.language_model import LanguageModel
+from indexmem_cli.loading import load_backbone
+from indexmem_cli.memory.latent import (
+    CentroidMemory,
+    FastWeightMemory,
+    FastWeights,
+    LatentMemory,
+)
+from indexmem_cli.memory.policies import Block, Scorer
+from indexmem_cli.tokens import load_tokenizer
+from indexmem_cli.train.data import read_code
+from indexmem_cli.train.memory import fit_fast_weights, replay
+from indexmem_cli.train.teachers import WholeModel
+
+SLOT_SHARE = 8
+"""A latent memory takes an eighth of the budget, and at least `LEAST_SLOTS` of it."""
+LEAST_SLOTS = 8
+FITTED_TEXTS, FITTED_TOKENS, FITTED_CHUNK, FITTED_STEPS = 6, 512, 64, 100
+
+
+class Shuffled:
+    """The control of a scorer: the scores of the new tokens, each given to another of them."""
+
+    def __init__(self, scorer: Scorer, seed: int = 0) -> None:
+        self.scorer, self.chance = scorer, torch.Generator().manual_seed(seed)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.scorer, name)
+
+    def score(self, block: Block) -> list[Tensor]:
+        """Score every slot; the same tensor for several layers stays one."""
+        order = torch.randperm(block.new_tokens, generator=self.chance)
+        done: dict[int, Tensor] = {}
+        scores = self.scorer.score(block)
+        for score in scores:
+            if id(score) not in done:
+                fresh = score[:, :, -block.new_tokens :]
+                done[id(score)] = torch.cat(
+                    [score[:, :, : -block.new_tokens], fresh[:, :, order.to(score.device)]], dim=2
+                )
+        return [done[id(score)] for score in scores]
+
+
+class Swapped:
+    """The control of a latent memory: each evicted token is written with the value of another."""
+
+    def __init__(self, memory: LatentMemory, seed: int = 0) -> None:
+        self.memory, self.chance = memory, torch.Generator().manual_seed(seed)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.memory, name)
+
+    def write(self, keys: Tensor, values: Tensor) -> Tensor:
+        """Write the keys with the values in another order."""
+        order = torch.randperm(values.shape[2], generator=self.chance).to(values.device)
+        return self.memory.write(keys, values[:, :, order])
+
+
+def take_slots(budget: int) -> int:
+    """Return the slots of a budget that a latent memory takes."""
+    return max(LEAST_SLOTS, budget // SLOT_SHARE)
+
+
+def shuffle(model: LanguageModel, reader: Reader, slots: int) -> None:
+    """Take every new token's score from another."""
+    reader.scorer = Shuffled(reader.scorer)
+
+
+def level(model: LanguageModel, reader: Reader, slots: int) -> None:
+    """Give all layers the same budget."""
+    reader.shares = ()
+
+
+def move(model: LanguageModel, reader: Reader, slots: int) -> None:
+    """Give each layer the budget of the next one."""
+    reader.shares = [*reader.shares[1:], *reader.shares[:1]]
+
+
+def remember(model: LanguageModel, reader: Reader, slots: int, kind: str, swapped: bool) -> None:
+    """Give every managed layer a latent memory."""
+    biases = model.backbone.adapter.log_mass if reader.shares else None
+    for i, layer in enumerate(reader.state.managed):
+        memory: LatentMemory
+        if kind == "centroids":
+            memory = CentroidMemory(slots, None if biases is None else biases[i])
+        else:
+            info = model.backbone.info
+            memory = FastWeightMemory(fit_slow_weights(model.name, info.dtype, info.device)[i])
+        layer.latent = Swapped(memory) if swapped else memory
+
+
+@lru_cache(maxsize=1)
+def fit_slow_weights(name: str, dtype: str, device: str) -> list[FastWeights]:
+    """Fit the fast-weight memory's slow weights to a model, a layer at a time: a minute or less.
+
+    The texts are of Python's standard library, which no task of `bench quality` asks about; what is
+    evicted of them is drawn at random.
+    """
+    checkpoint = find_checkpoint(name)
+    model = WholeModel(load_backbone(checkpoint, ModelConfig(name, dtype=dtype, device=device)))
+    tokenizer = load_tokenizer(checkpoint.path)
+    ids = tokenizer.encode("\n".join(Random(0).sample(read_code()[0], 4 * FITTED_TEXTS)))
+    chance = torch.Generator().manual_seed(0)
+    tokens = min(FITTED_TOKENS, len(ids) // FITTED_TEXTS)
+    by_text = []
+    for first in range(0, tokens * FITTED_TEXTS, tokens):
+        text = torch.tensor([ids[first : first + tokens]], device=model.device)
+        score = torch.rand(1, 1, tokens, generator=chance).to(model.device)
+        scores = [score] * len(model.managed)
+        kept = tokens // SLOT_SHARE
+        by_text.append([*replay(model, text, scores, kept, FITTED_CHUNK, 4, kept // 4, 1)])
+    fitted = []
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        for replays in zip(*by_text, strict=True):
+            size = replays[0].layer.value.shape[3]
+            slow = FastWeights(size).to(model.device)
+            fit_fast_weights(list(replays), slow, FITTED_STEPS)
+            fitted.append(slow.eval().requires_grad_(False))
+    return fitted
+
+
+def add_streamed(name: str, group: str, **settings: object) -> None:
+    """Make a method known that is a stream of the engine with settings of its own."""
+    opened = partial(open_stream, **settings)
+    answered = partial(answer_by_stream, open=opened)
+    can_go_on = not settings.get("once")  # nothing was evicted before the last token
+    add_method(name, Method(answered, open=opened if can_go_on else None, group=group))
+
+
+def list_variants() -> Iterator[tuple[str, str, dict[str, object]]]:
+    """Name all variants, with their groups and the arguments of `open_stream`."""
+    unfocused = [policy for policy in POLICIES if policy != FOCUS]
+    for policy in unfocused:
+        for kind in ("centroids", "fast-weights"):
+            for twin in ("", "-swapped") if policy in (LEARNED, UNFOCUSED) else ("",):
+                change = partial(remember, kind=kind, swapped=bool(twin))
+                # The paper's memory is of one size, whatever the budget.
+                slots: Callable[[int], int] = take_slots if kind == "centroids" else lambda b: 0
+                settings = {"policy": policy, "change": change, "latent_slots": slots}
+                yield f"{policy}+{kind}{twin}", "twins" if twin else "memories", settings
+    for policy in unfocused:
+        if policy not in ("recency", "random"):
+            yield f"{policy}-shuffled", "twins", {"policy": policy, "change": shuffle}
+    for name, change in (("even", level), ("moved", move)):
+        yield f"{LEARNED}-{name}", "twins", {"policy": LEARNED, "change": change}
+    for policy in POLICIES:
+        yield f"{policy}-once", "once", {"policy": policy, "once": True}
+
+
+for _name, _group, _settings in list_variants():
+    add_streamed(_name, _group, **_settings)

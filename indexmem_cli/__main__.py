@@ -1,8 +1,11 @@
 """Where the program starts: what must happen before anything heavy is imported."""
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
+import threading
 
 from indexmem_cli.signals import Terminated, signals_raised
 
@@ -21,16 +24,40 @@ def main() -> None:
 
         print(version_lines())
         return
+    codes: list[int] = []
+    atexit.register(_leave, codes)  # before all others, so it runs after them
+    try:
+        _run()
+    except SystemExit as leaving:
+        if isinstance(leaving.code, int):
+            codes.append(leaving.code)
+        raise
+
+
+def _run() -> None:
     try:
         with signals_raised():
             from indexmem_cli.cli.app import app
+            from indexmem_cli.startup import import_early
 
-            app(prog_name="indexmem")
+            app(prog_name="indexmem", obj=import_early)
     except KeyboardInterrupt:  # while importing; app.py handles every later one
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Terminated:
         signal.raise_signal(signal.SIGTERM)
+
+
+def _leave(codes: list[int]) -> None:
+    """End the process with its exit code, when all that is to be done at the end is done.
+
+    Where torch was imported, Python would take another second to look through all objects.
+    """
+    if codes and ("torch" in sys.modules or threading.active_count() > 1):
+        with contextlib.suppress(OSError):  # Python finds the same fault, and tells it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(codes[0])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """The model that reads and answers, with its tokenizer and prompt; loaded when it is needed."""
 
-import contextlib
-import gc
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +9,7 @@ from indexmem_cli.config import ModelConfig
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library.disk import blake2b
 from indexmem_cli.library.manifest import Manifest
+from indexmem_cli.startup import collecting_later, wait_for_imports
 from indexmem_cli.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -44,7 +42,8 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
     started = time.perf_counter()
     checkpoint = find_checkpoint(config.model, config.offline)
     tokenizer = load_tokenizer(checkpoint.path)
-    with _collecting_later():
+    wait_for_imports()
+    with collecting_later():
         from indexmem_cli.loading import load_backbone, load_prompt
 
         backbone, prompt = load_backbone(checkpoint, config), load_prompt(checkpoint)
@@ -58,20 +57,6 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
         config.model,
         _hash(checkpoint, prompt),
     )
-
-
-@contextlib.contextmanager
-def _collecting_later() -> Iterator[None]:
-    """Keep Python from looking for garbage among the many objects that stay: a second of five."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.unfreeze()  # into the oldest generation, which is rarely looked through
-        if was_on:
-            gc.enable()
 
 
 def for_conversation(model: LanguageModel, config: ModelConfig) -> LanguageModel:

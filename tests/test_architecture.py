@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Who may import whom. `config` and `errors` are leaves that anyone but themselves may import.
 ALLOWED = {
     "__init__": {"events", "session"},
-    "__main__": {"cli", "signals"},
+    "__main__": {"cli", "signals", "startup"},
     "cli": {
         "bench",
         "catalogue",
@@ -101,7 +101,8 @@ ALLOWED = {
         "memory",
         "reading",
     },
-    "language_model": {"backbone", "checkpoint", "library", "loading", "tokens"},
+    "language_model": {"backbone", "checkpoint", "library", "loading", "startup", "tokens"},
+    "startup": {"loading"},
     "events": set(),
     "config": set(),
     "settings": set(),
@@ -187,6 +188,7 @@ LIGHT_MODULES = {
     "sessions",
     "settings",
     "signals",
+    "startup",
     "tokens",
     "inspecting",
     "terms",
@@ -197,7 +199,7 @@ KEEPERS = {
     "typer": {"cli"},
     "ray": {"cluster"},
     "prompt_toolkit": {"cli"},
-    "transformers": {"backbone", "loading", "passes", "train", "bench"},
+    "transformers": {"backbone", "loading", "passes", "startup", "train", "bench"},
     "pickle": set(),
     "tests": set(),
     "examples": set(),

@@ -16,6 +16,7 @@ from indexmem_cli.errors import ConfigError, NotFullyRead
 
 def ask(
     *,
+    context: typer.Context,
     sources: Annotated[
         list[str] | None,
         typer.Argument(
@@ -105,6 +106,7 @@ def ask(
     answering = AnswerConfig(max_tokens, temperature, seed, extract, explain)
 
     hush_libraries(verbose)
+    options.begin_imports(context)
     from indexmem_cli import session
     from indexmem_cli.render import JsonRenderer, Renderer, View, draw_explanation
 

@@ -82,6 +82,7 @@ def chat(
     answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     hush_libraries(verbose)
+    options.begin_imports(context)
     from indexmem_cli import conversation
     from indexmem_cli.cli.editor import is_terminal
     from indexmem_cli.cli.talk import Talk

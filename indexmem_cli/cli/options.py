@@ -339,3 +339,9 @@ def is_path(text: str) -> bool:
 def stdin_of(sources: Sequence[str]) -> BinaryIO | None:
     """Return standard input if the sources name it, so that nothing else ever reads it."""
     return sys.stdin.buffer if "-" in sources else None
+
+
+def begin_imports(context: typer.Context) -> None:
+    """Have the model's libraries imported meanwhile, where the process is the program's own."""
+    if context.obj is not None:
+        context.obj()

@@ -19,8 +19,14 @@ from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import Adapter
 from indexmem_cli.memory.policies import Block
 from indexmem_cli.memory.room import describe_room, is_out_of_memory
-from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
-from indexmem_cli.passes import CacheLayer, Pass
+from indexmem_cli.memory.state import (
+    HeadsState,
+    LayerState,
+    MemoryState,
+    make_layer,
+    managed_parts,
+)
+from indexmem_cli.passes import CacheLayer, Pass, device_of
 from indexmem_cli.rotation import no_rotation, slot_positions, turn
 
 ATTENTION = "indexmem"
@@ -44,8 +50,8 @@ class Backbone:
         self.model, self.info = model, info
         self.layer_windows = list(layer_windows)
         self.decoder = model.get_decoder()
-        self.device = _device_of(self.decoder.get_input_embeddings())
-        self.layer_devices = [_device_of(layer) for layer in self.decoder.layers]
+        self.device = device_of(self.decoder.get_input_embeddings())
+        self.layer_devices = [device_of(layer) for layer in self.decoder.layers]
         self.load_adapter: Callable[[], Adapter] | None = None
         self._run: Pass | None = None
         self._rope = self.decoder.rotary_emb
@@ -125,14 +131,17 @@ class Backbone:
             return None
         return sum(map(torch.cuda.max_memory_allocated, {self.device, *self.layer_devices}))
 
-    def new_state(self, slots: int, sink_tokens: int = 0, recent_tokens: int = 0) -> MemoryState:
+    def new_state(
+        self, slots: int, sink_tokens: int = 0, recent_tokens: int = 0, by_head: bool = False
+    ) -> MemoryState:
         """Return an empty memory.
 
         Args:
             slots: most slots per head that will be held at once, as far as known.
+            by_head: whether the heads of a layer hold different numbers.
         """
-        int8 = self.info.kv_dtype == "int8"
-        layers = [WindowState(w) if w else LayerState(slots, int8) for w in self.layer_windows]
+        how = slots, self.info.kv_dtype == "int8", self.kv_shapes[0][0] if by_head else 0
+        layers = [make_layer(window, *how) for window in self.layer_windows]
         return MemoryState(layers, 0, sink_tokens, recent_tokens)
 
     def read(
@@ -178,16 +187,16 @@ class Backbone:
         watched, state.watched_layers = state.watched_layers, ()
         run, _ = self._forward(self.decoder, ids, state, want_attention=True)
         state.watched_layers = watched
-        for layer in state.layers:
-            layer.drop_last(len(ids))
+        for part in state.parts:
+            part.drop_last(len(ids))
         state.seen -= len(ids)
         return [paid[:, :, : -len(ids)] for paid in run.attention]
 
     def block(self, state: MemoryState, new_tokens: int, queries: list[Tensor]) -> Block:
         """Describe the newest tokens of `state` to a scorer; `queries` as returned by `read`."""
         run = Pass(state, new_tokens)
-        pairs = zip(self.decoder.layers, state.layers, strict=True)
-        modules = [here.self_attn for here, kept in pairs if isinstance(kept, LayerState)]
+        layers = zip(self.decoder.layers, state.layers, strict=True)
+        modules = [m.self_attn for m, layer in layers for _ in managed_parts(layer)]
 
         def attention(index: int, first: int, end: int) -> Tensor:
             module, layer = modules[index], state.managed[index]
@@ -224,9 +233,18 @@ class Backbone:
         Returns:
             Shape [B, T, H, D].
         """
-        run = self._run
-        layer = run.state.layers[module.layer_idx]
-        managed = isinstance(layer, LayerState)
+        layer, how = self._run.state.layers[module.layer_idx], (scaling, window, softcap)
+        if not isinstance(layer, HeadsState):
+            return self._attend_part(module, query, key, value, layer, *how)
+        found, queries = [], query.chunk(len(layer.heads), dim=1)  # those that share a key
+        for head, q in zip(layer.heads, queries, strict=True):
+            kv = head.all_keys(), head.all_values()
+            found.append(self._attend_part(module, q, *kv, head, *how))
+        return torch.cat(found, dim=2)
+
+    def _attend_part(self, module, query, key, value, layer, scaling, window, softcap) -> Tensor:
+        """Attend over the slots of a layer, or of one head of it."""
+        run, managed = self._run, isinstance(layer, LayerState)
         if managed and run.want_queries:
             run.queries.append(query)
         turned_query = self._turn_new(module, query, layer, run)
@@ -246,10 +264,10 @@ class Backbone:
             out = latent.read(far_query, out, lse, scaling).to(query.dtype)
             if run.want_attention:
                 weights = ops.attention_weights(turned_query, turned_key, scaling, None, softcap)
-                run.attention.append(_largest(weights, key))
+                run.note_attention(weights, key)
         elif managed and run.want_attention:
             weights = ops.attention_weights(turned_query, turned_key, scaling, window, softcap)
-            run.attention.append(_largest(weights, key))
+            run.note_attention(weights, key)
             out = ops.weigh_values(weights, value)
         else:
             mask = self._mask(run, query, key.shape[2], window)
@@ -286,7 +304,7 @@ class Backbone:
             segments.append(latent.segment(self._turn_far(module, query)[:, :, 0]))
         out, lse, paid = ops.attend_segments(segments, scaling, softcap, run.want_attention)
         if run.want_attention:
-            run.attention.append(_largest(paid.softmax(-1).unsqueeze(2), layer.keys))
+            run.note_attention(paid.softmax(-1).unsqueeze(2), layer.keys)
         out = out.unsqueeze(2)
         if latent is not None and not joined:
             out = latent.read(self._turn_far(module, query), out, lse.unsqueeze(2), scaling)
@@ -369,8 +387,8 @@ class Backbone:
         """Angles of positions [1, n] that all layers of a kind hold alike, made once a pass."""
         if not (run.state.uniform or run.state.compact):
             return self._angles(module, like, positions)
-        place = (like.device, like.dtype)
-        key = (getattr(module, "layer_type", None), first, positions.shape[1], *place)
+        kind, count = getattr(module, "layer_type", None), positions.shape[1]
+        key = (kind, first, count, like.device, like.dtype)
         if key not in run.angles:
             run.angles[key] = self._angles(module, like, positions)
         return run.angles[key]
@@ -380,14 +398,3 @@ class Backbone:
         kind = (module.layer_type,) if self._rope_by_layer_type else ()
         cos, sin = self._rope.forward(like, positions, *kind)
         return cos.to(like.device), sin.to(like.device)
-
-
-def _device_of(module) -> torch.device:
-    """Where a module computes; accelerate may keep its weights elsewhere, and fetch them."""
-    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return next(module.parameters()).device if place is None else torch.device(place)
-
-
-def _largest(weights: Tensor, key: Tensor) -> Tensor:
-    """The largest weight of any row and head of the group: [B, H, T, N] to [B, G, N]."""
-    return weights.unflatten(1, (key.shape[1], -1)).amax(dim=(2, 3))

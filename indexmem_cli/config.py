@@ -203,7 +203,8 @@ class MemoryConfig:
     """Of what was kept, the tokens that an answer is written from: those that the question attends
     to most. For the policy `question`. None: what the model's config asks for, else all."""
     positions: Literal["auto", "original", "compact"] = "auto"
-    """auto: the document's own positions inside the trained window, compact ones beyond it."""
+    """auto: the document's own positions in the first half of the trained window, compact ones
+    beyond it."""
     seed: int = 0
     """Seed of the random policy."""
 

@@ -13,7 +13,7 @@ from indexmem_cli.errors import OutOfMemory
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import Scorer, make_scorer
 from indexmem_cli.memory.state import MemoryState
-from indexmem_cli.memory.update import evict
+from indexmem_cli.memory.update import evict, split_among_parts
 from indexmem_cli.plan import Plan
 
 DECODE_BLOCK_TOKENS = 128  # while answering, the memory is brought back to its budget this often
@@ -51,7 +51,8 @@ class Reader:
     closing_ids: list[int] = field(default_factory=list)
     """The question with what surrounds it, for a scorer that `needs_question`."""
     shares: Sequence[float] = ()
-    """Of the budget, by managed layer, as in `memory.update.split_budget`; none for all alike."""
+    """Of the budget, by managed layer or by each head of them, as in `memory.update.split_budget`;
+    none for all alike."""
     state: MemoryState = field(init=False)
     step_tokens: int = field(init=False)
     """Most tokens that pass the model at once; halved where memory runs out."""
@@ -60,7 +61,11 @@ class Reader:
         plan = self.plan
         self.step_tokens = plan.chunk_tokens
         slots = plan.budget_tokens + plan.chunk_tokens + len(self.closing_ids)
-        self.state = self.backbone.new_state(slots, plan.sink_tokens, plan.recent_tokens)
+        by_head = len(self.shares) > self.backbone.layer_windows.count(None)
+        self.state = self.backbone.new_state(slots, plan.sink_tokens, plan.recent_tokens, by_head)
+        budgets = split_among_parts(self.state, plan.budget_tokens, self.shares)
+        for part, budget in zip(self.state.managed, budgets, strict=True):
+            part.limit += budget - plan.budget_tokens
         self.state.watched_layers = getattr(self.scorer, "watched_layers", ())
 
     def fork(self) -> "Reader":

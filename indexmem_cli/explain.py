@@ -28,17 +28,24 @@ def explain(memory: Reader, grounds: Reader, closing_ids: list[int]) -> Explanat
 def _kept_by_layers(state: MemoryState, numbers: list[int]) -> list[KeptByLayers]:
     """Neighbouring layers that keep the same tokens are one group."""
     groups: list[KeptByLayers] = []
-    for number, layer in zip(numbers, state.managed, strict=True):
-        places = layer.positions[0, :, : layer.held]
-        share = torch.zeros(state.seen).index_add_(
-            0, places.flatten().cpu(), torch.full((places.numel(),), 1 / len(places))
-        )
+    for number, parts in zip(numbers, _by_layer(state.managed, numbers), strict=True):
+        share = torch.zeros(state.seen)
+        for part in parts:
+            places = part.positions[0, :, : part.held]
+            each = torch.full((places.numel(),), 1 / (len(places) * len(parts)))
+            share.index_add_(0, places.flatten().cpu(), each)
         runs = _runs(share)
         if groups and groups[-1].runs == runs:
             groups[-1] = KeptByLayers((*groups[-1].layers, number), runs)
         else:
             groups.append(KeptByLayers((number,), runs))
     return groups
+
+
+def _by_layer(parts: list, numbers: list[int]) -> list[list]:
+    """What each layer has of a list with an entry for every part: one, or one a head."""
+    heads = len(parts) // max(1, len(numbers))
+    return [parts[first : first + heads] for first in range(0, len(parts), heads or 1)]
 
 
 def _runs(share: Tensor) -> tuple[tuple[int, int, float], ...]:
@@ -57,7 +64,8 @@ def _attention(fork: Reader, closing_ids: list[int], numbers: list[int], seen: i
     before = state.seen
     fork.number_slots(question)
     block = backbone.block(state, question, backbone.read(closing_ids, state, want_queries=True))
-    for i, number in enumerate(numbers):
+    masses = []
+    for i in range(len(state.managed)):
         weights, places = block.attention(i, 0, question)[0], block.positions(i)[0]
         memory = block.remembered(i)[0].mean().item()
         asked, again = places >= before, (places >= seen) & (places < before)
@@ -69,4 +77,6 @@ def _attention(fork: Reader, closing_ids: list[int], numbers: list[int], seen: i
             float((grouped * part).sum(-1).mean()) * (1 - memory)
             for part in (sinks, kept, recent, again, asked)
         ]
-        yield LayerMass(number, *parts, memory)
+        masses.append([*parts, memory])
+    for number, heads in zip(numbers, _by_layer(masses, numbers), strict=True):
+        yield LayerMass(number, *(sum(parts) / len(heads) for parts in zip(*heads, strict=True)))

@@ -25,6 +25,10 @@ class Pass:
     masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict)
     angles: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    def note_attention(self, weights: Tensor, key: Tensor) -> None:
+        """Keep the largest weight of any row and head of the group: [B, H, T, N] to [B, G, N]."""
+        self.attention.append(weights.unflatten(1, (key.shape[1], -1)).amax(dim=(2, 3)))
+
 
 class CacheLayer(CacheLayerMixin):
     """A transformers cache layer that writes into one layer of a `MemoryState`."""
@@ -49,3 +53,9 @@ class CacheLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+def device_of(module) -> torch.device:
+    """Where a module computes; accelerate may keep its weights elsewhere, and fetch them."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if place is None else torch.device(place)

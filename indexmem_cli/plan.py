@@ -78,6 +78,7 @@ def make_plan(
         )
     answer_from = config.answer_from_tokens or answer_from_tokens or budget
     answer_from = max(sinks + 1, min(budget, answer_from))
-    switch = {"auto": window_tokens, "compact": 0, "original": 2**62}[config.positions]
+    # Few texts fill the window that a model is trained on, so its far half is the weaker one.
+    switch = {"auto": window_tokens // 2, "compact": 0, "original": 2**62}[config.positions]
     plan = Plan(budget, chunk, sinks, recent, config.span_tokens, answer_from, switch)
     return plan, notices

@@ -229,6 +229,9 @@ def budgets(
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="MODEL", help="The adapter's model.")
     ] = DEFAULT_MODEL,
+    by: Annotated[
+        str, typer.Option(metavar="UNIT", help="layer | head: what gets a share of its own.")
+    ] = "layer",
     keep: Annotated[
         float, typer.Option(metavar="SHARE", min=0.01, max=0.99, help="Of a text, to plan for.")
     ] = 0.125,
@@ -238,12 +241,12 @@ def budgets(
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the texts.")] = 0,
     threads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="CPU threads.")] = 3,
 ) -> None:
-    """Split the budget among the layers, by what is lost when one alone is evicted.
+    """Split the budget among the layers or heads, by what is lost when one alone is evicted.
 
     \b
     Examples:
       indexmem train budgets a/adapter.safetensors --data corpus/ --cache a/cache
-      indexmem train budgets adapter.safetensors --data data/ --cache cache/ --keep 0.25
+      indexmem train budgets adapter.safetensors --data data/ --cache cache/ --by head
     """
     if not data.is_dir():
         raise ConfigError(f"the data folder does not exist: {data}")
@@ -255,6 +258,7 @@ def budgets(
         data,
         cache,
         adapter_file,
+        unit=by,
         keep_fraction=keep,
         power=power,
         seed=seed,

@@ -19,6 +19,7 @@ from indexmem_cli.errors import BackboneError
 from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, TokenIndexer, make_indexer
 
 FORMAT = 1
+TABLES = ("layer_shares", "head_shares", "log_mass")
 _PIECE_BYTES = 1 << 20
 
 
@@ -36,6 +37,8 @@ class Adapter:
     layer_shares: Tensor | None = None
     """Share of each managed layer in what the budget has above its floor, fp32 [L], 1 on average;
     see `memory.update.split_budget`."""
+    head_shares: Tensor | None = None
+    """The same of each head of every managed layer, fp32 [L, G]; it goes before `layer_shares`."""
     log_mass: Tensor | None = None
     """Calibrated bias of the centroid memory, fp32 [L, G], at most 0; -inf turns a head off."""
     digest: str = ""
@@ -43,8 +46,9 @@ class Adapter:
 
     @property
     def shares(self) -> list[float]:
-        """Of the layers in the budget; empty where all have the same."""
-        return [] if self.layer_shares is None else self.layer_shares.tolist()
+        """Of the layers in the budget, or of all their heads; empty where all have the same."""
+        table = self.layer_shares if self.head_shares is None else self.head_shares
+        return [] if table is None else table.flatten().tolist()
 
     @property
     def kind(self) -> str:
@@ -61,6 +65,17 @@ def hash_model(folder: Path) -> tuple[str, str]:
 def _is_sound(name: str, tensor: Tensor) -> bool:
     """Tell whether there is no NaN in a tensor, and no infinity but one that turns a head off."""
     return not bool((tensor.isnan() if name == "log_mass" else ~tensor.isfinite()).any())
+
+
+def _check_tables(tensors: dict[str, Tensor], config: IndexerConfig) -> None:
+    """Raise ValueError if a table is not of the model's layers and heads, or no table of shares."""
+    layers, heads = len(config.layers), config.kv_heads
+    shapes = {"layer_shares": (layers,), "head_shares": (layers, heads)}
+    for name, shape in (shapes | {"log_mass": (layers, heads)}).items():
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{name} has the shape {list(tensors[name].shape)}, not {list(shape)}")
+        if name in shapes and name in tensors and not bool((tensors[name] > 0).all()):
+            raise ValueError(f"{name} holds numbers that are no shares")
 
 
 def hash_adapter(path: Path) -> str:
@@ -83,7 +98,7 @@ def _hash_files(files: list[Path]) -> str:
 def save_adapter(adapter: Adapter, path: Path) -> None:
     """Write an adapter in one move: the old file or the new one is there, never half of one."""
     tensors = {f"indexer.{name}": t for name, t in adapter.indexer.state_dict().items()}
-    for name in ("layer_shares", "log_mass"):
+    for name in TABLES:
         if getattr(adapter, name) is not None:
             tensors[name] = getattr(adapter, name)
     manifest = {
@@ -123,6 +138,7 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
         indexer.load_state_dict(weights)
         if wrong := [name for name, tensor in tensors.items() if not _is_sound(name, tensor)]:
             raise ValueError(f"{wrong[0]} holds numbers that are not finite")
+        _check_tables(tensors, indexer.config)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"{path.name} is no readable adapter: {what}", again) from error
@@ -140,7 +156,6 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
         tokenizer_hash,
         manifest["trained_tokens"],
         manifest["scores"],
-        tensors.get("layer_shares"),
-        tensors.get("log_mass"),
-        hash_adapter(path),
+        **{name: tensors.get(name) for name in TABLES},
+        digest=hash_adapter(path),
     )

@@ -195,6 +195,9 @@ class TokenScorer(GathersNothing):
 
     def score(self, block: Block) -> list[Tensor]:
         fresh = self.indexer(block.hidden) if block.new_tokens else None
+        if fresh and (heads := len(block.state.managed) // len(fresh)) > 1:  # each a part
+            fresh = [score[:, h : h + 1] if score.shape[1] > 1 else score
+                     for score in fresh for h in range(heads)]  # fmt: skip
         scores: list[Tensor] = []
         for i, layer in enumerate(block.state.managed):
             same = i and fresh and fresh[i] is fresh[i - 1]

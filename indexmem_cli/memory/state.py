@@ -186,6 +186,31 @@ class LayerState:
         self.forget_rotation()
 
 
+class HeadsState:
+    """A layer whose heads hold different numbers of tokens: a `LayerState` of one head each.
+
+    No slot is held for the sake of a rectangle: a small head takes fewer bytes.
+    """
+
+    def __init__(self, heads: list[LayerState]) -> None:
+        self.heads = heads
+
+    @property
+    def held(self) -> int:
+        """Tokens held per head, on average."""
+        return sum(head.held for head in self.heads) // len(self.heads)
+
+    def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Add T tokens, [B, G, T, D], to every head; return them, since what is held is ragged."""
+        for i, head in enumerate(self.heads):
+            head.append(keys[:, i : i + 1], values[:, i : i + 1], first)
+        return keys, values
+
+    def clone(self) -> "HeadsState":
+        """Return an independent copy."""
+        return HeadsState([head.clone() for head in self.heads])
+
+
 class WindowState:
     """The last tokens of a sliding-window layer: it keeps its own window and is never managed."""
 
@@ -226,11 +251,33 @@ class WindowState:
         return copy
 
 
+def make_layer(
+    window: int | None, slots: int, int8: bool, heads: int = 0
+) -> "LayerState | HeadsState | WindowState":
+    """Make an empty layer: with a window of its own, or to be managed.
+
+    Args:
+        slots, int8: as in `LayerState`. heads: that may hold different numbers; 0: all alike.
+    """
+    if window:
+        return WindowState(window)
+    if not heads:
+        return LayerState(slots, int8)
+    return HeadsState([LayerState(slots, int8) for _ in range(heads)])
+
+
+def managed_parts(layer: LayerState | HeadsState | WindowState) -> list[LayerState]:
+    """What of a layer is kept or evicted: itself, each of its heads, or nothing."""
+    if isinstance(layer, WindowState):
+        return []
+    return layer.heads if isinstance(layer, HeadsState) else [layer]
+
+
 @dataclass
 class MemoryState:
     """Everything a model remembers of one stream of tokens."""
 
-    layers: list[LayerState | WindowState]
+    layers: list[LayerState | HeadsState | WindowState]
     seen: int = 0
     """Tokens read so far: the position of the next one."""
     sink_tokens: int = 0
@@ -249,9 +296,25 @@ class MemoryState:
     """Attention inputs of the tokens not yet scored, by layer: [B, T, d_model]."""
 
     @property
+    def named_parts(self) -> list[tuple[str, LayerState | WindowState]]:
+        """What holds tokens, in the order of the model: layers, or the heads of one, by name."""
+        parts = []
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, HeadsState):
+                parts += [(f"{i}.heads.{h}", head) for h, head in enumerate(layer.heads)]
+            else:
+                parts.append((f"{i}", layer))
+        return parts
+
+    @property
+    def parts(self) -> list[LayerState | WindowState]:
+        """What holds tokens: every layer, or each head of it where heads hold other numbers."""
+        return [part for _, part in self.named_parts]
+
+    @property
     def managed(self) -> list[LayerState]:
-        """The layers whose slots are kept or evicted."""
-        return [layer for layer in self.layers if isinstance(layer, LayerState)]
+        """The parts whose slots are kept or evicted."""
+        return [part for layer in self.layers for part in managed_parts(layer)]
 
     @property
     def held(self) -> int:
@@ -262,11 +325,11 @@ class MemoryState:
     @property
     def nbytes(self) -> int:
         """Bytes of all kept keys and values."""
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(part.nbytes for part in self.parts)
 
     def undo(self, before: list[tuple[int, Tensor | None, Tensor | None]]) -> None:
         """Go back to `marks`, from a pass that failed in the middle."""
-        for layer, (held, keys, values) in zip(self.layers, before, strict=True):
+        for layer, (held, keys, values) in zip(self.parts, before, strict=True):
             if isinstance(layer, LayerState):
                 layer.drop_last(layer.held - held)
             else:
@@ -274,7 +337,7 @@ class MemoryState:
 
     def marks(self) -> list[tuple[int, Tensor | None, Tensor | None]]:
         """Return what `undo` needs to take back the tokens that are appended next."""
-        return [(layer.held, layer.keys, layer.values) for layer in self.layers]
+        return [(part.held, part.keys, part.values) for part in self.parts]
 
     def use_compact_positions(self) -> None:
         """Number slots by rank from now on."""

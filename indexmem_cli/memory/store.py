@@ -1,8 +1,9 @@
 """A reader's memory as a safetensors file, and back. Nothing is pickled, nothing is guessed.
 
 Tensors: `layers.I.keys` and `.values` [1, G, S, D]; for managed layers also `.positions` int64 and
-`.scores` fp32 [1, G, S], and where there are any `.notes` [1, 1, S, E] and `.latent.*`; `scorer.*`
-for what a scorer has gathered. What they do not say of themselves is the layout: plain JSON values,
+`.scores` fp32 [1, G, S], and where there are any `.notes` [1, 1, S, E] and `.latent.*`; heads that
+hold different numbers of tokens have `layers.I.heads.J.*` with a G of 1; `scorer.*` for what a
+scorer has gathered. What they do not say of themselves is the layout: plain JSON values,
 which the caller keeps beside the file.
 """
 
@@ -26,13 +27,13 @@ def save_state(path: Path, state: MemoryState, scorer: Scorer) -> dict[str, Any]
         OSError: the file cannot be written.
     """
     tensors = {f"scorer.{name}": value for name, value in scorer.tensors().items()}
-    for i, layer in enumerate(state.layers):
-        for name in _names(layer):
-            value = getattr(layer, name)
+    for place, part in state.named_parts:
+        for name in _names(part):
+            value = getattr(part, name)
             if value is not None:
-                tensors[f"layers.{i}.{name}"] = value[:, :, : layer.held]
-        if (latent := getattr(layer, "latent", None)) is not None:
-            tensors |= {f"layers.{i}.latent.{name}": t for name, t in latent.save().items()}
+                tensors[f"layers.{place}.{name}"] = value[:, :, : part.held]
+        if (latent := getattr(part, "latent", None)) is not None:
+            tensors |= {f"layers.{place}.latent.{name}": t for name, t in latent.save().items()}
     try:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path)
     except SafetensorError as error:
@@ -78,15 +79,17 @@ def load_state(
         raise ValueError("its layers are not those of the model")
     seen = _count(layout, "seen")
     made, latents = [], []
-    layers = enumerate(zip(state.layers, shapes, devices, strict=True))
-    for i, (layer, shape, device) in layers:
-        parts = _take(tensors, f"layers.{i}.", _names(layer))
+    for place, layer in state.named_parts:
+        index, _, head = place.partition(".")
+        (heads, size), device = shapes[int(index)], devices[int(index)]
+        parts = _take(tensors, f"layers.{place}.", _names(layer))
         if getattr(layer, "latent", None) is not None:
-            latents.append((layer.latent, _take(tensors, f"layers.{i}.latent."), device))
+            latents.append((layer.latent, _take(tensors, f"layers.{place}.latent."), device))
         if parts:
-            made.append((layer, _checked(parts, layer, i, shape, dtype, seen), device))
+            shape = (1 if head else heads, size)
+            made.append((layer, _checked(parts, layer, place, shape, dtype, seen), device))
         elif seen:
-            raise ValueError(f"layer {i} is missing")
+            raise ValueError(f"layer {place} is missing")
     held = {parts["keys"].shape[2] for layer, parts, _ in made if isinstance(layer, LayerState)}
     if len(held) > 1 and layout.get("uniform") is not False:
         raise ValueError("its layers hold different numbers of tokens")
@@ -128,7 +131,7 @@ def _take(
 def _checked(
     parts: dict[str, Tensor],
     layer: LayerState | WindowState,
-    index: int,
+    index: str,
     shape: tuple[int, int],
     dtype: torch.dtype,
     seen: int,

@@ -38,14 +38,14 @@ def select_kept(scores: Tensor, pinned: Tensor, budget: int) -> Tensor:
 
 
 def split_budget(budget: int, shares: Sequence[float], floor: int) -> list[int]:
-    """Give each layer its part of a budget: a floor, and its share of what is above the floor.
+    """Give each layer, or head, its part of a budget: a floor, and its share of what is above.
 
     Args:
-        budget: slots per head on average. shares: one per layer, 1 on average.
-        floor: slots that every layer has, at most `budget`.
+        budget: slots per head on average. shares: one per layer, or per head of each; 1 on average.
+        floor: slots that every one has, at most `budget`.
 
     Returns:
-        Slots per head for each layer; they add up to `budget` times the number of layers.
+        Slots per head for each; they add up to `budget` times the number of shares.
     """
     scale = len(shares) / sum(shares)
     exact = [(budget - floor) * share * scale for share in shares]
@@ -56,6 +56,14 @@ def split_budget(budget: int, shares: Sequence[float], floor: int) -> list[int]:
     return [floor + part for part in parts]
 
 
+def split_among_parts(state: MemoryState, budget: int, shares: Sequence[float]) -> list[int]:
+    """Slots per head for every managed part of a memory; the arguments are those of `evict`."""
+    if not shares:
+        return [budget] * len(state.managed)
+    floor = min(budget, max(budget // 4, state.sink_tokens + state.recent_tokens + 1))
+    return split_budget(budget, shares, floor)
+
+
 def evict(
     state: MemoryState,
     scores: list[Tensor],
@@ -63,27 +71,22 @@ def evict(
     span_tokens: int = 1,
     shares: Sequence[float] = (),
 ) -> None:
-    """Bring every managed layer of `state` down to its budget per head, in place.
+    """Bring every managed part of `state` down to its budget per head, in place.
 
     Sinks, the recent window and the pins always stay. Ranking is by scores pooled over spans.
 
     Args:
-        scores: one fp32 tensor per managed layer, [B, G, S] (or with B or G of 1: shared). The same
-            tensor object for all layers means one choice for all of them. They are remembered as
+        scores: one fp32 tensor per managed part, [B, G, S] (or with B or G of 1: shared). The same
+            tensor object for all parts means one choice for all of them. They are remembered as
             each slot's last score.
-        budget: slots per head, at least 1; of uneven layers the average.
-        shares: of the layers, as in `split_budget`; none for all alike.
+        budget: slots per head, at least 1; of uneven parts the average.
+        shares: of the parts, as in `split_budget`; none for all alike.
 
     Raises:
         ConfigError: more slots are pinned than the budget allows.
     """
-    managed, even = state.managed, not shares
-    budgets = [budget] * len(managed)
-    if not even:
-        pinned_ends = state.sink_tokens + state.recent_tokens
-        floor = min(budget, max(budget // 4, pinned_ends + 1))
-        budgets = split_budget(budget, shares, floor)
-    shared = all(score is scores[0] for score in scores) and state.uniform and even
+    managed, budgets = state.managed, split_among_parts(state, budget, shares)
+    shared = all(score is scores[0] for score in scores) and state.uniform and not shares
     index = None
     for layer, score, budget in zip(managed, scores, budgets, strict=True):
         batch, heads = layer.positions.shape[:2]

@@ -1,9 +1,10 @@
-"""How a budget is split among layers: by what the answers lose when one layer alone is evicted.
+"""How a budget is split: by what the answers lose when one layer, or one head, alone is evicted.
 
 In a small model one layer may do all the finding: it needs every token it can get, and the others
 next to none. What was tried before, and failed, stands in benchmarks/LOG.md.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -23,19 +24,22 @@ from indexmem_cli.train.episodes import EpisodeMaker
 from indexmem_cli.train.loss import reverse_kl
 from indexmem_cli.train.teachers import WholeModel, hide_evicted
 
+UNITS = ("layer", "head")
+
 
 @torch.no_grad()
-def layer_damage(
+def measure_damage(
     model: WholeModel,
     indexer: TokenIndexer,
     batch: Batch,
     recipe: AdapterRecipe,
     keep_fraction: float,
+    unit: str = "layer",
 ) -> Tensor:
-    """What each layer's eviction alone does to the answers of a batch.
+    """What the eviction of each layer, or of each of its heads, alone does to a batch's answers.
 
     Returns:
-        fp32 [L], KL( whole model || the one layer evicted ) in nats per token of the answers.
+        fp32 [L] or [L, G], KL( whole model || the one evicted ) in nats per token of the answers.
     """
     whole = model.run(batch.ids, watched=indexer.config.watched_layers)
     truth = model.predict_from(whole.output[batch.answering])
@@ -53,14 +57,25 @@ def layer_damage(
             recipe.span_tokens,
         )
         nothing = torch.zeros_like(hidden)
-        gates = [hidden if i == place else nothing for i in range(len(model.managed))]
-        output = model.run(batch.ids, gates=gates).output
-        damage.append(reverse_kl(truth, model.predict_from(output[batch.answering])))
-    return torch.stack(damage).cpu()
+        for alone in [hidden] if unit == "layer" else _by_head(hidden, model.kv_shapes[0][0]):
+            gates = [alone if i == place else nothing for i in range(len(model.managed))]
+            output = model.run(batch.ids, gates=gates).output
+            damage.append(reverse_kl(truth, model.predict_from(output[batch.answering])))
+    found = torch.stack(damage).cpu()
+    return found if unit == "layer" else found.view(len(model.managed), -1)
+
+
+def _by_head(hidden: Tensor, heads: int) -> Iterator[Tensor]:
+    """The mask [B, 1 or G, T, T] of each head alone: 0 for the others, [B, G, T, T]."""
+    wide = hidden.expand(-1, heads, -1, -1)
+    for head in range(heads):
+        alone = torch.zeros_like(wide)
+        alone[:, head] = wide[:, head]
+        yield alone
 
 
 def shares_of(damage: Tensor, power: float) -> Tensor:
-    """Shares of the layers in what a budget has above its floor, fp32 [L], 1 on average."""
+    """Shares in what a budget has above its floor, fp32 like `damage`, 1 on average."""
     weights = damage.clamp(min=1e-6) ** power
     return weights / weights.mean()
 
@@ -71,24 +86,31 @@ def calibrate_budgets(
     cache: Path,
     adapter_file: Path,
     *,
+    unit: str = "layer",
     keep_fraction: float = 0.125,
     power: float = 0.25,
     num_batches: int = 4,
     seed: int = 0,
     threads: int = 3,
 ) -> list[float]:
-    """Measure the shares of the layers and write them into the adapter's file.
+    """Measure the shares of the layers or heads and write them into the adapter's file.
+
+    Shares of heads go before those of layers; measuring those of layers takes them out again.
 
     Args:
-        keep_fraction: part of a text that a layer keeps when it alone is evicted.
+        unit: layer | head, what gets a share of its own.
+        keep_fraction: part of a text that is kept of the one that is evicted alone.
         power: of the damage that a share is in proportion to; 0 makes all shares equal.
 
     Returns:
-        The shares, 1 on average.
+        The shares, 1 on average; of heads those of the first layer first.
 
     Raises:
-        ConfigError: the adapter's scores depend on queries. BackboneError: it does not fit.
+        ConfigError: no such unit, or the adapter's scores depend on queries.
+        BackboneError: it does not fit.
     """
+    if unit not in UNITS:
+        raise ConfigError(f"budgets by {unit!r} are not known", f"choose one of {UNITS}")
     torch.set_num_threads(threads)
     checkpoint = find_checkpoint(model)
     adapter = load_adapter(adapter_file, checkpoint.path)
@@ -101,7 +123,8 @@ def calibrate_budgets(
     for number in range(num_batches):
         rng = Random(f"budgets {seed} {number}")
         batch = make_batch(maker, rng, recipe.rows, recipe.length_tokens)
-        damage.append(layer_damage(whole, adapter.indexer, batch, recipe, keep_fraction))
+        damage.append(measure_damage(whole, adapter.indexer, batch, recipe, keep_fraction, unit))
     shares = shares_of(torch.stack(damage).mean(0), power)
-    save_adapter(replace(adapter, layer_shares=shares), adapter_file)
-    return shares.tolist()
+    tables = {"head_shares": None, f"{unit}_shares": shares}
+    save_adapter(replace(adapter, **tables), adapter_file)
+    return shares.flatten().tolist()

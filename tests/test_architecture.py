@@ -101,7 +101,7 @@ ALLOWED = {
         "memory",
         "reading",
     },
-    "language_model": {"backbone", "checkpoint", "library", "loading", "tokens"},
+    "language_model": {"backbone", "checkpoint", "library", "loading", "plan", "tokens"},
     "events": set(),
     "config": set(),
     "settings": set(),

@@ -14,7 +14,7 @@ STAMP := .venv/installed
 export QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help install ask test check types docs tables bench soak wheel sbom man clean
+.PHONY: help install ask test check types docs tables pictures bench soak wheel sbom man clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,11 +54,14 @@ docs: install  ## build dist/site from docs/, whose pages on the code are made a
 
 define remake_tables
 @.venv/bin/indexmem bench tables
-@.venv/bin/indexmem bench pictures memory quality --out docs/pictures
+@.venv/bin/indexmem bench pictures memory seconds quality --out docs/pictures
 endef
 
 tables: install  ## make README's tables and pictures from benchmarks/results
 	$(remake_tables)
+
+pictures: install  ## record README's terminal session anew (needs tmux; some minutes)
+	@.venv/bin/python docs/record_terminal.py
 
 # Within 20 minutes on two cores; the longer runs stand in benchmarks/README.md.
 bench: install  ## measure memory, speed and quality, remake README's tables (under 20 minutes)

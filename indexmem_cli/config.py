@@ -10,6 +10,8 @@ from indexmem_cli.errors import ConfigError
 DEFAULT_MODEL = "indexmem-mini"
 ADAPTER_FILE = "adapter.safetensors"  # beside the weights of the model it was trained for
 DEFAULT_BUDGET_TOKENS = 4096
+LEAST_BUDGET_TOKENS = 16
+"""Below it the first tokens and the prompt's opening, which always stay, leave no choice."""
 NOT_STATED = "Not stated in the document."
 """What models are asked to answer where the document does not say."""
 FOCUS = "question"
@@ -115,9 +117,9 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"unknown {name}: {value!r}", f"choose one of: {', '.join(choices)}")
 
 
-def _check_at_least(name: str, value: float | None, least: float) -> None:
+def _check_at_least(name: str, value: float | None, least: float, hint: str | None = None) -> None:
     if value is not None and not value >= least:  # NaN is refused too
-        raise ConfigError(f"{name} must be at least {least:g}, not {value:g}")
+        raise ConfigError(f"{name} must be at least {least:g}, not {value:g}", hint)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class MemoryConfig:
     """How much is kept while reading, and by which rule."""
 
     budget_tokens: int | Literal["auto"] | None = None
-    """Tokens kept per layer and head, at least 1. None: 4096, or what the model's window allows.
+    """Tokens kept per layer and head, at least 16. None: 4096, or what the model's window allows.
     auto: the most that fits the memory that is free."""
     chunk_tokens: int | None = None
     """Tokens read at a time, at least 1. None: a quarter of the window, at most 2048."""
@@ -214,7 +216,8 @@ class MemoryConfig:
         _check_choice("policy", self.policy, (*POLICIES, BY_MODEL))
         _check_choice("position mode", self.positions, POSITIONS)
         if self.budget_tokens != AUTO:
-            _check_at_least("budget", self.budget_tokens, 1)
+            hint = "it counts tokens: --budget 1k keeps 1,024 of them in every layer"
+            _check_at_least("budget", self.budget_tokens, LEAST_BUDGET_TOKENS, hint)
         _check_at_least("chunk", self.chunk_tokens, 1)
         _check_at_least("number of tokens to answer from", self.answer_from_tokens, 1)
         _check_at_least("recent window", self.recent_tokens, 0)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from indexmem_cli.checkpoint import Checkpoint, find_checkpoint
-from indexmem_cli.config import ModelConfig
+from indexmem_cli.config import MemoryConfig, ModelConfig
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library.disk import blake2b
 from indexmem_cli.library.manifest import Manifest
+from indexmem_cli.plan import make_plan
 from indexmem_cli.startup import collecting_later, wait_for_imports
 from indexmem_cli.tokens import Tokenizer, load_tokenizer
 
@@ -37,8 +38,15 @@ class LanguageModel:
         return self.backbone.adapter.digest if self.backbone.has_adapter else None
 
 
-def load_language_model(config: ModelConfig) -> LanguageModel:
-    """Load a model with all that goes with it."""
+def load_language_model(config: ModelConfig, memory: MemoryConfig | None = None) -> LanguageModel:
+    """Load a model with all that goes with it.
+
+    Args:
+        memory: what it is loaded for; a budget that cannot do is refused before the weights come.
+
+    Raises:
+        IndexMemError: the model cannot be loaded, or the budget does not go with it.
+    """
     started = time.perf_counter()
     checkpoint = find_checkpoint(config.model, config.offline)
     tokenizer = load_tokenizer(checkpoint.path)
@@ -46,7 +54,10 @@ def load_language_model(config: ModelConfig) -> LanguageModel:
     with collecting_later():
         from indexmem_cli.loading import load_backbone, load_prompt
 
-        backbone, prompt = load_backbone(checkpoint, config), load_prompt(checkpoint)
+        prompt = load_prompt(checkpoint)
+        if memory is not None:
+            make_plan(memory, checkpoint.window_tokens, len(prompt.opening))
+        backbone = load_backbone(checkpoint, config)
     load_s = time.perf_counter() - started
     return LanguageModel(
         backbone,

@@ -254,7 +254,7 @@ class Memory:
             self.memory, notices = settle_budget(self.memory, self.model)
             yield from map(Notice, notices)
             with self._explained():
-                self.engine = load_language_model(self.model)
+                self.engine = load_language_model(self.model, self.memory)
         self.memory = self.memory.settled(self.engine.backbone)
         yield Loaded(self.engine.backbone.info, self.engine.load_s)
 

@@ -101,7 +101,7 @@ ALLOWED = {
         "memory",
         "reading",
     },
-    "language_model": {"backbone", "checkpoint", "library", "loading", "startup", "tokens"},
+    "language_model": {"backbone", "checkpoint", "library", "loading", "plan", "startup", "tokens"},
     "startup": {"loading"},
     "events": set(),
     "config": set(),

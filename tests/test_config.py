@@ -78,7 +78,7 @@ def test_any_text_is_pages_or_a_config_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (MemoryConfig, {"budget_tokens": 0}, "budget must be at least 1, not 0"),
+        (MemoryConfig, {"budget_tokens": 0}, "budget must be at least 16, not 0"),
         (MemoryConfig, {"chunk_tokens": 0}, "chunk must be at least 1"),
         (MemoryConfig, {"policy": "magic"}, "unknown policy: 'magic'"),
         (MemoryConfig, {"span_tokens": 4}, "odd"),

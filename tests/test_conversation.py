@@ -245,7 +245,7 @@ def test_another_budget_reads_what_was_said_again(begin):
     hear(talk)
     talk.save()
     with pytest.raises(ConfigError, match="cannot hold"):
-        list(talk.set_budget(8))
+        list(talk.set_budget(16))
     assert talk._growing.reader.state.held == 128
     list(talk.set_budget(160))
     assert talk._growing.reader.state.held == 160

@@ -188,7 +188,7 @@ def test_budget_is_lowered_to_what_the_window_holds():
 @pytest.mark.parametrize(
     "options",
     [
-        {"budget_tokens": 10, "recent_tokens": 8},
+        {"budget_tokens": 16, "recent_tokens": 14},
         {"chunk_tokens": 2048},
     ],
 )

@@ -1,5 +1,6 @@
 """The example scripts run, and print what they promise."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_ask_a_book(capsys) -> None:
     assert "Yuan" in shown[0]
     assert shown[1].startswith("  page 349: ") and "Kublai Khan" in shown[1]
     assert "MiB kept instead of" in shown[-1]
+
+
+def test_the_program_in_the_readme_runs(tmp_path, monkeypatch, capsys) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(from .*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    Path("book.pdf").write_text("The mill was left to Ruth. She inherits the mill.\n")
+    exec(code, {})
+    assert "Ruth" in capsys.readouterr().out
 
 
 def test_ask_a_codebase(capsys) -> None:

@@ -1,6 +1,7 @@
 """The examples of every help page, run in a shell; the manual page; completion."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -24,12 +25,20 @@ from indexmem_cli.sessions import Session, SessionStore, Turn, sessions_folder
 
 TESTS = Path(__file__).parent
 COMMANDS = list(walk(get_command(app), "indexmem"))
-EXAMPLES = [
-    pytest.param(line.strip(), id=line.strip())
+README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+HELP = [
+    line.strip()
     for command, _ in COMMANDS
     for line in command.help.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
     if line.strip()
 ]
+SHOWN = [
+    line.partition("  #")[0].strip()
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+    if not kind
+]
+EXAMPLES = list(dict.fromkeys([*HELP, *(line for line in SHOWN if "indexmem" in line)]))
 # Programs that examples name and that a machine may lack.
 STANDINS = {
     "jq": """import json, sys
@@ -47,7 +56,7 @@ LONG = ("indexmem bench", "indexmem train", "indexmem ingest library/*.pdf --ray
 # A server runs until it is stopped.
 ENDLESS = {"indexmem serve"}
 # Asks before it goes on.
-ASKING = "indexmem memories rm mill"
+ASKING = ("indexmem memories rm mill", "indexmem memories rm book.pdf")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +79,7 @@ def shell(tmp_path: Path, hub: LocalHub, tiny_model_dir: Path) -> dict[str, str]
     write_program(programs / "indexmem", f'{program} "$@"', choice)
     for folder in ("service/tests", "corpus", "runs/mini"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("app.log", "service/main.py", "book.pdf", "notes.md", "key.txt"):
+    for name in ("app.log", "service/main.py", "book.pdf", "notes.md", "key.txt", "chat.txt"):
         (tmp_path / name).write_text("the mill passes to Ruth\n")
     shutil.copytree(tiny_model_dir, tmp_path / "my-models" / "tiny")
     return {
@@ -90,12 +99,13 @@ def write_program(path: Path, command: str, before: str = "") -> None:
 def save_memories(example: str, folder: Path) -> str:
     """Save what the examples of `memories` name; return the example with the ids they got."""
     library = Library()
-    mill, notes = (save(library, blank(name, name=name)) for name in ("mill", "notes"))
+    mill = save(library, blank("mill", name="mill"))
+    notes = save(library, blank("notes", name="notes", source="book.pdf"))
     if "import" in example:
         for memory in (mill, notes):
             export_memory(library, memory.id, folder / f"{memory.name}.tar")
             library.delete(memory.id)
-    return example.replace("a1f3c9", mill.id[:6]).replace("77be01", notes.id[:6])
+    return example.replace("a1f3c9", mill.id[:6])
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -128,18 +138,25 @@ def test_every_example_runs(
         store.put_turn("5e55a0123456", Turn(1, 0.0, "Who inherits the mill?", "Ruth"))
         store.close()
     stdin = subprocess.DEVNULL
-    if example == ASKING:
+    if example in ASKING:
         keyboard, stdin = os.openpty()
         os.write(keyboard, b"y\n")
     command = ["bash", "-o", "pipefail", "-c", example]
     result = subprocess.run(
         command, cwd=tmp_path, env=shell, capture_output=True, text=True, stdin=stdin
     )
-    if example == ASKING:
+    if example in ASKING:
         os.close(keyboard)
         os.close(stdin)
     assert result.returncode == 0, result.stderr
     assert "rror" not in result.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in SHOWN if "indexmem" not in line])
+def test_every_other_command_of_the_readme_is_a_target(line: str) -> None:
+    program, target = shlex.split(line)
+    assert program == "make"
+    assert re.search(rf"^{target}:.*## ", (TESTS.parent / "Makefile").read_text("utf-8"), re.M)
 
 
 @pytest.mark.parametrize(("command", "context"), COMMANDS)

@@ -19,7 +19,7 @@ from indexmem_cli.cli.app import app
 from indexmem_cli.errors import ConfigError, LockTimeout, MemoryFileError
 from indexmem_cli.library import MANIFEST, Library
 from indexmem_cli.library.disk import blake2b
-from indexmem_cli.library.listing import describe, parse_filters
+from indexmem_cli.library.listing import describe, find_memory, parse_filters
 from indexmem_cli.library.manifest import Part
 from indexmem_cli.library.transfer import export_memory, import_memory, verify_memory
 
@@ -107,6 +107,40 @@ class TestNames:
         for text in ("mil", memory.id[:3], "nothing", ""):
             with pytest.raises(MemoryFileError):
                 library.resolve(text)
+
+    @pytest.mark.parametrize("text", ["mill", "book.txt", "./book.txt", "other/../book.txt"])
+    def test_commands_take_the_file_that_was_read(self, library, tmp_path, text):
+        memory = save(library, replace(of("book.txt", tmp_path), name="mill"))
+        (tmp_path / "other").mkdir()
+        for where in (text, tmp_path / "book.txt"):
+            assert json.loads(run("show", where, "--json").stdout)["id"] == memory.id
+        assert f"{memory.id} ok" in run("verify", text).stdout
+        assert run("rm", text, "--yes").exit_code == 0 and not library.ids()
+
+    def test_a_file_is_found_by_its_name_from_another_folder(self, library, tmp_path, monkeypatch):
+        memory = save(library, of("book.txt", tmp_path))
+        monkeypatch.chdir("/")
+        assert find_memory(library, "book.txt") == memory.id
+
+    def test_a_reading_that_was_cut_short_is_found_by_its_file(self, library, tmp_path):
+        begun = begin(library, of("book.txt", tmp_path))
+        assert find_memory(library, "book.txt") == begun
+
+    def test_several_memories_of_one_file_are_listed_and_none_is_removed(self, library, tmp_path):
+        first = of("book.txt", tmp_path)
+        key = replace(first.key, settings={**first.key.settings, "budget_tokens": 64})
+        ids = {save(library, m).id for m in (first, replace(first, key=key))}
+        result = run("rm", "book.txt", "--yes")
+        assert result.exit_code == MemoryFileError.exit_code
+        assert all(memory_id in result.stderr for memory_id in ids) and "budget 64" in result.stderr
+        assert set(library.ids()) == ids
+
+    def test_a_question_is_never_answered_from_the_memory_of_a_file_elsewhere(
+        self, library, tmp_path
+    ):
+        save(library, of("book.txt", tmp_path))
+        with pytest.raises(MemoryFileError):
+            library.resolve("book.txt")
 
     def test_a_name_belongs_to_one_memory(self, library):
         memory = save(library, blank(name="mill", path="/book.txt"))

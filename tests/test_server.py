@@ -86,6 +86,15 @@ class TestCompletions:
         assert {source["file"] for source in details["sources"]} == {"mill.txt"}
         assert details["coverage"]["complete"] and details["memory"]["kv_tokens"] == 96
 
+    def test_the_program_in_the_readme_runs(self, address: str, memory_id: str) -> None:
+        readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+        (code,) = re.findall(r"^```python\n(client = .*?)^```$", readme, re.DOTALL | re.MULTILINE)
+        code = code.replace("http://127.0.0.1:8765", address).replace("a1f3c9d20b77", memory_id)
+        names = {"openai": openai}
+        exec(code.replace("client.chat", "answer = client.chat"), names)
+        assert address in code and memory_id in code
+        assert names["answer"].usage.prompt_tokens > 200
+
     def test_the_second_question_reads_nothing_again(self, client: OpenAI, address: str) -> None:
         fresh = bring(address, "fresh.txt", TEXT.encode()).json()["id"]
         first, second = (ask(client, memories=[fresh]).usage for _ in range(2))

@@ -10,7 +10,7 @@ from indexmem_cli import Memory, session
 from indexmem_cli.asking import find_grounds
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
-from indexmem_cli.errors import ConfigError, DocumentError
+from indexmem_cli.errors import BackboneError, ConfigError, DocumentError
 from indexmem_cli.estimate import estimate_need, read_weights
 from indexmem_cli.events import Answer, Loaded, Notice, Progress, TokenText
 from indexmem_cli.inspecting import inspect
@@ -235,6 +235,14 @@ def test_without_recall_nothing_is_looked_up(long_book, tiny_model_dir):
     _, answer = ask_long(long_book, tiny_model_dir, "Which fox?", recall=False)
     assert answer.recall is None
     assert answer.memory.policy == "question"
+
+
+def test_a_budget_that_cannot_do_is_refused_before_the_weights_are_read(tiny_model_dir):
+    nowhere = ModelConfig(model=str(tiny_model_dir), device="cuda:99", offline=True)
+    with pytest.raises(ConfigError, match="budget of 16 tokens cannot hold"):
+        load_language_model(nowhere, MemoryConfig(budget_tokens=16))
+    with pytest.raises(BackboneError):
+        load_language_model(nowhere, MemoryConfig(budget_tokens=96))
 
 
 @pytest.mark.parametrize("collecting", [True, False])

@@ -10,6 +10,8 @@ from typing import Any
 
 from indexmem_cli.bench.parts import fill_parts, write_parts
 from indexmem_cli.bench.rows import RESULTS, ROOT, Row, read_rows
+from indexmem_cli.config import ModelConfig
+from indexmem_cli.estimate import CARD_GIB, largest_budget
 
 README = ROOT / "README.md"
 MIB = 2**20
@@ -67,7 +69,32 @@ def tabulate_facts(results: Path) -> str:
     return _markdown(["", "tokens", "right", "95 % interval"], lines)
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"memory": tabulate_memory, "facts": tabulate_facts}
+def tabulate_cards(results: Path) -> str:
+    """Write the largest budget that GPUs of each size have room for, by model and form.
+
+    Estimated from the models' shapes as `models show` does; no row is read.
+    """
+    from indexmem_cli.bench.shapes import SHAPES, checkpoint_of, weights_of
+
+    lines = []
+    for name in SHAPES:
+        if name == "rehearsal":  # no model of anyone
+            continue
+        checkpoint, weights = checkpoint_of(name), weights_of(name)
+        for quant, form in (("none", "bfloat16"), ("nf4", "nf4")):
+            config = ModelConfig(name, quant, "bfloat16")
+            budgets = (largest_budget(checkpoint, weights, config, gib * 2**30) for gib in CARD_GIB)
+            size = f"{weights.nbytes(quant, 'bfloat16') / 2**30:.1f} GiB"
+            cells = ("does not fit" if budget is None else f"{budget:,}" for budget in budgets)
+            lines.append([name, form, size, *cells])
+    return _markdown(["", "form", "weights", *(f"{gib} GB" for gib in CARD_GIB)], lines)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "memory": tabulate_memory,
+    "facts": tabulate_facts,
+    "cards": tabulate_cards,
+}
 
 
 def write_tables(readme: Path = README, results: Path = RESULTS) -> None:

@@ -3,17 +3,29 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from indexmem_cli.cli import options
 from indexmem_cli.errors import ConfigError, MemoryFileError
 
+if TYPE_CHECKING:
+    from indexmem_cli.library import Library
+
 memories = typer.Typer(rich_markup_mode=None)
 
 Ids = Annotated[
-    list[str], typer.Argument(metavar="MEMORY", help="Names, ids, or the first letters of an id.")
+    list[str],
+    typer.Argument(
+        metavar="MEMORY", help="Names, ids, the first letters of an id, or files that were read."
+    ),
+]
+Id = Annotated[
+    str,
+    typer.Argument(
+        metavar="MEMORY", help="A name, an id, its first letters, or the file that was read."
+    ),
 ]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 DryRun = Annotated[
@@ -62,7 +74,7 @@ def list_(
 
 
 @memories.command()
-def show(memory: Annotated[str, typer.Argument()], as_json: options.Json = False) -> None:
+def show(memory: Id, as_json: options.Json = False) -> None:
     """Show all that is known of a memory without loading it.
 
     \b
@@ -71,12 +83,12 @@ def show(memory: Annotated[str, typer.Argument()], as_json: options.Json = False
       indexmem memories show a1f3c9 --json
     """
     from indexmem_cli.library import Library
-    from indexmem_cli.library.listing import describe
+    from indexmem_cli.library.listing import describe, find_memory
     from indexmem_cli.render import show_json
     from indexmem_cli.render.memories import memory_json, show_memory
 
     library = Library()
-    found = describe(library, library.resolve(memory))
+    found = describe(library, find_memory(library, memory))
     folder = str(library.folder(found.id))
     if as_json:
         show_json({"schema": 1, **memory_json(found), "folder": folder})
@@ -99,11 +111,12 @@ def verify(
       indexmem memories verify mill
     """
     from indexmem_cli.library import Library
+    from indexmem_cli.library.listing import find_memory
     from indexmem_cli.library.transfer import verify_memory
     from indexmem_cli.render import show_error, show_lines
 
     library, damaged = Library(), 0
-    for memory_id in map(library.resolve, names) if names else library.ids():
+    for memory_id in [find_memory(library, name) for name in names or ()] or library.ids():
         if not any(library.folder(memory_id).glob("manifest.json")) and not names:
             continue  # a reading that was cut short has nothing yet that could be used
         try:
@@ -120,7 +133,7 @@ def verify(
 
 @memories.command()
 def export(
-    memory: Annotated[str, typer.Argument()],
+    memory: Id,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Default: its name, .tar.")
     ] = None,
@@ -134,12 +147,13 @@ def export(
       indexmem memories export a1f3c9 --out mill.tar
     """
     from indexmem_cli.library import Library
+    from indexmem_cli.library.listing import find_memory
     from indexmem_cli.library.transfer import export_memory
     from indexmem_cli.render import format_bytes, show_lines
 
     library = Library()
-    memory_id = library.resolve(memory)
-    path = out or Path(f"{memory}.tar")
+    memory_id = find_memory(library, memory)
+    path = out or Path(f"{Path(memory).name}.tar")
     size = export_memory(library, memory_id, path, force)
     show_lines([f"{memory_id} → {path}, {format_bytes(size)}; it holds the document's text"])
 
@@ -176,12 +190,14 @@ def rm(names: Ids, yes: Yes = False, dry_run: DryRun = False) -> None:
     \b
     Examples:
       indexmem memories rm mill
-      indexmem memories rm a1f3c9 77be01 --yes
+      indexmem memories rm a1f3c9 book.pdf --yes
     """
     from indexmem_cli.library import Library
+    from indexmem_cli.library.listing import find_memory
 
     library = Library()
-    _remove(library, list(dict.fromkeys(map(library.resolve, names))), yes, dry_run)
+    found = dict.fromkeys(find_memory(library, name) for name in names)
+    _remove(library, list(found), yes, dry_run)
 
 
 @memories.command()
@@ -215,14 +231,12 @@ def prune(
         library.sweep()
 
 
-def _remove(library: object, ids: Sequence[str], yes: bool, dry_run: bool) -> None:
+def _remove(library: "Library", ids: Sequence[str], yes: bool, dry_run: bool) -> None:
     """Show what would go, ask, and remove it."""
-    from indexmem_cli.library import Library
     from indexmem_cli.library.listing import describe
     from indexmem_cli.render import format_bytes, show_lines
     from indexmem_cli.render.memories import show_memories
 
-    assert isinstance(library, Library)
     found = [describe(library, memory_id) for memory_id in ids]
     if not found:
         show_lines(["nothing to remove"])

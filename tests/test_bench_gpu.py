@@ -22,7 +22,7 @@ KERNELS = {
     "move_rows",
     "attend_split",
     "merge_splits",
-    "attend_far_clamped",
+    "attend_chunk",
     "assign",
     "add",
     "fast_weights",
@@ -61,7 +61,7 @@ def test_without_a_device_times_are_refused(command):
 @without_gpu
 def test_kernels_and_models_are_rehearsed_without_a_device():
     rows = rows_of("kernels", "--rehearse")
-    assert len(rows) == 13 and all(row["ms"]["median"] > 0 for row in rows[1:])
+    assert len(rows) == 14 and all(row["ms"]["median"] > 0 for row in rows[1:])
     tasks = [row["task"] for row in rows_of("device", "--rehearse")]
     assert tasks == ["read", "estimate", "decode", "full cache"]
 

@@ -232,37 +232,34 @@ def test_attention_over_nothing_is_nothing():
         assert not out.any() and bool((lse == float("-inf")).all())
 
 
-@few
+@settings(max_examples=2 * EXAMPLES)
 @given(
-    st.integers(1, 50),
-    st.integers(0, 60),
+    st.integers(0, 70),
+    st.integers(0, 90),
     groups,
     st.integers(1, 2),
     head_sizes,
     dtypes,
-    st.integers(1, 120),
+    st.sampled_from([None, 20.0]),
+    st.sampled_from(["causal", "windowed", "all"]),
     st.booleans(),
 )
-def test_far_clamped_attention_of_a_chunk(
-    tokens, older, group, kv_heads, size, dtype, near_tokens, ragged
+@example(3, 0, 1, 1, 16, torch.float32, None, "all", True)
+@example(70, 90, 4, 2, 64, torch.bfloat16, 20.0, "windowed", False)
+def test_chunk_attention_with_its_normaliser(
+    tokens, older, group, kv_heads, size, dtype, softcap, kind, biased
 ):
     assume(group * kv_heads * size <= 1024)
     chance = Chance(tokens + older)
-    slots, rows = tokens + older, 2 * kv_heads if ragged else 1
-    near, far = (chance.normal(2, group * kv_heads, tokens, size, dtype=dtype) for _ in "nf")
-    half = size // 2 - (8 if tokens % 2 else 0) or 8
-    rest = 2 * half
-    far[..., rest:] = near[..., rest:]
+    slots = tokens + older if kind != "all" else older
+    query = chance.normal(2, tokens, group * kv_heads, size, dtype=dtype).transpose(1, 2)
     key, value = (chance.view(2, kv_heads, slots, size, dtype) for _ in "kv")
-    cos, sin = angles(chance, rows, slots, half)
-    gaps = 1 + chance.integers(9, rows, slots)
-    gaps[:, older:] = 1
-    positions = gaps.cumsum(-1)
-    tail = (0.25, cos, sin, positions, near_tokens)
-    found = chunk.attend_far_clamped_triton(near, far, key, value, *tail)
-    exact = (t.double() for t in (near, far, key, value))
-    truth = reference.attend_far_clamped_reference(*exact, *tail)
+    bias = chance.integers(3, 2, kv_heads, slots).float().log() if biased else None
+    tail = (0.25, bias, softcap, kind != "all", 40 if kind == "windowed" else None)
+    found = chunk.attend_with_lse_triton(query, key, value, *tail)
+    truth = reference.attend_with_lse_reference(*(t.double() for t in (query, key, value)), *tail)
     for one, other in zip(found, truth, strict=True):
+        assert not one.isnan().any()
         agree(one, other, dtype)
 
 

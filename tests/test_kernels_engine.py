@@ -14,7 +14,7 @@ from indexmem_cli.memory.policies import make_scorer
 from indexmem_cli.plan import make_plan
 
 pytest.importorskip("triton")
-from indexmem_cli.ops.kernels import decode, remember, score, select
+from indexmem_cli.ops.kernels import chunk, decode, remember, score, select
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="Triton interprets only where there is no device"
@@ -50,6 +50,7 @@ def answer(policy="keydiff", family="qwen3", make_latent=None, positions="auto")
 
 OPS = {
     "attend_segments": decode,
+    "attend_with_lse": chunk,
     "select_slots": select,
     "compact_slots": select,
     "score_states": score,
@@ -60,13 +61,19 @@ OPS = {
 }
 
 
-def agree(monkeypatch, also=(), **options):
-    """Answer with and without kernels, and see that those ops ran."""
+def watch(monkeypatch):
+    """Return the names of the kernels that run from now on."""
     ran = set()
     for name, home in OPS.items():
         op = getattr(home, f"{name}_triton")
-        spy = lambda *a, name=name, op=op: ran.add(name) or op(*a)  # noqa: E731
+        spy = lambda *a, name=name, op=op, **o: ran.add(name) or op(*a, **o)  # noqa: E731
         monkeypatch.setattr(home, f"{name}_triton", spy)
+    return ran
+
+
+def agree(monkeypatch, also=(), **options):
+    """Answer with and without kernels, and see that those ops ran."""
+    ran = watch(monkeypatch)
     monkeypatch.setenv("INDEXMEM_KERNELS", "reference")
     expected = answer(**options)
     assert not ran
@@ -96,9 +103,12 @@ def test_policies_keep_and_answer_the_same(monkeypatch, policy, positions, also)
     agree(monkeypatch, also, policy=policy, positions=positions)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama-3.1", "phi3"])
-def test_other_families_answer_the_same(monkeypatch, family):
-    agree(monkeypatch, family=family)
+@pytest.mark.parametrize(
+    ("family", "also"),
+    [("gemma2", ("attend_with_lse",)), ("gemma3", ()), ("llama-3.1", ()), ("phi3", ())],
+)
+def test_other_families_answer_the_same(monkeypatch, family, also):
+    agree(monkeypatch, also, family=family)
 
 
 def fast_weights():
@@ -111,12 +121,39 @@ def fast_weights():
 @pytest.mark.parametrize(
     ("make_latent", "also"),
     [
-        (lambda: CentroidMemory(4), ("assign_clusters", "sum_clusters")),
-        (fast_weights, ("update_fast_weights",)),
+        (lambda: CentroidMemory(4), ("assign_clusters", "sum_clusters", "attend_with_lse")),
+        (fast_weights, ("update_fast_weights", "attend_with_lse")),
     ],
 )
 def test_latent_memories_take_in_and_answer_the_same(monkeypatch, make_latent, also):
     agree(monkeypatch, also, make_latent=make_latent)
+
+
+@pytest.mark.parametrize(
+    ("family", "make_latent"),
+    [("qwen3", lambda: CentroidMemory(4)), ("qwen3", fast_weights), ("gemma2", lambda: None)],
+)
+def test_beyond_the_window_logits_are_the_same(monkeypatch, family, make_latent):
+    ran, logits = watch(monkeypatch), []
+    for choice in ("reference", "interpret"):
+        monkeypatch.setenv("INDEXMEM_KERNELS", choice)
+        plan, _ = make_plan(MemoryConfig(32, 32, sink_tokens=2, recent_tokens=8), 80)
+        reader = Reader(make_backbone(family), plan, make_scorer("keydiff"))
+        for layer in reader.state.managed:
+            layer.latent = make_latent()
+        list(reader.read([IDS[:32], IDS[32:64], IDS[64:]]))
+        assert reader.state.compact and reader.state.seen > plan.window_tokens
+        logits.append(reader.backbone.predict(QUESTION, reader.state)[0])
+    assert "attend_with_lse" in ran
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_needs_a_gradient_runs_without_kernels(monkeypatch):
+    monkeypatch.setenv("INDEXMEM_KERNELS", "interpret")
+    query, key = torch.randn(1, 2, 3, 16, requires_grad=True), torch.randn(1, 1, 5, 16)
+    out, _ = ops.attend_with_lse(query, key, key, 0.25)
+    out.sum().backward()
+    assert query.grad is not None
 
 
 def test_the_embedded_model_answers_the_same(monkeypatch):

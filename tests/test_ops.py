@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention.bias import causal_lower_right
 
 from indexmem_cli import ops
 from indexmem_cli.ops.reference import attend_reference, causal_mask
@@ -66,6 +67,13 @@ def test_a_mask_made_once_serves_every_layer():
     assert torch.equal(mask == 0, causal_mask(9, 20, 6, "cpu"))
     with_mask = ops.attend(query, key, value, 0.25, mask, window=6)
     assert torch.equal(with_mask, ops.attend(query, key, value, 0.25, window=6))
+
+
+def test_the_word_causal_is_as_good_as_a_mask():
+    query, key, value = tensors(4, 2, 9, 20, 16, torch.float32)
+    word = causal_lower_right(9, 20)  # what a CUDA device gets
+    expected = ops.attend(query, key, value, 0.25)
+    torch.testing.assert_close(ops.attend(query, key, value, 0.25, word), expected)
 
 
 @given(

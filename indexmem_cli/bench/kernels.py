@@ -250,19 +250,19 @@ def _attention_cases(size: Size, key: Tensor, value: Tensor, normal: Callable) -
             4 * size.heads * slots * size.head_size,
             lambda: functional.scaled_dot_product_attention(packed, kept, values, scale=scale),
         )
-    near, far = (normal(1, size.heads, size.tokens, size.head_size, dtype=key.dtype) for _ in "nf")
-    angle = normal(1, size.slots, half)
-    positions = torch.arange(size.slots, device=key.device)[None]
-    rest = (scale, angle.cos(), angle.sin(), positions, size.tokens)
-    mask = ops.make_mask(near, size.slots)
-    yield Case(
-        "attend_far_clamped",
-        lambda: ops.attend_far_clamped(near, far, key, value, *rest),
-        lambda: reference.attend_far_clamped_reference(near, far, key, value, *rest),
-        2 * near.nbytes + key.nbytes + value.nbytes + 2 * near.nbytes,
-        4 * size.heads * size.tokens * (budget + size.tokens // 2) * size.head_size,
-        lambda: ops.attend(near, key, value, scale, mask),
-    )
+    chunk = normal(1, size.heads, size.tokens, size.head_size, dtype=key.dtype)
+    mask = ops.make_mask(chunk, size.slots)
+    for name, softcap in (("", None), (", softcap", 30.0)):
+        yield Case(
+            f"attend_with_lse{name}",
+            lambda c=softcap: ops.attend_with_lse(chunk, key, value, scale, None, c),
+            lambda c=softcap: reference.attend_with_lse_reference(
+                chunk, key, value, scale, None, c
+            ),
+            3 * chunk.nbytes + key.nbytes + value.nbytes,
+            4 * size.heads * size.tokens * (budget + size.tokens // 2) * size.head_size,
+            lambda: ops.attend(chunk, key, value, scale, mask),
+        )
 
 
 def _memory_cases(size: Size, key: Tensor, value: Tensor, normal: Callable) -> Iterator[Case]:

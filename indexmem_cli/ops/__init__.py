@@ -20,7 +20,6 @@ from indexmem_cli.ops import reference, slots_reference
 from indexmem_cli.ops.reference import (
     Segment,
     attend_reference,
-    attend_with_lse_reference,
     attention_weights_reference,
     causal_mask,
     merge_attention,
@@ -35,7 +34,6 @@ __all__ = [
     "Selection",
     "assign_clusters",
     "attend",
-    "attend_far_clamped",
     "attend_segments",
     "attend_with_lse",
     "attention_weights",
@@ -55,7 +53,6 @@ __all__ = [
 
 CHOICES = ("auto", "interpret", "reference")
 attention_weights = attention_weights_reference
-attend_with_lse = attend_with_lse_reference
 
 
 def uses_kernels(tensor: Tensor) -> bool:
@@ -84,18 +81,28 @@ def _is_capable(device: torch.device) -> bool:
 
 
 def _face(name: str, home, file: str) -> Callable:
-    """The face of an op: its reference, or `NAME_triton` of `kernels/FILE.py` where that serves."""
+    """The face of an op: its reference, or `NAME_triton` of `kernels/FILE.py` where that serves.
+
+    No kernel has a gradient, so where one is asked for the reference runs.
+    """
     plain = getattr(home, f"{name}_reference")
 
     @wraps(plain)
     def face(first, *args, **options):
         tensor = first[0] if isinstance(first, list) else first
-        if not uses_kernels(getattr(tensor, "query", tensor)):
+        tensor = getattr(tensor, "query", tensor)
+        if not uses_kernels(tensor) or _wants_gradient(tensor, *args, *options.values()):
             return plain(first, *args, **options)
         kernels = import_module(f"indexmem_cli.ops.kernels.{file}")
         return getattr(kernels, f"{name}_triton")(first, *args, **options)
 
     return face
+
+
+def _wants_gradient(*args) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(arg, Tensor) and arg.requires_grad for arg in args
+    )
 
 
 score_states = _face("score_states", slots_reference, "score")
@@ -106,7 +113,7 @@ attend_segments = _face("attend_segments", reference, "decode")
 assign_clusters = _face("assign_clusters", slots_reference, "remember")
 sum_clusters = _face("sum_clusters", slots_reference, "remember")
 update_fast_weights = _face("update_fast_weights", slots_reference, "remember")
-attend_far_clamped = _face("attend_far_clamped", reference, "chunk")
+attend_with_lse = _face("attend_with_lse", reference, "chunk")
 
 
 def attend(
@@ -125,12 +132,15 @@ def attend(
     Args:
         query: shape [B, H, T, D]. key, value: shape [B, G, N, D]; any strides, D contiguous.
         mask: `make_mask(query, N, window)`, to share it between layers; None makes it here.
-        window, softcap: as in the reference. With a softcap the reference itself runs, since the
-            fused kernels have none.
+        window, softcap: as in the reference. PyTorch's fused attention has no softcap: with one our
+            own kernel runs, or the reference itself.
 
     Returns:
         Shape [B, H, T, D] in the dtype of `query`; softmax in fp32.
     """
+    if softcap is not None and uses_kernels(query):
+        out, _ = attend_with_lse(query, key, value, scale, None, softcap, True, window)
+        return out.to(query.dtype)
     if softcap is not None:
         return attend_reference(query, key, value, scale, window, softcap)
     batch, heads, new_tokens, size = query.shape
@@ -152,10 +162,16 @@ def attend(
 
 
 def make_mask(query: Tensor, slots: int, window: int | None = None) -> Tensor:
-    """Return `causal_mask` as numbers to add to logits: 0 or -inf, [T, N], like `query`.
+    """Return `causal_mask` in the form that is fastest for `attend`.
 
-    Fused attention takes a bool mask too, but turns it into this one in every layer.
+    Numbers to add to logits, 0 or -inf, [T, N], like `query`: fused attention takes a bool mask
+    too, but turns it into this one in every layer. On a CUDA device, where there is no window, only
+    the word that it is causal: flash attention takes no mask of numbers.
     """
+    if query.is_cuda and window is None:
+        from torch.nn.attention.bias import causal_lower_right  # slow to import
+
+        return causal_lower_right(query.shape[2], slots)
     visible = causal_mask(query.shape[2], slots, window, query.device)
     zeros = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
     return zeros.masked_fill_(~visible, float("-inf"))

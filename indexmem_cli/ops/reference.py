@@ -78,6 +78,7 @@ def attend_with_lse_reference(
     bias: Tensor | None = None,
     softcap: float | None = None,
     causal: bool = True,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention with the log of its normaliser, so that two sets of keys can be merged.
 
@@ -86,23 +87,25 @@ def attend_with_lse_reference(
     Args:
         query: [B, H, T, D]. key, value: [B, G, N, D]. bias: fp32 [B, G, N]; -inf hides.
         causal: as in `attention_weights_reference`; False shows every key to every query.
+        window: of causal attention, as there.
 
     Returns:
         Output fp32 [B, H, T, D] (0 where no key is seen) and lse fp32 [B, H, T] (-inf there).
     """
     group = query.shape[1] // key.shape[1]
-    grouped = query.float().unflatten(1, (-1, group))  # [B, G, H / G, T, D]
-    logits = grouped @ key.float().unsqueeze(2).transpose(-1, -2) * scale
+    key, value = exact(key), exact(value)
+    grouped = exact(query).unflatten(1, (-1, group))  # [B, G, H / G, T, D]
+    logits = grouped @ key.unsqueeze(2).transpose(-1, -2) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if bias is not None:
         logits = logits + bias[:, :, None, None]
     if causal:
-        visible = causal_mask(query.shape[2], key.shape[2], None, key.device)
+        visible = causal_mask(query.shape[2], key.shape[2], window, key.device)
         logits = logits.masked_fill(~visible, float("-inf"))
     lse = logits.logsumexp(-1)
     weights = (logits - lse.unsqueeze(-1)).exp().nan_to_num(0.0)
-    return (weights @ value.float().unsqueeze(2)).flatten(1, 2), lse.flatten(1, 2)
+    return (weights @ value.unsqueeze(2)).flatten(1, 2), lse.flatten(1, 2)
 
 
 def merge_attention(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
@@ -202,47 +205,6 @@ def turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = (a.to(x.dtype).reshape(*shape, *a.shape[1:]) for a in (cos, sin))
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
-
-
-def attend_far_clamped_reference(
-    near: Tensor,
-    far: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    near_tokens: int,
-) -> tuple[Tensor, Tensor]:
-    """Causal attention in which everything far away stands at one constant distance.
-
-        logit[t, n] = near[t] . turn(k[n])  if position[t] - position[n] < near_tokens
-                      far[t] . k[n]         otherwise,  times scale
-
-    Args:
-        near: queries turned to their positions, [B, H, T, D]. far: the same turned to the one
-            distance. key: not turned, [B, G, N, D]; the last T slots are the queries' own.
-        cos, sin: fp32 [X, N, R / 2] and positions: int [X, N], of the keys; X is 1 or B * G.
-
-    Returns:
-        Output fp32 [B, H, T, D] and lse fp32 [B, H, T].
-    """
-    group = near.shape[1] // key.shape[1]
-    near, far = (exact(q).unflatten(1, (-1, group)) for q in (near, far))
-    key = exact(key)
-    turned = turn_halves(key, cos, sin).unsqueeze(2).transpose(-1, -2)
-    close, distant = near @ turned, far @ key.unsqueeze(2).transpose(-1, -2)
-    now = positions[:, -near.shape[3] :]
-    apart = now[:, :, None] - positions[:, None, :]  # [X, T, N]
-    if apart.shape[0] > 1:
-        apart = apart.unflatten(0, (key.shape[0], key.shape[1])).unsqueeze(2)
-    paid = torch.where(apart < near_tokens, close, distant) * scale
-    seen = causal_mask(near.shape[3], key.shape[2], None, key.device)
-    paid = paid.masked_fill(~seen, float("-inf"))
-    lse = paid.logsumexp(-1)
-    out = paid.softmax(-1) @ exact(value).unsqueeze(2)
-    return out.flatten(1, 2), lse.flatten(1, 2)
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""K5: attention of a chunk whose far past stands at one constant distance (far-clamped).
+"""K5: attention of a chunk in the forms that PyTorch's flash attention lacks.
 
-Near keys are turned to their true positions as they are read; far ones are not turned at all, but
-seen by a query turned to the one distance. Tiles that are all near or all far pay for one product.
+Those are logits under a softcap, with a sliding window or not, and the log of the normaliser, by
+which a latent memory is joined. No map of tokens by slots is ever held. All else is left to flash
+attention, which is faster than this on any card it runs on.
 """
 
 import torch
@@ -9,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from indexmem_cli.ops.kernels.decode import _load_half
+from indexmem_cli.ops.kernels.decode import _cap, _softmax_end, _softmax_step
 from indexmem_cli.ops.kernels.launch import (
     INTERPRETED,
     block,
@@ -18,6 +19,7 @@ from indexmem_cli.ops.kernels.launch import (
     insist_shape,
     launch,
     precision,
+    strides,
     tiles,
     tuned,
 )
@@ -26,27 +28,26 @@ from indexmem_cli.ops.kernels.launch import (
 @tuned(
     tiles(
         [
-            ({"TILE_T": 64, "TILE_N": 32}, 8, 2),
-            ({"TILE_T": 64, "TILE_N": 64}, 4, 2),
+            ({"TILE_T": 64, "TILE_N": 32}, 4, 2),
+            ({"TILE_T": 64, "TILE_N": 64}, 4, 3),
+            ({"TILE_T": 128, "TILE_N": 64}, 8, 3),
             ({"TILE_T": 128, "TILE_N": 32}, 8, 2),
-            ({"TILE_T": 128, "TILE_N": 64}, 8, 2),
+            ({"TILE_T": 32, "TILE_N": 16}, 4, 2),
         ]
     ),
-    key=["SIZE", "GROUP", "slots_bucket"],
+    key=["SIZE", "GROUP", "slots_bucket", "CAUSAL", "CAPPED"],
 )
 @triton.jit
-def _attend_far_clamped_kernel(
-    near_ptr,
-    far_ptr,
+def _attend_chunk_kernel(
+    query_ptr,
     key_ptr,
     value_ptr,
-    cos_ptr,
-    sin_ptr,
-    position_ptr,
+    bias_ptr,
     out_ptr,
     lse_ptr,
     scale,
-    near_tokens,
+    softcap,
+    window,
     tokens,
     slots,
     slots_bucket,
@@ -59,16 +60,16 @@ def _attend_far_clamped_kernel(
     stride_value_b,
     stride_value_g,
     stride_value_n,
-    stride_turn_r,
-    stride_position_r,
+    stride_bias_b,
+    stride_bias_g,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
-    HALF: tl.constexpr,
-    REST: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
-    BLOCK_REST: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    BIASED: tl.constexpr,
+    CAPPED: tl.constexpr,
     PRECISION: tl.constexpr,
     UP: tl.constexpr,
     TILE_T: tl.constexpr,
@@ -76,150 +77,109 @@ def _attend_far_clamped_kernel(
 ):
     row = tl.program_id(1).to(tl.int64)  # batch * query heads
     batch, head = row // (HEADS * GROUP), row % (HEADS * GROUP)
-    kv_row = batch * HEADS + head // GROUP
-    offs_token = tl.program_id(0) * TILE_T + tl.arange(0, TILE_T)
-    mask_token = offs_token < tokens
-    start = batch * stride_query_b + head * stride_query_h
-    near_1 = _load_half(
-        near_ptr + start, offs_token, mask_token, stride_query_t, 0, HALF, BLOCK_HALF
-    )
-    near_2 = _load_half(
-        near_ptr + start, offs_token, mask_token, stride_query_t, HALF, HALF, BLOCK_HALF
-    )
-    far_1 = _load_half(far_ptr + start, offs_token, mask_token, stride_query_t, 0, HALF, BLOCK_HALF)
-    far_2 = _load_half(
-        far_ptr + start, offs_token, mask_token, stride_query_t, HALF, HALF, BLOCK_HALF
-    )
-    rest = _load_half(
-        near_ptr + start, offs_token, mask_token, stride_query_t, 2 * HALF, REST, BLOCK_REST
-    )
+    first_token = tl.program_id(0) * TILE_T
+    offs_token, offs_size = first_token + tl.arange(0, TILE_T), tl.arange(0, BLOCK_SIZE)
+    mask_token, mask_size = offs_token < tokens, offs_size < SIZE
+    query_ptr += batch * stride_query_b + head * stride_query_h
+    query_at = query_ptr + offs_token[:, None] * stride_query_t + offs_size[None, :]
+    query = tl.load(query_at, mask_token[:, None] & mask_size[None, :], 0.0)
     if UP:
-        near_1, near_2 = near_1.to(tl.float32), near_2.to(tl.float32)
-        far_1, far_2, rest = far_1.to(tl.float32), far_2.to(tl.float32), rest.to(tl.float32)
+        query = query.to(tl.float32)
     key_ptr += batch * stride_key_b + (head // GROUP) * stride_key_g
     value_ptr += batch * stride_value_b + (head // GROUP) * stride_value_g
-    position_ptr += kv_row * stride_position_r
-    older = slots - tokens
-    now = tl.load(position_ptr + older + offs_token, mask_token, 0)
-    # The edges of a tile, over rows that exist.
-    first_now = tl.min(tl.where(mask_token, now, 2147483647), 0)
-    last_now = tl.max(now, 0)
-    offs_size, offs_half = tl.arange(0, BLOCK_SIZE), tl.arange(0, BLOCK_HALF)
+    bias_ptr += batch * stride_bias_b + (head // GROUP) * stride_bias_g
     peak = tl.full((TILE_T,), float("-inf"), tl.float32)
     mass = tl.zeros((TILE_T,), tl.float32)
     acc = tl.zeros((TILE_T, BLOCK_SIZE), tl.float32)
-    end = tl.minimum(older + (tl.program_id(0) + 1) * TILE_T, slots)
-    for first in range(0, end, TILE_N):
+    older = slots - tokens
+    start, end = 0, slots
+    if CAUSAL:
+        end = tl.minimum(older + first_token + TILE_T, slots)
+    if WINDOWED:
+        start = tl.maximum(older + first_token - window + 1, 0) // TILE_N * TILE_N
+    for first in range(start, end, TILE_N):
         offs = first + tl.arange(0, TILE_N)
         mask = offs < end
-        then = tl.load(position_ptr + offs, mask, 0)
-        left = _load_half(key_ptr, offs, mask, stride_key_n, 0, HALF, BLOCK_HALF)
-        right = _load_half(key_ptr, offs, mask, stride_key_n, HALF, HALF, BLOCK_HALF)
+        here = mask[:, None] & mask_size[None, :]
+        key = tl.load(key_ptr + offs[:, None] * stride_key_n + offs_size[None, :], here, 0.0)
+        value = tl.load(value_ptr + offs[:, None] * stride_value_n + offs_size[None, :], here, 0.0)
         if UP:
-            left, right = left.to(tl.float32), right.to(tl.float32)
-        some_far = last_now - tl.min(tl.where(mask, then, 2147483647), 0) >= near_tokens
-        some_near = first_now - tl.max(tl.where(mask, then, 0), 0) < near_tokens
-        paid = tl.zeros((TILE_T, TILE_N), tl.float32)
-        if some_far:
-            paid += tl.dot(far_1, tl.trans(left), input_precision=PRECISION)
-            paid += tl.dot(far_2, tl.trans(right), input_precision=PRECISION)
-        if some_near:
-            turn_at = kv_row * stride_turn_r + offs[:, None] * HALF + offs_half[None, :]
-            here = mask[:, None] & (offs_half < HALF)[None, :]
-            cos, sin = tl.load(cos_ptr + turn_at, here, 0.0), tl.load(sin_ptr + turn_at, here, 0.0)
-            a, b = left.to(tl.float32), right.to(tl.float32)
-            turned_1 = (a * cos - b * sin).to(near_1.dtype)
-            turned_2 = (b * cos + a * sin).to(near_2.dtype)
-            close = tl.dot(near_1, tl.trans(turned_1), input_precision=PRECISION)
-            close += tl.dot(near_2, tl.trans(turned_2), input_precision=PRECISION)
-            paid = tl.where(now[:, None] - then[None, :] < near_tokens, close, paid)
-        if REST > 0:
-            other = _load_half(key_ptr, offs, mask, stride_key_n, 2 * HALF, REST, BLOCK_REST)
-            other = tl.trans(other.to(rest.dtype))
-            paid += tl.dot(rest, other, input_precision=PRECISION)
-        seen = mask[None, :] & (offs[None, :] <= older + offs_token[:, None])
-        paid = tl.where(seen, paid * scale, float("-inf"))
-        higher = tl.maximum(peak, tl.max(paid, 1))
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp(paid - safe[:, None])
-        fade = tl.exp(peak - safe)
-        mass = mass * fade + tl.sum(weights, 1)
-        value_at = value_ptr + offs[:, None] * stride_value_n + offs_size[None, :]
-        value = tl.load(value_at, mask[:, None] & (offs_size < SIZE)[None, :], 0.0)
-        if UP:
-            value = value.to(tl.float32)
+            key, value = key.to(tl.float32), value.to(tl.float32)
+        paid = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        if CAPPED:
+            paid = _cap(paid, softcap)
+        if BIASED:
+            paid += tl.load(bias_ptr + offs, mask, 0.0)[None, :]
+        seen = mask[None, :]
+        if CAUSAL:
+            seen = seen & (offs[None, :] <= older + offs_token[:, None])
+        if WINDOWED:
+            seen = seen & (offs[None, :] > older + offs_token[:, None] - window)
+        weights, fade, peak, mass = _softmax_step(tl.where(seen, paid, float("-inf")), peak, mass)
         acc = acc * fade[:, None] + tl.dot(
             weights.to(value.dtype), value, input_precision=PRECISION
         )
-        peak = higher
-    acc = acc / mass[:, None]  # every token sees at least itself
+    acc, lse = _softmax_end(acc, peak, mass)
     at = row * tokens + offs_token
-    tl.store(lse_ptr + at, peak + tl.log(mass), mask_token)
+    tl.store(lse_ptr + at, lse, mask_token)
     at = out_ptr + at[:, None] * SIZE + offs_size[None, :]
-    tl.store(at, acc, mask_token[:, None] & (offs_size < SIZE)[None, :])
+    tl.store(at, acc, mask_token[:, None] & mask_size[None, :])
 
 
-def attend_far_clamped_triton(
-    near: Tensor,
-    far: Tensor,
+def attend_with_lse_triton(
+    query: Tensor,
     key: Tensor,
     value: Tensor,
     scale: float,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    near_tokens: int,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel behind `ops.attend_far_clamped`."""
-    batch, heads, tokens, size = near.shape
+    """The kernel behind `ops.attend_with_lse`."""
+    batch, heads, tokens, size = query.shape
     kv_heads, slots = key.shape[1:3]
-    insist_shape(far, near.shape, "far query")
-    insist_shape(value, key.shape, "value")
+    query = query.to(key.dtype)
     insist(heads % kv_heads == 0, f"{heads} query heads are no multiple of {kv_heads}")
-    insist(near.dtype == far.dtype == key.dtype == value.dtype, "one dtype for all")
-    near, far = near.contiguous(), far.contiguous()
-    rows = cos.shape[0]
-    insist(rows in (1, batch * kv_heads), "angles: one row, or one per head")
-    insist_shape(positions, (rows, slots), "positions")
-    insist_rows(key=key, value=value)
-    cos, sin = cos.float().contiguous(), sin.float().contiguous()
-    positions = positions.int().contiguous()
-    out = torch.empty(near.shape, dtype=torch.float32, device=near.device)
-    lse = torch.empty(near.shape[:3], dtype=torch.float32, device=near.device)
-    half = cos.shape[-1]
+    insist_shape(key, (batch, kv_heads, slots, size), "key")
+    insist_shape(value, key.shape, "value")
+    insist(value.dtype == key.dtype, "keys and values must be of one dtype")
+    insist(not causal or tokens <= slots, "the last slots must be the queries' own tokens")
+    insist(causal or window is None, "a window goes back from a token of its own")
+    if bias is not None:
+        insist_shape(bias, key.shape[:3], "bias")
+    insist_rows(query=query, key=key, value=value, bias=bias)
+    out = torch.empty(query.shape, dtype=torch.float32, device=query.device)
+    lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     if lse.numel():
-        grid = lambda meta: (triton.cdiv(tokens, meta["TILE_T"]), batch * heads)  # noqa: E731
         launch(
-            _attend_far_clamped_kernel,
-            grid,
-            near,
-            far,
+            _attend_chunk_kernel,
+            lambda meta: (triton.cdiv(tokens, meta["TILE_T"]), batch * heads),
+            query,
             key,
             value,
-            cos,
-            sin,
-            positions,
+            bias if bias is not None else query,
             out,
             lse,
             scale,
-            near_tokens,
+            softcap or 1.0,
+            window or 0,
             tokens,
             slots,
             triton.next_power_of_2(slots),
-            *near.stride()[:3],
+            *query.stride()[:3],
             *key.stride()[:3],
             *value.stride()[:3],
-            0 if rows == 1 else slots * half,
-            0 if rows == 1 else slots,
+            *strides(bias, 2),
             HEADS=kv_heads,
             GROUP=heads // kv_heads,
             SIZE=size,
-            HALF=half,
-            REST=size - 2 * half,
             BLOCK_SIZE=block(size),
-            BLOCK_HALF=block(half),
-            BLOCK_REST=block(size - 2 * half),
-            PRECISION=precision(near),
+            CAUSAL=causal,
+            WINDOWED=window is not None,
+            BIASED=bias is not None,
+            CAPPED=softcap is not None,
+            PRECISION=precision(query),
             UP=INTERPRETED,
         )
     return out, lse

@@ -161,9 +161,10 @@ def _launch_all(dtype: torch.dtype, size: int, group: int) -> None:
     ]
     decode.attend_segments_triton(segments, 0.1, None, True)
     chunk_query = make(1, heads * group, tokens, size, dtype=dtype)
-    where = make(1, slots, dtype=torch.int32)
-    chunk.attend_far_clamped_triton(
-        chunk_query, chunk_query, key, value, 0.1, angles, angles, where, 1024
+    chunk.attend_with_lse_triton(chunk_query, key, value, 0.1)
+    chunk.attend_with_lse_triton(chunk_query, key, value, 0.1, None, 30.0, True, 4096)
+    chunk.attend_with_lse_triton(
+        chunk_query, *centroids, 0.1, make(1, heads, memory), None, False
     )
     means, count = make(1, heads, memory, size), make(1, heads, memory)
     remember.assign_clusters_triton(key, chosen.evicted, means, count)

@@ -36,6 +36,35 @@ def _load_half(ptr, rows, mask_rows, stride, first, WIDTH: tl.constexpr, BLOCK: 
     return tl.load(at, mask_rows[:, None] & (offs < WIDTH)[None, :], 0.0)
 
 
+@triton.jit
+def _softmax_step(paid, peak, mass):
+    """Take one more tile of logits, [rows, slots], into a softmax that is read tile by tile.
+
+    Returns:
+        The weights of the tile, by how much what was summed before fades, and peak and mass anew.
+        A row that has seen nothing has peak -inf and mass 0, and stays free of NaN.
+    """
+    higher = tl.maximum(peak, tl.max(paid, 1))
+    safe = tl.where(higher == float("-inf"), 0.0, higher)
+    weights = tl.exp(paid - safe[:, None])
+    fade = tl.exp(peak - safe)
+    return weights, fade, higher, mass * fade + tl.sum(weights, 1)
+
+
+@triton.jit
+def _softmax_end(acc, peak, mass):
+    """The weighted mean and the log of the normaliser; 0 and -inf where nothing was seen."""
+    some = mass > 0
+    whole = tl.where(some, mass, 1.0)
+    return acc / whole[:, None], tl.where(some, peak + tl.log(whole), float("-inf"))
+
+
+@triton.jit
+def _cap(paid, softcap):
+    """softcap * tanh(paid / softcap), by the exponential alone."""
+    return softcap * (2.0 / (1.0 + tl.exp(-2.0 * paid / softcap)) - 1.0)
+
+
 @tuned(
     tiles(
         [
@@ -143,18 +172,14 @@ def _attend_split_kernel(
         if SCALED:
             paid *= tl.load(key_scale_ptr + scale_at + offs, mask, 0.0).to(tl.float32)[None, :]
         if CAPPED:
-            paid = softcap * (2.0 / (1.0 + tl.exp(-2.0 * paid / softcap)) - 1.0)
+            paid = _cap(paid, softcap)
         if BIASED:
             paid += tl.load(bias_ptr + offs, mask, 0.0)[None, :]
         paid = tl.where(mask[None, :], paid, float("-inf"))
         if WANT_LOGITS:
             logits_at = logits_ptr + query_rows[:, None] * slots + offs[None, :]
             tl.store(logits_at, paid, mask_group[:, None] & mask[None, :])
-        higher = tl.maximum(peak, tl.max(paid, 1))
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp(paid - safe[:, None])
-        fade = tl.exp(peak - safe)
-        mass = mass * fade + tl.sum(weights, 1)
+        weights, fade, peak, mass = _softmax_step(paid, peak, mass)
         value_at = value_ptr + offs[:, None] * stride_value_n + offs_size[None, :]
         value = tl.load(value_at, mask[:, None] & (offs_size < SIZE)[None, :], 0.0)
         if SCALED:
@@ -164,10 +189,7 @@ def _attend_split_kernel(
         acc = acc * fade[:, None] + tl.dot(
             weights.to(value.dtype), value, input_precision=PRECISION
         )
-        peak = higher
-    some = mass > 0
-    acc = acc / tl.where(some, mass, 1.0)[:, None]
-    lse = tl.where(some, peak + tl.log(tl.where(some, mass, 1.0)), float("-inf"))
+    acc, lse = _softmax_end(acc, peak, mass)
     at = query_rows * all_splits + first_split + split
     tl.store(lse_ptr + at, lse, mask_group)
     at = out_ptr + at[:, None] * SIZE + offs_size[None, :]

@@ -296,6 +296,7 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", default=",".join(SCENES), help="those that are killed")
     parser.add_argument("--out", type=Path, default=RESULTS / "crash.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
@@ -305,8 +306,9 @@ def main() -> None:
     text = "".join(f"Line {i}: the mill passes to heir number {i * 7 % 101}.\n" for i in range(48))
     fields = common_fields(find_checkpoint(options.model), "cpu")
     rows = []
-    for number, kind in enumerate(SCENES):
-        kills = options.kills // len(SCENES) + (number < options.kills % len(SCENES))
+    scenes = options.scenes.split(",")
+    for number, kind in enumerate(scenes):
+        kills = options.kills // len(scenes) + (number < options.kills % len(scenes))
         rows.append({**fields, **run(engine, text, kind, kills, options.seed + number)})
         append_row(options.out, rows[-1])
     print_table(rows, COLUMNS)

@@ -21,9 +21,9 @@ Find = Callable[..., Row]
 FACTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("recall (the default)", "recall", {"mode": "recall", "texts": ["castaways.txt"]}),
     ("the best passages by words, up to 512 tokens, no memory", "recall", {"mode": "passages"}),
-    ("`--no-recall` (KeyDiff alone)", "recall", {"mode": "no-recall"}),
     ("`--focus --no-recall`", "needles", {"mode": "question"}),
-    ("`--no-recall` (KeyDiff alone)", "needles", {"mode": "keydiff"}),
+    ("`--no-recall` (the adapter alone)", "needles", {"mode": "learned"}),
+    ("`--policy keydiff --no-recall`", "needles", {"mode": "keydiff"}),
     ("`--policy recency --no-recall`", "needles", {"mode": "recency"}),
 )
 

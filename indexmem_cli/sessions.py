@@ -255,17 +255,27 @@ class SessionStore:
             lock.release()
 
     def _open_tables(self) -> None:
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if not application and not version:
-            # Another process may be making the same tables.
-            with contextlib.suppress(sqlite3.OperationalError):
+        found = self._kind()
+        if found == (0, 0):
+            try:
                 self._db.executescript(f"BEGIN EXCLUSIVE; {_SCHEMA} COMMIT;")
-        elif (application, version) != (_APPLICATION, FORMAT):
+            except sqlite3.OperationalError as error:
+                self._db.rollback()
+                # Another process may have made the same tables; else nothing can be written.
+                if self._kind() == (0, 0):
+                    self._db.close()
+                    raise OSError(str(error)) from error
+        elif found != (_APPLICATION, FORMAT):
             raise MemoryFileError(
                 f"{self._path}: not sessions of version {FORMAT}",
                 "install a newer indexmem, or move the file away",
             )
+
+    def _kind(self) -> tuple[int, int]:
+        """What the header of the file says that it is; zeros in a new one."""
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        return application, version
 
     def _write(self, statement: str, values: Sequence[object]) -> None:
         try:

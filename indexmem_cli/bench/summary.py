@@ -41,7 +41,7 @@ def take_card(results: Path, parts: dict[str, Any]) -> Any:
     for name in ("memory", "answers", "loss"):
         if parts.get(name):
             parts[name] = {**parts[name], "ways": _few(parts[name]["ways"])}
-    parts = dict(list((name, data) for name, data in parts.items() if data)[:NUM_PARTS])
+    parts = dict([(name, data) for name, data in parts.items() if data][:NUM_PARTS])
     if not parts:
         return None
     row = rows[-1] if rows else {}

@@ -107,7 +107,7 @@ def default_modes(adapters: Iterable[str], controlled: str) -> list[str]:
     learned = [name + part for name in adapters for part in ("", ":shuffled")]
     parts = [*BUDGETS, *BUDGETS.values()]
     for name, twin in MEMORIES.items():
-        parts += [name, twin, f"{name}-removed"]
+        parts += [f"budgets+{part}" for part in (name, twin, f"{name}-removed")]
     added = [f"{controlled}+{part}" for part in parts if controlled]
     free = [policy for policy in POLICIES if policy != "learned"]
     return [FULL, "oracle", *free, *learned, *added]

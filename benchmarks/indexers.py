@@ -107,7 +107,7 @@ class Bench:
         name, tables, memory = split_mode(mode)
         adapter = self.adapters.get(name.partition(":")[0])
         plan = self.plan(name, fraction, len(text.ids))
-        slots = max(8, plan.budget_tokens // 8)
+        slots = max(4, plan.budget_tokens // 32)
         if memory:
             size = self.backbone.kv_shapes[0][1]
             paid = price(kind_of(memory), slots, size, self.backbone.model.dtype.itemsize)

@@ -143,8 +143,8 @@ def test_one_command_makes_a_row_with_every_method(
     modes = {mode for _, mode in cells}
     methods = importlib.import_module("indexer_methods")
     learned = {name + twin for name in methods.FORMS for twin in ("", ":shuffled")}
-    parts = ["budgets", "moved", "heads", "heads-shuffled", "centroids", "mixed"]
-    parts += ["centroids-removed", "fast", "fast-mixed", "fast-removed"]
+    memories = ["centroids", "mixed", "centroids-removed", "fast", "fast-mixed", "fast-removed"]
+    parts = ["budgets", "moved", "heads", "heads-shuffled", *(f"budgets+{m}" for m in memories)]
     assert modes >= {"full", "oracle", "question", "snapkv", *learned}
     assert modes >= {f"shared+{part}" for part in parts} and len(cells) == 2 * len(modes) - 2
     for (task, mode), row in cells.items():
@@ -156,15 +156,15 @@ def test_one_command_makes_a_row_with_every_method(
             assert row["evidence_kept"] == 1
     net, twin = (cells["prose", mode]["score"] for mode in ("shared", "shared:shuffled"))
     assert cells["prose", "shared"]["over_twin"][0] == pytest.approx(net - twin)
-    for mode in ("shared", "shared+heads", "shared+centroids", "shared+fast"):
-        assert (
-            cells["prose", mode]["score"]
-            != cells["prose", importlib.import_module("indexer_methods").twin_of(mode)]["score"]
-        )
+    for mode in ("shared", "shared+budgets", "shared+budgets+centroids", "shared+budgets+fast"):
+        twin = methods.twin_of(mode)
+        assert cells["prose", mode]["score"] != cells["prose", twin]["score"], mode
         assert cells["prose", mode]["over_twin"]
     for memory in ("centroids", "fast"):
-        removed, bare = cells["prose", f"shared+{memory}-removed"], cells["prose", "shared"]
-        assert removed["score"] != bare["score"], "the removed memory is still paid for"
+        removed = cells["prose", f"shared+budgets+{memory}-removed"]
+        assert removed["score"] != cells["prose", "shared+budgets"]["score"], (
+            "the removed memory is still paid for"
+        )
     (tmp_path / "rows.jsonl").unlink()
     bench.main([*command, "--one-shot", "--modes", "full,shared,keydiff"])
     once = read_cells(tmp_path)

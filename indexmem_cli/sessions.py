@@ -181,8 +181,8 @@ class SessionStore:
                 " FROM sessions ORDER BY used_s DESC, id"
             ).fetchall()
             return [
-                Session(*row[:3], tuple(json.loads(row[3])), *row[4:7], _title(row[7]))
-                for row in rows
+                Session(i, model, budget, tuple(json.loads(sources)), made, used, n, _title(asked))
+                for i, model, budget, sources, made, used, n, asked in rows
             ]
 
     def resolve(self, text: str) -> Session:
@@ -218,7 +218,10 @@ class SessionStore:
                 " WHERE session = ? AND number > ? ORDER BY number",
                 (session_id, after),
             )
-            return [Turn(*said, tuple(json.loads(sources))) for *said, sources in rows]
+            return [
+                Turn(number, asked_s, question, answer, stop, tuple(json.loads(sources)))
+                for number, asked_s, question, answer, stop, sources in rows
+            ]
 
     def questions(self, most: int) -> list[str]:
         """The last questions of all conversations, oldest first."""

@@ -5,12 +5,27 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
+import torch
 from test_train import write_records
 from typer.testing import CliRunner
 
-from indexmem_cli.bench import baselines, cells, methods, quality, ruler, suites
+from indexmem_cli import engine
+from indexmem_cli.bench import (
+    baselines,
+    cells,
+    going_on,
+    methods,
+    presses,
+    quality,
+    ruler,
+    streams,
+    suites,
+    variants,
+)
+from indexmem_cli.bench.scores import score_rouge
 from indexmem_cli.cli.app import app
 from indexmem_cli.cli.bench_quality import parse_kept
 from indexmem_cli.config import ModelConfig
@@ -253,3 +268,193 @@ def test_the_table_has_a_line_for_each_method_and_budget():
         "cwe": 100.0,
     }
     assert second["mean"] == 25.0 and "vt" not in second
+
+
+def test_groups_stand_for_their_methods(run):
+    assert suites.names_of(["once", "full"])[::10] == ["question-once", "full"]
+    assert set(suites.names_of(())) == {n for n, m in suites.METHODS.items() if m.group == "main"}
+    assert set(suites.names_of(["all"])) == set(suites.METHODS)
+    listed = run("--list")
+    assert "suite writing: likeliest, sampled" in listed.stdout and "learned-moved" in listed.stdout
+
+
+def test_cells_get_samples_in_rounds():
+    jobs = list(quality.order_jobs({"a": {0: {}}, "b": {}}, 12))
+    assert jobs[:10] == [("a", n) for n in range(1, 10)] + [("b", 0)]
+    assert jobs[-4:] == [("a", 10), ("a", 11), ("b", 10), ("b", 11)] and len(jobs) == 23
+
+
+def test_a_long_run_says_what_it_takes_and_stops_in_time(run, monkeypatch):
+    monkeypatch.setattr(quality, "PROBED_FROM", 5)
+    options = ["--suite", "needle", "--lengths", "220", "--methods", "full,recency"]
+    options += ["--count", "9"]
+    said = run(*options, "--estimate")
+    assert "16 samples in 2 cells: about" in said.stderr
+    assert not (run.out / "quality.jsonl").exists()
+    assert "seconds a sample by method: " in said.stderr
+    stopped = run(*options, "--minutes", "0")
+    rows = json.loads(stopped.stdout)["rows"]
+    assert {row["method"]: row["n"] for row in rows} == {"full": 1, "recency": 2}
+    monkeypatch.setattr(quality, "PROBED_FROM", 99)
+    done = run(*options)
+    assert [row["n"] for row in json.loads(done.stdout)["rows"]] == [9, 9]
+    assert not (run.out / "quality-partial.jsonl").exists()
+
+
+def test_the_samples_of_other_runs_stay(run):
+    options = ["--suite", "needle", "--lengths", "220", "--methods", "recency"]
+    assert run(*options, "--minutes", "0", "--seed", "1").exit_code == 0
+    assert run(*options).exit_code == 0
+    [left] = (run.out / "quality-partial.jsonl").read_text().splitlines()
+    assert json.loads(left)["seed"] == 1
+
+
+@pytest.fixture
+def model(tiny_model_dir):
+    return load_language_model(ModelConfig(str(tiny_model_dir), device="cpu", offline=True))
+
+
+USABLE = [name for name in suites.METHODS if not name.startswith(("learned", "kvpress"))]
+SHORT = " ".join(PROSE[:3])
+
+
+def test_all_methods_answer_and_those_that_can_read_on(model, monkeypatch):
+    monkeypatch.setattr(variants, "FITTED_STEPS", 1)
+    monkeypatch.setattr(variants, "FITTED_TOKENS", 128)
+    kept = {}
+    for name in USABLE:
+        method = suites.METHODS[name]
+        reply = method.answer(model, methods.Asked(SHORT, "Who?", 1, 32, 48))
+        kept[name] = reply.kv_bytes
+        found = going_on.measure_loss(
+            model, method, methods.Asked(SHORT, "", 0, 32, 48), suites.Sample(SHORT, "", ())
+        )
+        assert (found is None) == (method.open is None)
+        if found:
+            assert len(found["by_position"]) == 8 and 0 < found["score"] < 20
+    assert kept["keydiff-once"] == kept["keydiff"] == kept["keydiff-shuffled"] == 48 * 512
+    assert kept["keydiff+centroids"] < kept["full"] > kept["keydiff+fast-weights"] > kept["keydiff"]
+
+
+@pytest.mark.parametrize("name", ["full", "h2o", "keydiff+centroids"])
+def test_long_writing_stays_in_the_budget(model, name):
+    asked = methods.Asked(SHORT, "", 64, 64, 40)
+    sample = suites.Sample(SHORT, "", (" ".join(PROSE),))
+    written = going_on.measure_writing(model, suites.METHODS[name], asked, sample)
+    assert 0 <= written["score"] <= 1 and written["loops"] in (0, 1) and written["of_text"] < 1
+    assert written == going_on.measure_writing(model, suites.METHODS[name], asked, sample) | {
+        key: written[key] for key in ("read_s", "answer_s")
+    }
+
+
+@pytest.mark.parametrize("policy", ["keydiff", "h2o"])
+def test_a_stream_keeps_and_answers_as_the_command_does(model, policy):
+    asked = methods.Asked(" ".join(PROSE), "Who keeps the heron?", 8, 32, 96)
+    through_session = methods.answer_streamed(model, asked, policy=policy, recall=False)
+    method = suites.METHODS[policy]
+    direct = methods.answer_by_stream(model, asked, method.open)
+    assert (direct.text, direct.kv_bytes) == (through_session.text, through_session.kv_bytes)
+
+
+def test_the_loss_of_a_stream_is_that_of_the_plain_model(model):
+    ids = model.tokenizer.encode(" ".join(PROSE[:3]))
+    asked = methods.Asked(" ".join(PROSE[:3]), "", 0, 7, 0)
+    losses = suites.METHODS["full"].open(model, asked).losses(ids)
+    model.backbone.detach()
+    with torch.no_grad():
+        logits = model.backbone.model(torch.tensor([ids])).logits[0, :-1].float()
+    truth = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+    assert losses == pytest.approx(truth.tolist(), abs=1e-3)
+
+
+def test_all_of_a_text_is_seen_before_anything_is_evicted_once(model, monkeypatch):
+    asked = methods.Asked(SHORT, "Who?", 1, 32, 48)
+    stream = streams.open_stream(model, asked, policy="recency", once=True)
+    held, evict = [], engine.evict
+    monkeypatch.setattr(
+        engine, "evict", lambda state, *rest: held.append(state.held) or evict(state, *rest)
+    )
+    stream.read(model.tokenizer.encode(SHORT))
+    assert held == [len(model.prompt.opening) + len(model.tokenizer.encode(SHORT))]
+    assert stream.nbytes == 48 * 512
+    longer = replace(asked, text=" ".join(PROSE * 10))
+    assert streams.open_stream(model, longer, policy="recency", once=True) is None
+
+
+def test_twins_shuffle_only_what_is_new_and_swap_values_among_the_evicted():
+    old, new = torch.arange(4.0), torch.arange(100.0, 110.0)
+    score = torch.cat([old, new]).view(1, 1, -1)
+    scorer = SimpleNamespace(score=lambda block: [score, score], needs_queries=True)
+    first, second = variants.Shuffled(scorer).score(SimpleNamespace(new_tokens=10))
+    assert first is second and torch.equal(first[0, 0, :4], old)
+    assert not torch.equal(first, score) and torch.equal(first[0, 0].sort().values, score[0, 0])
+    written = []
+    memory = SimpleNamespace(write=lambda k, v: written.append((k, v)), nbytes=7)
+    swapped = variants.Swapped(memory)
+    keys = torch.arange(20.0).view(1, 1, 20, 1)
+    swapped.write(keys, keys)
+    [(got_keys, got_values)] = written
+    assert torch.equal(got_keys, keys) and not torch.equal(got_values, keys)
+    assert torch.equal(got_values.sort(dim=2).values, keys) and swapped.nbytes == 7
+
+
+def test_repeated_ngrams_and_loops_are_seen():
+    assert going_on.share_repeated([1, 2, 3, 4, 5, 6]) == 0
+    assert going_on.share_repeated([1, 2, 3, 4] * 2) == pytest.approx(1 / 5)
+    assert going_on.share_repeated([7] * 13) == pytest.approx(0.9)
+    assert going_on.ends_in_loop([5] * 9 + [1, 2, 3] * 40)
+    assert not going_on.ends_in_loop(list(range(200)))
+
+
+def test_rouge_is_of_the_longest_common_subsequence():
+    assert score_rouge("the cat sat on a mat", ["cat on mat"]) == pytest.approx(2 * 3 / (4 + 3))
+    assert score_rouge("mat on cat", ["cat on mat"]) == pytest.approx(1 / 3)
+    assert score_rouge("", ["cat"]) == score_rouge("dog", ["cat"]) == 0
+    assert score_rouge("A dog!", ["cat", "the dog"]) == 1
+
+
+def test_a_long_document_is_cut_around_what_the_question_is_about(tmp_path):
+    text = " ".join(f"Word{i}" for i in range(300)) + " The mill burned. " + "More words. " * 200
+    at = text.index("The mill")
+    record = {"doc_id": "d", "question": "What burned?", "answers": ["the mill"]}
+    record |= {"answerable": True, "evidence": [[at, at + 16]]}
+    write_records(tmp_path / "qa" / "dev" / "qmsum.jsonl.xz", [record])
+    write_records(tmp_path / "qa" / "dev" / "docs.jsonl.xz", [{"doc_id": "d", "text": text}])
+    task = suites.SUITES["long-qa"]["qmsum"]
+    for number in range(4):
+        sample = task.make(suites.Draw(Random(number), 80, count, PROSE, number, tmp_path))
+        assert "The mill burned." in sample.text and 50 < count(sample.text) <= 80
+    assert task.make(suites.Draw(Random(0), 9999, count, PROSE, 0, tmp_path)).text == text
+    beside = {name: of("The mill", sample.answers) for name, of in task.beside.items()}
+    assert beside == {"exact": True, "rouge_l": 1.0}
+
+
+def test_a_fact_is_said_in_a_conversation_at_even_depths():
+    task = suites.SUITES["conversation"]["chat"]
+    for number in (0, 9):
+        sample = task.make(suites.Draw(Random(number), 400, count, PROSE, number))
+        lines = sample.text.splitlines()
+        [at] = [i for i, line in enumerate(lines) if sample.answers[0].lower() in line.lower()]
+        assert at / len(lines) == pytest.approx(sample.depth, abs=0.1)
+        assert all(": " in line for line in lines) and 300 < count(sample.text) <= 400
+
+
+def test_kvpress_reads_under_the_same_budget(model):
+    pytest.importorskip("kvpress")
+    asked = methods.Asked(" ".join(PROSE), "Who keeps the heron?", 4, 32, 80)
+    for name in ("kvpress-keydiff", "kvpress-knorm-once"):
+        reply = suites.METHODS[name].answer(model, asked)
+        assert reply.kv_bytes == 80 * 512
+    own = suites.METHODS["keydiff"].answer(model, asked)  # its patches of attention are put back
+    assert own.kv_bytes == 80 * 512
+    stream = suites.METHODS["kvpress-keydiff"].open(model, asked)
+    ids = model.tokenizer.encode(asked.text)
+    assert len(stream.losses(ids)) == len(ids) - 1
+
+
+def test_kvpress_is_asked_for_in_vain_where_it_is_not(run, monkeypatch):
+    monkeypatch.setattr(presses, "is_installed", lambda: False)
+    presses.import_kvpress.cache_clear()
+    options = ["--suite", "needle", "--lengths", "220"]
+    refused = run(*options, "--methods", "kvpress-keydiff")
+    assert refused.exit_code == 2 and "kvpress is not installed" in refused.stderr

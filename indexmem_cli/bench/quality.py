@@ -35,8 +35,10 @@ PROBED_FROM = 300
 class Progress:
     """How far the run is."""
 
-    done: int
+    left: int
+    """Samples that are not measured yet."""
     total: int
+    """With those that were measured before."""
     cell: Cell
     remaining_s: float
 
@@ -116,20 +118,17 @@ def bench_quality(config: QualityConfig, out: Path | None) -> Iterator[Row | Pro
     rows, begun = (out and out / f"quality{part}.jsonl" for part in ("", "-partial"))
     yield from _take_up(run, cells, rows, begun)
     started, todo = time.monotonic(), list(order_jobs(run.results, config.count))
-    if len(todo) >= PROBED_FROM or config.only_estimate:
-        first = {cell.method: (cell, number) for cell, number in reversed(todo)}
-        probes = [job for job in todo if job in first.values()]
-        todo = probes + [job for job in todo if job not in first.values()]
-        yield from _measure_all(run, probes, len(todo), begun)
-        todo = todo[len(probes) :]
-        yield estimate(run, todo)
-    if config.only_estimate:
-        return
-    for event in _measure_all(run, todo, len(todo), begun):
+    many = len(todo) >= PROBED_FROM or config.only_estimate
+    probes = list({cell.method: (cell, number) for cell, number in reversed(todo)}.values())
+    todo = [*probes, *(job for job in todo if job not in probes)] if many else todo
+    for event in _measure_all(run, todo, len(cells) * config.count, begun):
         yield event
-        found = run.results[event.cell]
-        if len(found) == config.count:
+        if len(run.results[event.cell]) == config.count:
             yield _finish(run, event.cell, rows)
+        if many and event.left == len(todo) - len(probes):
+            yield estimate(run, todo[len(probes) :])
+            if config.only_estimate:
+                return
         if config.minutes is not None and time.monotonic() - started > 60 * config.minutes:
             yield from [_finish(run, c, rows) for c in list(run.results) if run.results[c]]
             return
@@ -172,7 +171,7 @@ def order_jobs(results: dict[Cell, dict[int, Row]], count: int) -> Iterator[tupl
 def _measure_all(
     run: _Run, jobs: Sequence[tuple[Cell, int]], total: int, begun: Path | None
 ) -> Iterator[Progress]:
-    remaining = sum(run.pace.expect(cell) for cell, _ in jobs)
+    remaining = 0.0
     for at, (cell, number) in enumerate(jobs, 1):
         started = time.monotonic()
         sample = run.samples.get(cell, number)
@@ -183,7 +182,7 @@ def _measure_all(
             append_row(begun, result)
         if at % 50 == 1 or at == len(jobs):  # not every time: it is a sum over all that is left
             remaining = sum(run.pace.expect(cell) for cell, _ in jobs[at:])
-        yield Progress(at, total, cell, remaining)
+        yield Progress(len(jobs) - at, total, cell, remaining)
 
 
 def _finish(run: _Run, cell: Cell, rows: Path | None) -> Row:

@@ -35,6 +35,7 @@ SLOT_SHARE = 8
 """A latent memory takes an eighth of the budget, and at least `LEAST_SLOTS` of it."""
 LEAST_SLOTS = 8
 FITTED_TEXTS, FITTED_TOKENS, FITTED_CHUNK, FITTED_STEPS = 6, 512, 64, 100
+MOST_CHARS_PER_TOKEN = 6
 
 
 class Shuffled:
@@ -118,7 +119,8 @@ def fit_slow_weights(name: str, dtype: str, device: str) -> list[FastWeights]:
     checkpoint = find_checkpoint(name)
     model = WholeModel(load_backbone(checkpoint, ModelConfig(name, dtype=dtype, device=device)))
     tokenizer = load_tokenizer(checkpoint.path)
-    ids = tokenizer.encode("\n".join(Random(0).sample(read_code()[0], 4 * FITTED_TEXTS)))
+    code = "\n".join(Random(0).sample(read_code()[0], 4 * FITTED_TEXTS))
+    ids = tokenizer.encode(code[: FITTED_TEXTS * FITTED_TOKENS * MOST_CHARS_PER_TOKEN])
     chance = torch.Generator().manual_seed(0)
     tokens = min(FITTED_TOKENS, len(ids) // FITTED_TEXTS)
     by_text = []

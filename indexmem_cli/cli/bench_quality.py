@@ -135,7 +135,8 @@ def run_quality(config: "QualityConfig", out: Path | None, as_json: bool) -> Non
                 rows.append(event)
             elif isinstance(event, Progress):
                 cell = event.cell
-                said = f"{event.done}/{event.total}  {cell.task} {cell.length:,} {cell.method}"
+                done = event.total - event.left
+                said = f"{done}/{event.total}  {cell.task} {cell.length:,} {cell.method}"
                 left = describe_time(event.remaining_s)
                 typer.echo(f"{said} {cell.budget:,}  about {left} left", err=True)
             else:

@@ -8,6 +8,7 @@ QUESTION  ?= Which dynasty did Kublai Khan found?
 BUDGET    ?= 1k
 PYTEST    ?=
 BENCH_METHODS ?= full,recall,passages,learned,keydiff,question
+BENCH_PICTURES ?= memory seconds answers quality card
 
 STAMP := .venv/installed
 
@@ -54,7 +55,7 @@ docs: install  ## build dist/site from docs/, whose pages on the code are made a
 
 define remake_tables
 @.venv/bin/indexmem bench tables
-@.venv/bin/indexmem bench pictures memory seconds quality --out docs/pictures
+@.venv/bin/indexmem bench pictures $(BENCH_PICTURES) --out docs/pictures
 endef
 
 tables: install  ## make README's tables and pictures from benchmarks/results
@@ -65,10 +66,12 @@ pictures: install  ## record README's terminal session anew (needs tmux; some mi
 
 # Within 20 minutes on two cores; the longer runs stand in benchmarks/README.md.
 bench: install  ## measure memory, speed and quality, remake README's tables (under 20 minutes)
-	@.venv/bin/python benchmarks/memory.py --threads 1 --runs 1 --lengths 16k,64k,256k --full-lengths 16k
-	@.venv/bin/python benchmarks/speed.py --threads 1 --repeats 1 --lengths 16k
+	@.venv/bin/indexmem bench memory --runs 1 --lengths 16k,64k,256k --full-lengths 16k
+	@.venv/bin/indexmem bench memory --methods $(BENCH_METHODS) --runs 1 --lengths 4k,16k --full-lengths 4k
+	@.venv/bin/indexmem bench speed --repeats 1 --lengths 16k
 	@.venv/bin/indexmem bench quality --suite needle --count 20 --methods $(BENCH_METHODS)
 	@.venv/bin/indexmem bench quality --count 3 --methods $(BENCH_METHODS)
+	@.venv/bin/indexmem bench quality --suite loss --count 3 --methods full,learned,learned-shuffled,recency
 	$(remake_tables)
 
 soak: install  ## the long tests of reliability (hours; rows go to benchmarks/results)

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from indexmem_cli.bench import pictures, tables
+from indexmem_cli.bench import drawing, pictures, tables
 from indexmem_cli.bench.compare import compare_rows
 from indexmem_cli.bench.rows import wilson_interval
 from indexmem_cli.cli.app import app
@@ -74,7 +74,21 @@ def measured(results):
     write(results / "results" / "quality.jsonl", rows)
     with (results / "results" / "memory.jsonl").open() as file:
         old = [json.loads(line) for line in file]
-    more = {"read_s": 3.5, "budget_tokens": 1024, "above_model_bytes": 2**24}
+    more = {"read_s": 3.5, "budget_tokens": 1024, "above_model_bytes": 2**24, "answer_s": 0.5}
+    more |= {"model": "mini"}
+    twin = {**rows[1], "method": "learned+centroids-swapped", "group": "twins"}
+    loss = {
+        **rows[1],
+        "group": "main",
+        "suite": "loss",
+        "task": "books",
+        "measure": "nats per token",
+    }
+    loss |= {"by_position": [5.5, 4.5], "tokens": 900}
+    write(results / "results" / "quality.jsonl", [*rows, twin, loss])
+    known = {"commit": "aaaa11", "model": "mini", "quant": "none", "task": "speed"}
+    known |= {"measure": "reading", "value": 3114.2, "unit": "tokens/s", "revision": "r"}
+    write(results / "results" / "model.jsonl", [known])
     write(results / "results" / "memory.jsonl", [{**more, **row} for row in old])
     return results
 
@@ -84,7 +98,7 @@ def test_pictures_are_drawn_of_the_rows_and_known_to_be(measured):
     options = ["--results", measured / "results", "--out", measured / "out"]
     assert run("pictures", "--check", *options).exit_code == 2
     done = run("pictures", *options)
-    assert done.exit_code == 0 and done.stdout.count(".png") == len(names) == 4
+    assert done.exit_code == 0 and done.stdout.count(".png") == len(names) == 7
     assert run("pictures", "--check", *options).exit_code == 0
     light = (measured / "out" / "needles.png").read_bytes()
     assert run("pictures", "needles", "--dark", *options).exit_code == 0
@@ -94,7 +108,7 @@ def test_pictures_are_drawn_of_the_rows_and_known_to_be(measured):
         line = json.loads((measured / "results" / "quality.jsonl").read_text().splitlines()[8])
         file.write(json.dumps(line | {"scores": [1, 1], "value": 1.0}) + "\n")
     stale = run("pictures", "--check", *options)
-    assert stale.exit_code == 2 and "rows: needles\n" in stale.stderr
+    assert stale.exit_code == 2 and "rows: needles, card\n" in stale.stderr
     assert "unknown picture" in run("pictures", "none", *options).stderr
 
 
@@ -110,11 +124,42 @@ def test_quality_against_bytes_has_a_point_for_each_budget(measured):
     with path.open("a") as file:
         file.write(json.dumps(fewer) + "\n")
     data = pictures.take_quality(measured / "results")
-    assert {name: len(points) for name, points in data["points"].items()} == {
-        "full": 1,
-        "recall": 2,
+    main, twins = data["groups"]["main"], data["groups"]["twins"]
+    assert {name: len(points) for name, points in main.items()} == {"full": 1, "recall": 2}
+    assert list(twins) == ["learned+centroids-swapped"]
+    assert main["full"][0] == pytest.approx([2**20, 0.5, 0.1, 0.9])
+
+
+def test_costs_are_by_length_for_every_method(measured):
+    data = pictures.take_cost(measured / "results", "answer_s")
+    assert data == {
+        "ways": {"full": [[16584, 0.5]], "question": [[16584, 0.5]]},
+        "of": "budget 1,024, mini",
     }
-    assert data["points"]["full"][0] == pytest.approx([2**20, 0.5, 0.1, 0.9])
+    assert pictures.take_cost(measured / "results", "unknown") is None
+
+
+def test_losses_are_by_position(measured):
+    data = pictures.take_loss(measured / "results")
+    assert data["ways"] == {"recall": [[225.0, 5.5], [675.0, 4.5]]}
+    assert data["title"] == "512 tokens of books, 50 % kept, n = 2, mini"
+
+
+def test_a_card_has_numbers_and_few_methods(measured):
+    data = pictures.take_card(measured / "results")
+    assert (data["name"], data["facts"]) == ("mini", [["3,114", "tokens/s reading"]])
+    assert list(data["parts"]) == ["quality", "needles", "memory", "answers"]
+    assert list(data["parts"]["quality"]["groups"]) == ["main"]
+
+
+def test_a_method_looks_the_same_everywhere():
+    taken = {}
+    once, plain = (drawing.style_of(name, taken) for name in ("keydiff-once", "keydiff"))
+    assert once == plain == drawing.style_of("kvpress-keydiff", taken)
+    twin = drawing.style_of("keydiff+centroids-swapped", taken)
+    assert twin["color"] == plain["color"] and twin["linestyle"] != plain["linestyle"]
+    looks = {name: drawing.style_of(name, taken) for name in (*drawing.ORDER, "mine", "yours")}
+    assert len({(s["color"], s["marker"]) for s in looks.values()}) == len(looks)
 
 
 def test_the_pictures_of_the_docs_are_those_of_the_rows():

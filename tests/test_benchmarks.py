@@ -1,4 +1,4 @@
-"""The benchmark scripts run at a tiny size and append well-formed rows."""
+"""Benchmarks of cost and the benchmark scripts run at a tiny size and append well-formed rows."""
 
 import importlib
 import json
@@ -9,6 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import make_prose, write_records
+from typer.testing import CliRunner
+
+from indexmem_cli.bench import memory, turns
+from indexmem_cli.cli import bench_cost
+from indexmem_cli.cli.app import app
+from indexmem_cli.errors import ConfigError
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 EXAMPLES = BENCHMARKS.parent / "examples"
@@ -47,46 +53,49 @@ def read(path):
 
 
 @needs_linux
-def test_memory_measures_in_a_process_of_its_own_once(
-    script, tiny_model_dir, tmp_path, capsys, monkeypatch
-):
-    memory, out = script("memory"), tmp_path / "memory.jsonl"
+def test_memory_measures_in_a_process_of_its_own_once(tiny_model_dir, tmp_path, monkeypatch):
+    out = tmp_path / "memory.jsonl"
     monkeypatch.setattr(memory, "BOOK", EXAMPLES / "chat.txt")
     monkeypatch.setattr(memory.rows, "state_of_code", lambda: ("0123456789ab", False))
-    options = f"--model {tiny_model_dir} --budget 96 --chunk 64 --lengths 2k --threads 1 --runs 1"
-    options = [*options.split(), "--full-lengths", "", "--out", str(out)]
-    memory.main(options)
+    options = f"-m {tiny_model_dir} --budget 96 --chunk 64 --lengths 2k --runs 1"
+    command = ["bench", "memory", *options.split(), "--full-lengths", "none", "--out", tmp_path]
+    done = CliRunner().invoke(app, list(map(str, command)))
     (row,) = read(out)
     assert row["mode"] == "question" and row["tokens"] == pytest.approx(2048, rel=0.1)
     assert row["kv_bytes"] == 96 * KV_BYTES_PER_TOKEN
     assert row["process_peak_bytes"] > row["above_model_bytes"] > row["kv_bytes"]
-    assert "question: the largest peak is 0.0% above the smallest" in capsys.readouterr().out
+    assert row["answer_s"] > row["read_s"]  # the next question needs all of it again
+    assert "question: the largest peak is 0.0% above the smallest" in done.stdout
 
     again = []
-    monkeypatch.setattr(memory, "_in_new_process", lambda *job: again.append(job) or [row])
-    memory.main(options)
+    monkeypatch.setattr(memory, "_in_new_process", lambda *job: again.append(job) or row)
+    CliRunner().invoke(app, list(map(str, command)))
     assert not again, "measured again what has a row"
     monkeypatch.setattr(memory.rows, "state_of_code", lambda: ("0123456789ab", True))
-    memory.main(options)
+    CliRunner().invoke(app, list(map(str, command)))
     assert len(again) == 1, "took a row of other code for a measurement"
 
 
 @needs_linux
-def test_full_cache_keeps_everything(script, tiny_model_dir, tmp_path):
-    memory = script("memory")
+@pytest.mark.parametrize("mode", ["full", "recall", "passages", "keydiff+centroids"])
+def test_every_way_of_reading_has_a_peak_and_times(tiny_model_dir, tmp_path, mode):
     text = tmp_path / "text.txt"
     text.write_text("the mill passes to Ruth\n" * 40, "utf-8")
     model = memory.ModelConfig(str(tiny_model_dir), "none", "float32", "cpu", offline=True)
-    settings = {"mode": "full", "chunk_tokens": 64}
+    settings = {"mode": mode, "chunk_tokens": 64, "budget_tokens": 96}
     row = memory.measure(settings, model, str(text), str(text))
-    assert row["kv_bytes"] == row["tokens"] * KV_BYTES_PER_TOKEN > 0
+    kept = {"full": row["tokens"], "recall": 96}
+    if mode in kept:
+        assert row["kv_bytes"] == kept[mode] * KV_BYTES_PER_TOKEN > 0
+    assert row["answer_s"] > 0 and (row["read_s"] > 0) == (mode != "passages")
+    assert row["process_peak_bytes"] > row["kv_bytes"] > 0
 
 
-def test_speed_lets_all_readers_take_turns(script, tiny_model_dir, tmp_path, capsys):
-    speed, out = script("speed"), tmp_path / "speed.jsonl"
-    options = f"--model {tiny_model_dir} --budget 96 --chunk 32 --lengths 128,256 --round 64"
-    speed.main([*options.split(), "--threads", "1", "--repeats", "2", "--out", str(out)])
-    bare, recency, question, shorter, longer = read(out)
+def test_speed_lets_all_readers_take_turns(tiny_model_dir, tmp_path):
+    options = f"-m {tiny_model_dir} --budget 96 --chunk 32 --lengths 128,256 --round 64"
+    command = ["bench", "speed", *options.split(), "--repeats", "2", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    bare, recency, question, shorter, longer = read(tmp_path / "speed.jsonl")
     assert [row["mode"] for row in (bare, recency, question)] == ["bare", "recency", "question"]
     assert bare["of_bare"]["all"] == [1.0] * 8
     for row in (recency, question):
@@ -96,28 +105,44 @@ def test_speed_lets_all_readers_take_turns(script, tiny_model_dir, tmp_path, cap
         assert row["mode"] == "full" and row["length_tokens"] == length and row["n"] == 2
         assert row["kv_bytes"] == length * KV_BYTES_PER_TOKEN
         assert row["recency_over_full"]["median"] > 0 < row["question_over_full_last"]["median"]
-    assert "recency_over_full_last" in capsys.readouterr().out
+    assert "recency_over_full_last" in done.stdout
+    refused = CliRunner().invoke(app, [*command, "--lengths", "100"])
+    assert refused.exit_code == 2 and "multiples of a round of 64" in refused.stderr
 
 
-def test_speed_builds_a_model_of_a_shape(script, tmp_path):
-    speed = script("speed")
-    checkpoint = speed._random_model("128x2", str(tmp_path))
+def test_speed_builds_a_model_of_a_shape(tmp_path):
+    checkpoint = turns._random_model("128x2", str(tmp_path))
     assert checkpoint.id == "random-128x2"
     assert checkpoint.config["num_hidden_layers"] == 2
     assert checkpoint.kv_bytes_per_token("float32") == 2 * 2 * 1 * 64 * 4
 
 
-def test_ratios_are_of_the_same_rounds(script):
-    speed = script("speed")
+def test_ratios_are_of_the_same_rounds():
     run = {"bare": [1.0, 2.0], "recency": [2.0, 4.0], "full": [4.0, 20.0]}
-    beside = speed._beside_bare("recency", [run], 100)
+    beside = turns._beside_bare("recency", [run], 100)
     assert beside["of_bare"]["all"] == [0.5, 0.5]
     assert beside["tokens_per_s"] == {"median": 37.5, "p20": 30.0, "p80": 45.0, "all": [50, 25]}
-    beside = speed._beside_full(200, [run], 100)
+    beside = turns._beside_full(200, [run], 100)
     assert beside["tokens_per_s"]["median"] == pytest.approx(200 / 24, rel=1e-4)
     assert beside["last_tokens_per_s"]["median"] == 5
     assert beside["recency_over_full"]["median"] == 4
     assert beside["recency_over_full_last"]["median"] == 5
+
+
+def test_everything_is_run_and_what_fails_is_named(monkeypatch, tmp_path):
+    ran = []
+    for name in ("memory", "speed", "run_quality"):
+        monkeypatch.setattr(bench_cost, name, lambda *a, _name=name, **k: ran.append((_name, a, k)))
+
+    def fail(**settings):
+        raise ConfigError("no model here")
+
+    monkeypatch.setattr("indexmem_cli.cli.bench.model", fail)
+    done = CliRunner().invoke(app, ["bench", "all", "--out", str(tmp_path), "--methods", "once"])
+    assert [name for name, *_ in ran] == ["memory", "speed", "run_quality"]
+    assert ran[0][2]["methods"] == "once" and ran[2][1][0].suites == ("all",)
+    assert done.exit_code == 2 and "not measured: model" in done.stderr
+    assert "model failed: no model here" in done.stderr
 
 
 def test_spread_and_interval(script):

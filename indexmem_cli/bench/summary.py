@@ -70,8 +70,10 @@ def draw_card(data: dict, figure: Any, colours: dict[str, str], draw: dict[str, 
     for part in (top, below):
         part.set_facecolor(colours["back"])
     _write_facts(top, data, colours)
-    panels = below.subfigures(rows, min(2, len(parts)), squeeze=False).flat
-    for panel, (name, taken) in zip(panels, parts.items(), strict=False):
+    panels = []
+    for i, row in enumerate(below.subfigures(rows, 1, squeeze=False).flat):
+        panels += row.subfigures(1, min(2, len(parts) - 2 * i), squeeze=False).flat
+    for panel, (name, taken) in zip(panels, parts.items(), strict=True):
         panel.set_facecolor(colours["back"])
         draw[name](taken, panel, colours)
         for axes in panel.axes:

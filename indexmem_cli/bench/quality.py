@@ -19,7 +19,6 @@ from indexmem_cli.bench.cells import (
     usable_methods,
 )
 from indexmem_cli.bench.rows import Row, append_row, common_fields, read_rows
-from indexmem_cli.bench.suites import METHODS
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.language_model import LanguageModel, load_language_model
 
@@ -188,8 +187,7 @@ def _measure_all(
 def _finish(run: _Run, cell: Cell, rows: Path | None) -> Row:
     """Sum up a cell, and append its row."""
     results = [result for _, result in sorted(run.results.pop(cell).items())]
-    known = {"n": len(results), "group": METHODS[cell.method].group}
-    row = run.say(cell) | known | summarise(cell, results)
+    row = run.say(cell) | {"n": len(results)} | summarise(cell, results)
     if rows and (*_identity(row), row["n"]) not in run.written:
         append_row(rows, row)
     return row

@@ -7,6 +7,7 @@ swapped, its budgets moved to another layer, or without it.
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Shuffled:
     def __init__(self, scorer: Scorer, seed: int = 0) -> None:
         self.scorer, self.chance = scorer, torch.Generator().manual_seed(seed)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.scorer, name)
 
     def score(self, block: Block) -> list[Tensor]:
@@ -67,7 +68,7 @@ class Swapped:
     def __init__(self, memory: LatentMemory, seed: int = 0) -> None:
         self.memory, self.chance = memory, torch.Generator().manual_seed(seed)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.memory, name)
 
     def write(self, keys: Tensor, values: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ def fit_slow_weights(name: str, dtype: str, device: str) -> list[FastWeights]:
     return fitted
 
 
-def add_streamed(name: str, group: str, **settings: object) -> None:
+def add_streamed(name: str, group: str, **settings: Any) -> None:
     """Make a method known that is a stream of the engine with settings of its own."""
     opened = partial(open_stream, **settings)
     answered = partial(answer_by_stream, open=opened)
@@ -159,7 +160,7 @@ def add_streamed(name: str, group: str, **settings: object) -> None:
     add_method(name, Method(answered, open=opened if can_go_on else None, group=group))
 
 
-def list_variants() -> Iterator[tuple[str, str, dict[str, object]]]:
+def list_variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name all variants, with their groups and the arguments of `open_stream`."""
     unfocused = [policy for policy in POLICIES if policy != FOCUS]
     for policy in unfocused:
@@ -168,7 +169,11 @@ def list_variants() -> Iterator[tuple[str, str, dict[str, object]]]:
                 change = partial(remember, kind=kind, policy=policy, swapped=bool(twin))
                 # The paper's memory is of one size, whatever the budget.
                 slots: Callable[[int], int] = take_slots if kind == "centroids" else lambda b: 0
-                settings = {"policy": policy, "change": change, "latent_slots": slots}
+                settings: dict[str, Any] = {
+                    "policy": policy,
+                    "change": change,
+                    "latent_slots": slots,
+                }
                 settings["share"] = join_heads  # a latent memory is one of a layer
                 yield f"{policy}+{kind}{twin}", "twins" if twin else "memories", settings
     for policy in unfocused:

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from indexmem_cli.documents import Place
 from indexmem_cli.errors import MemoryFileError
@@ -250,8 +251,9 @@ class Archive:
                 row.pop()  # most places have nothing there
             rows.append([len(entry.ids), file, *row])
         ids = [i for entry in entries for i in entry.ids]
-        row = (number, entries[0].first, _pack(ids), json.dumps(rows, separators=(",", ":")))
-        self._run("INSERT INTO blocks VALUES (?, ?, ?, ?)", *row)
+        places = json.dumps(rows, separators=(",", ":"))
+        first = entries[0].first
+        self._run("INSERT INTO blocks VALUES (?, ?, ?, ?)", number, first, _pack(ids), places)
         for words in self._rows(number, entries):
             self._run("INSERT INTO words (rowid, text) VALUES (?, ?)", *words)
 
@@ -289,9 +291,9 @@ class Archive:
         rows = self._run("SELECT name FROM files WHERE number = ?", number)
         if not rows:
             raise MemoryFileError(f"{self.path}: there is no file {number}")
-        return rows[0][0]
+        return str(rows[0][0])
 
-    def _run(self, statement: str, *values: object) -> list[tuple]:
+    def _run(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
         with _explained(self.path):
             return self._db.execute(statement, values).fetchall()
@@ -350,7 +352,7 @@ class _explained:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, sqlite3.Error):
             raise MemoryFileError(f"{self._name}: {error}") from error
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from indexmem_cli.archive import Block
@@ -111,7 +111,7 @@ def answer(
     grounds = find_grounds(readings, question, closing, memory.recall, from_first)
     saved = readings[0].manifest
     policy = saved.key.settings["policy"] if saved else memory.policy
-    use = _memory_use(model, readings, grounds, policy or "", from_first)
+    use = _memory_use(model, readings, grounds, str(policy or ""), from_first)
     explanation = _explain(readings, grounds, closing) if config.explain else None
     evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
     steps: Iterable[Step] = ()
@@ -134,9 +134,9 @@ def answer(
     yield Answer(
         text=text.rstrip(),
         sources=evidence.sources(grounds.places, text.rstrip()),
-        coverage=join_coverage([reading.coverage for reading in readings]),
-        memory=MemoryUse(
-            **use,
+        coverage=join_coverage([reading.coverage for reading in readings if reading.coverage]),
+        memory=replace(
+            use,
             process_peak_bytes=_process_peak_bytes(),
             gpu_peak_bytes=model.backbone.gpu_peak_bytes(),
         ),
@@ -184,19 +184,21 @@ def _memory_use(
     grounds: Grounds,
     policy: str,
     from_first: bool,
-) -> dict[str, str | int | None]:
+) -> MemoryUse:
     """What is kept of what was read; of several sources, what the answer is written from."""
     reader = readings[0].reader if from_first or len(readings) == 1 else grounds.reader
     full = sum(len(model.prompt.opening) + reading.tokens for reading in readings)
-    return {
-        "policy": policy,
-        "adapter": model.backbone.adapter.kind if policy == LEARNED else None,
-        "budget_tokens": readings[0].reader.plan.budget_tokens,
-        "kv_tokens": reader.state.held,
-        "kv_bytes": reader.state.nbytes,
-        "full_kv_tokens": full,
-        "full_kv_bytes": full * model.backbone.kv_bytes_per_token,
-    }
+    return MemoryUse(
+        policy=policy,
+        adapter=model.backbone.adapter.kind if policy == LEARNED else None,
+        budget_tokens=readings[0].reader.plan.budget_tokens,
+        kv_tokens=reader.state.held,
+        kv_bytes=reader.state.nbytes,
+        full_kv_tokens=full,
+        full_kv_bytes=full * model.backbone.kv_bytes_per_token,
+        process_peak_bytes=0,  # known when the answer is written
+        gpu_peak_bytes=None,
+    )
 
 
 def _new_reader(reading: Reading, closing: list[int]) -> "Reader":

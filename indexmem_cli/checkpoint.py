@@ -77,8 +77,10 @@ class Checkpoint:
             return None
         method = stored.get("quant_method", "stored")
         if method != "bitsandbytes":
-            return method
-        return "int8" if stored.get("load_in_8bit") else stored.get("bnb_4bit_quant_type", "fp4")
+            return str(method)
+        return (
+            "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type", "fp4"))
+        )
 
     def form_of_stored(self, asked: str, large_on_gpu: bool) -> str | None:
         """What weights that are stored quantised run as: their form, or that with PLAIN."""
@@ -121,9 +123,9 @@ class Checkpoint:
         """Bytes of keys and values that one token takes in a full cache, over all layers."""
         config = self.config
         heads = config["num_attention_heads"]
-        size = config.get("head_dim") or config["hidden_size"] // heads
-        kv_heads = config.get("num_key_value_heads") or heads
-        return 2 * config["num_hidden_layers"] * kv_heads * size * DTYPE_BYTES[dtype]
+        size = int(config.get("head_dim") or config["hidden_size"] // heads)
+        kv_heads = int(config.get("num_key_value_heads") or heads)
+        return 2 * int(config["num_hidden_layers"]) * kv_heads * size * DTYPE_BYTES[dtype]
 
 
 def find_checkpoint(model: str, offline: bool = False) -> Checkpoint:
@@ -208,7 +210,8 @@ def _from_hub(model: str, offline: bool) -> tuple[Path, str]:
 @contextlib.contextmanager
 def hub_failures(model: str, offline: bool) -> Iterator[None]:
     """Turn what the hub's client raises into a `BackboneError`."""
-    from huggingface_hub.errors import (
+    # HTTPError is that of the HTTP library the client stands on.
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HFValidationError,
         HTTPError,

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -113,7 +113,7 @@ class _Worker:
         """Read a source, or return why it could not be read."""
         try:
             self._engine = self._engine or load_language_model(self._model)
-            *events, done = session.ingest(
+            events = session.ingest(
                 [source],
                 read=self._read,
                 memory=self._memory,
@@ -121,9 +121,15 @@ class _Worker:
                 store=store,
                 engine=self._engine,
             )
+            notices = []
+            for event in events:
+                if isinstance(event, Notice):
+                    notices.append(event)
+                elif isinstance(event, Ingested):
+                    return notices, event
         except IndexMemError as error:
             return error
-        return [event for event in events if isinstance(event, Notice)], done
+        raise AssertionError("a reading ends with what was read")
 
 
 class _OwnThread:
@@ -189,17 +195,19 @@ def _share_out(
     ray: Any, start: Callable[[], Any], count: int, sources: Sequence[str], store: StoreConfig
 ) -> Iterator[tuple[int, Any]]:
     """Give each worker that is free the next source; yield what becomes of them, by index."""
-    waiting, left, tries = deque(range(len(sources))), len(sources), Counter()
-    running = {worker.is_up.remote(): (None, worker) for worker in (start() for _ in range(count))}
+    waiting, left, tries = deque(range(len(sources))), len(sources), [0] * len(sources)
+    running: dict[Any, tuple[int | None, Any]] = {
+        worker.is_up.remote(): (None, worker) for worker in (start() for _ in range(count))
+    }
     while left:
         [ready], _ = ray.wait(list(running), num_returns=1)
         index, worker = running.pop(ready)
         try:
             result = ray.get(ready)
         except ray.exceptions.RayActorError as error:
-            tries[index] += 1
             if index is None:
                 raise IndexMemError(f"no worker could start: {_reason(error)}") from error
+            tries[index] += 1
             result = IndexMemError(
                 f"{sources[index]}: {TRIES} workers died of it", "a lower --chunk takes less memory"
             )
@@ -210,7 +218,8 @@ def _share_out(
             worker = start()
             running[worker.is_up.remote()] = (None, worker)
         except ray.exceptions.RayError as error:
-            result = IndexMemError(f"{sources[index]}: {_reason(error)}")
+            source = "a worker" if index is None else sources[index]
+            result = IndexMemError(f"{source}: {_reason(error)}")
         if index is not None:
             left -= 1
             yield index, result

@@ -68,7 +68,9 @@ def parse_budget(text: str | None) -> int | Literal["auto"] | None:
     Raises:
         ConfigError: it is none of them.
     """
-    return text if text in (AUTO, None) else parse_size(text)
+    if text is None:
+        return None
+    return "auto" if text == AUTO else parse_size(text)
 
 
 def parse_pages(text: str) -> tuple[tuple[int, int], ...]:
@@ -112,7 +114,7 @@ def parse_time(text: str, is_end: bool = False) -> datetime:
     return moment + span - timedelta(microseconds=1)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"unknown {name}: {value!r}", f"choose one of: {', '.join(choices)}")
 
@@ -215,7 +217,7 @@ class MemoryConfig:
             object.__setattr__(self, "policy", BY_MODEL if self.recall else FOCUS)
         _check_choice("policy", self.policy, (*POLICIES, BY_MODEL))
         _check_choice("position mode", self.positions, POSITIONS)
-        if self.budget_tokens != AUTO:
+        if self.budget_tokens != "auto":
             hint = "it counts tokens: --budget 1k keeps 1,024 of them in every layer"
             _check_at_least("budget", self.budget_tokens, LEAST_BUDGET_TOKENS, hint)
         _check_at_least("chunk", self.chunk_tokens, 1)

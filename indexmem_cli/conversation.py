@@ -17,15 +17,15 @@ from indexmem_cli.config import StoreConfig as Store
 from indexmem_cli.documents import Sources
 from indexmem_cli.documents.text import clean
 from indexmem_cli.errors import ConfigError, DocumentError, IndexMemError, MemoryFileError
-from indexmem_cli.events import Answer, Event, Loaded, Notice, Progress, Remembered, TokenText
+from indexmem_cli.events import Answer, Event, Notice, Progress, Remembered, TokenText
 from indexmem_cli.growing import ASSISTANT, NAME, USER, GrowingReading, said
-from indexmem_cli.language_model import LanguageModel, for_conversation, load_language_model
+from indexmem_cli.language_model import LanguageModel, for_conversation
 from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
 from indexmem_cli.library.saver import CHECKPOINT_S
 from indexmem_cli.plan import Plan, room_for_question
 from indexmem_cli.reading import Reading
-from indexmem_cli.session import Memory, open_parts
+from indexmem_cli.session import Memory, explained, load_engine, open_parts
 from indexmem_cli.sessions import (
     Session,
     SessionStore,
@@ -128,16 +128,20 @@ class Conversation:
         """Load the model, and read what is not read yet: sources, and turns of earlier days."""
         while self._notices:
             yield Notice(self._notices.pop(0))
-        self._engine = self._engine or load_language_model(self.model)
-        self.memory = self.memory.settled(self._engine.backbone)
-        yield Loaded(self._engine.backbone.info, self._engine.load_s)
+        yield from self._load()
         while self._unread:
             name = next(iter(self._unread))
             yield from self._read_source(name, self._unread[name])
             del self._unread[name]
-        if self._growing is None:
-            yield from self._recollect()
-        yield from self._catch_up()
+        with explained(self.memory, self.model):
+            if self._growing is None:
+                yield from self._recollect()
+            yield from self._catch_up()
+
+    def _load(self) -> Iterator[Event]:
+        self.memory, self._engine = yield from load_engine(self.memory, self.model, self._engine)
+        # What `auto` came to is what the conversation has from now on.
+        self.session = replace(self.session, budget_tokens=self.memory.budget_tokens)
 
     def ask(self, message: str, config: AnswerConfig) -> Iterator[Event]:
         """Take in what the user says, and answer; the answer comes last.
@@ -151,6 +155,11 @@ class Conversation:
         if not message:
             raise ConfigError("the question is empty", "say what you want to know")
         yield from self.start()
+        with explained(self.memory, self.model):
+            yield from self._take_turn(message, config)
+        yield from self._save_if_due()
+
+    def _take_turn(self, message: str, config: AnswerConfig) -> Iterator[Event]:
         talk, engine = self._growing, self._talking
         turn = Turn(self.num_turns + 1, time.time(), message)
         self._record(turn)
@@ -177,7 +186,6 @@ class Conversation:
                 for _ in talk.read():
                     pass
             self._note_read()
-        yield from self._save_if_due()
 
     def add(self, sources: Sequence[str]) -> Iterator[Event]:
         """Look through more sources from now on; they are read at once.
@@ -196,8 +204,8 @@ class Conversation:
         Raises:
             ConfigError: it cannot hold what always stays.
         """
+        yield from self._load()
         memory = replace(self.memory, budget_tokens=tokens)
-        self._engine = self._engine or load_language_model(self.model)
         self._make_plan(memory)
         self.memory = memory
         self.session = replace(self.session, budget_tokens=tokens)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from indexmem_cli.checkpoint import DTYPE_BYTES, LARGE_MODEL_BYTES, Checkpoint
 from indexmem_cli.config import MemoryConfig, ModelConfig
@@ -197,21 +198,21 @@ def _kv_bytes(checkpoint: Checkpoint, plan: Plan, dtype: str, int8: bool, gpu: b
     return int(total)
 
 
-def _working_bytes(config: dict, plan: Plan, dtype: str, int8: bool) -> int:
+def _working_bytes(config: dict[str, Any], plan: Plan, dtype: str, int8: bool) -> int:
     each, tokens = DTYPE_BYTES[dtype], plan.chunk_tokens
     slots = plan.budget_tokens + tokens + QUESTION_TOKENS
-    heads, size = config["num_attention_heads"], _kv_shape(config)[1]
-    layer = tokens * each * (4 * config["hidden_size"] + 3 * config["intermediate_size"])
+    heads, size = int(config["num_attention_heads"]), _kv_shape(config)[1]
+    layer = tokens * each * (4 * int(config["hidden_size"]) + 3 * int(config["intermediate_size"]))
     attention = tokens * heads * size * each * 4 + slots * heads * size * each * 2
     if int8:  # the rows of one layer as numbers of the dtype computed in
         attention += slots * _kv_shape(config)[0] * size * (2 * each + 4)
     mask = tokens * slots * (each + 1)
     probe = 3 * 4 * QUESTION_TOKENS * slots * heads
-    logits = 4 * 2 * config["vocab_size"]
+    logits = 4 * 2 * int(config["vocab_size"])
     return max(layer, attention + mask, probe) + logits
 
 
-def _kv_shape(config: dict) -> tuple[int, int]:
+def _kv_shape(config: dict[str, Any]) -> tuple[int, int]:
     """Key/value heads, and the size of each."""
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads

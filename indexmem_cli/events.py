@@ -76,6 +76,7 @@ class Source:
     weight: float
     """Share in [0, 1] of the answer's attention to the document that fell here."""
     quote: str
+    """What stands here, white space as single spaces; `…` where it is cut off."""
     unit: str = "line"
     """What `line_start` and `line_end` count: line | row | message | paragraph."""
     member: str | None = None
@@ -88,6 +89,10 @@ class Source:
     holds: float = 0.0
     """Share in [0, 1] of the answer's words, rare ones counting more, that stand here and in no
     source before this one."""
+    quote_start: int = 0
+    """Characters from the beginning of `line_start`, as it was read, to the quotation's first."""
+    quote_end: int = 0
+    """The same to the end of its last; it may lie in a later line."""
 
 
 @dataclass(frozen=True)

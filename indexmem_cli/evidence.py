@@ -1,6 +1,7 @@
 """Which places of the text an answer rests on: they hold its words, or were attended to most."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,25 +131,51 @@ def _attention(group: list[_Passage]) -> float:
 
 
 def _source(group: list[_Passage], weight: float, holds: float, places: Archives) -> Source:
-    text = " ".join("".join(places.text_of(passage.entry) for passage in group).split())
+    text = "".join(places.text_of(passage.entry) for passage in group)
+    terms = frozenset[str]().union(*(passage.terms for passage in group))
+    quote, start, end = _cut(text, terms)
+    before = _chars_before(group[0].entry, places)
     return Source(
         weight=weight,
         holds=holds,
-        quote=_cut(text, frozenset[str]().union(*(passage.terms for passage in group))),
+        quote=quote,
+        quote_start=before + start,
+        quote_end=before + end,
         **locate(group[0].entry, group[-1].entry),
     )
 
 
-def _cut(text: str, terms: frozenset[str]) -> str:
-    """Shorten a quotation to where the first of the answer's words stands in it."""
-    if len(text) <= QUOTE_CHARS:
-        return text
-    lower = text.lower()
+def _cut(text: str, terms: frozenset[str]) -> tuple[str, int, int]:
+    """Shorten a text to a quotation, from where the first of the answer's words stands in it.
+
+    Returns:
+        It with white space as single spaces, and which characters [start, end) of the text it is.
+    """
+    places: list[int] = []  # where each character of what is joined stands in the text
+    for word in re.finditer(r"\S+", text):
+        places += [word.start() - 1] * bool(places) + list(range(*word.span()))
+    joined = " ".join(text.split())
+    if len(joined) <= QUOTE_CHARS:
+        return joined, places[0] if places else 0, places[-1] + 1 if places else 0
+    lower = joined.lower()
     first = min((at for term in terms if (at := lower.find(term)) >= 0), default=0)
-    start = max(0, min(first - QUOTE_CHARS // 4, len(text) - QUOTE_CHARS))
-    start = text.find(" ", start) + 1 if start else 0
-    quote = text[start : start + QUOTE_CHARS - 2]
-    return f"{'…' if start else ''}{quote}{'…' if start + len(quote) < len(text) else ''}"
+    start = max(0, min(first - QUOTE_CHARS // 4, len(joined) - QUOTE_CHARS))
+    start = joined.find(" ", start) + 1 if start else 0
+    quote = joined[start : start + QUOTE_CHARS - 2].rstrip()
+    end = start + len(quote)
+    shown = f"{'…' if start else ''}{quote}{'…' if end < len(joined) else ''}"
+    return shown, places[start], places[end - 1] + 1
+
+
+def _chars_before(entry: Entry, places: Archives) -> int:
+    """Characters of the same line or message that stand in passages before this one."""
+    count = 0
+    while (before := places.find(entry.first - 1)) and before.place == entry.place:
+        text = places.text_of(before)
+        if before.place.unit == "line" and text.endswith("\n"):
+            break  # the path of a file, which is told before its first line
+        count, entry = count + len(text), before
+    return count
 
 
 def locate(first: Entry, last: Entry) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class GrowingReading(Reading):
         if self.chain.links[-1:] != list(manifest.chain[-1:]):
             raise damaged(manifest.id, "its text is not the one that was read")
         self.chain.links = list(manifest.chain)
+        assert self.coverage is not None, "it was just loaded"
         self.turns = self.saved_turns = self.coverage.messages_read
 
     @property

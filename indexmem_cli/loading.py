@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +14,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
@@ -25,6 +28,9 @@ from indexmem_cli.estimate import read_weights
 from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import load_adapter
 from indexmem_cli.memory.room import is_out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 INSTRUCTION = (
     "Answer the question from the document alone, in few words. If the document does not say, "
@@ -118,7 +124,9 @@ def _without_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_stored(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):
+def _load_stored(
+    checkpoint: Checkpoint, dtype: torch.dtype, options: dict[str, Any]
+) -> PreTrainedModel:
     """Let transformers read the files, quantised ones too."""
     return AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
@@ -130,7 +138,9 @@ def _load_stored(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):
     )
 
 
-def _load_plain(checkpoint: Checkpoint, dtype: torch.dtype, options: dict):
+def _load_plain(
+    checkpoint: Checkpoint, dtype: torch.dtype, options: dict[str, Any]
+) -> PreTrainedModel:
     """Make plain weights of quantised ones while reading them."""
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     del config.quantization_config
@@ -161,18 +171,17 @@ def load_prompt(checkpoint: Checkpoint, instruction: str = INSTRUCTION) -> Promp
     return Prompt(first, *pieces)
 
 
-def _render(tokenizer, content: str, instruction: str) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, content: str, instruction: str) -> str:
     user = {"role": "user", "content": content}
     options = {"tokenize": False, "add_generation_prompt": True}
     system = {"role": "system", "content": instruction}
     try:
-        text = tokenizer.apply_chat_template([system, user], **options)
+        return str(tokenizer.apply_chat_template([system, user], **options))
     except Exception as error:  # templates raise what they like where there is no system role
         if type(error).__module__.partition(".")[0] != "jinja2":
             raise
         user["content"] = f"{instruction}\n\n{content}"
-        text = tokenizer.apply_chat_template([user], **options)
-    return text
+        return str(tokenizer.apply_chat_template([user], **options))
 
 
 def _room_on_several(
@@ -246,7 +255,7 @@ def _choose_quant(name: str, checkpoint: Checkpoint, device: torch.device) -> st
     return name
 
 
-def make_quant_config(quant: str, dtype: torch.dtype):
+def make_quant_config(quant: str, dtype: torch.dtype) -> "BitsAndBytesConfig":
     """Say to transformers how bitsandbytes shall quantise: int8, or nf4 with quantised scales."""
     from transformers import BitsAndBytesConfig
 

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from indexmem_cli.config import ALL_GPUS
 
@@ -96,7 +97,7 @@ def _ask_driver() -> tuple[str | None, tuple[Gpu, ...]]:
         pynvml.nvmlShutdown()
 
 
-def _describe(pynvml, index: int) -> Gpu:
+def _describe(pynvml: Any, index: int) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     return Gpu(pynvml.nvmlDeviceGetName(handle), memory.total, memory.free)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from indexmem_cli.config import AUTO, DEFAULT_BUDGET_TOKENS, MemoryConfig
+from indexmem_cli.config import DEFAULT_BUDGET_TOKENS, MemoryConfig
 from indexmem_cli.errors import ConfigError
 
 
@@ -58,9 +58,8 @@ def make_plan(
             f"model's window of {window_tokens:,}",
             "lower --chunk, or shorten the question",
         )
-    budget = config.budget_tokens or min(DEFAULT_BUDGET_TOKENS, room)
-    if budget == AUTO:
-        budget = room
+    asked = config.budget_tokens or min(DEFAULT_BUDGET_TOKENS, room)
+    budget = room if asked == "auto" else asked
     if budget > room:
         notices.append(
             f"budget lowered from {budget:,} to {room:,} tokens: with a chunk of {chunk:,} "

@@ -157,12 +157,13 @@ class Reading:
 
     def _rename(self, library: Library, name: str | None) -> Iterator[Event]:
         """Give a memory that was there already the name that is wanted for it now."""
-        if name is None or name == self.manifest.name:
+        manifest = self.manifest
+        if name is None or manifest is None or name == manifest.name:
             return
         try:
-            self.manifest = library.rename(self.manifest, name)
+            self.manifest = library.rename(manifest, name)
         except (OSError, LockTimeout) as error:
-            yield Notice(f"memory {self.manifest.id} keeps its name: {_reason(error)}")
+            yield Notice(f"memory {manifest.id} keeps its name: {_reason(error)}")
 
     def forget_state(self) -> None:
         """Let go of what was kept; the text stays."""
@@ -178,8 +179,9 @@ class Reading:
             newer = library.find(blank.key)
             if newer is None or newer == manifest:
                 raise
-            self.load(library, newer, with_state)  # replaced by another process in between
-        pairs = zip(self.manifest.files, blank.files, strict=True)
+            manifest = newer  # replaced by another process in between
+            self.load(library, manifest, with_state)
+        pairs = zip(manifest.files, blank.files, strict=True)
         self.names = {old.name: new.name for old, new in pairs if old.name != new.name}
         return True
 
@@ -325,6 +327,7 @@ class Reading:
             return
         with self._saving(notices):
             path = self.archive.path
+            assert path is not None, "what is saved has an archive on the disk"
             state, scorer = self.reader.state, self.reader.scorer
             coverage: dict[str, Any] = vars(self.coverage)
             self.manifest = self._saver.finish(state, scorer, path, coverage, self.seconds)
@@ -350,7 +353,8 @@ class Reading:
         archive, saver = self.archive, self._saver
         self.archive, self._saver = archive.in_memory(), None
         archive.close()
-        saver.abandon(keep_checkpoint)
+        if saver is not None:
+            saver.abandon(keep_checkpoint)
         notices.append(f"the memory of {self.source} is not saved: {reason}")
 
     def _passages(self) -> Iterator[Passage]:
@@ -361,8 +365,8 @@ class Reading:
     def _fraction(self) -> float | None:
         """Share of all bytes read so far; None where a size is not known."""
         documents = self.sources.documents
-        sizes = [document.size_bytes for document in documents]
-        if None in sizes or not sum(sizes) or self._current is None:
+        sizes = [document.size_bytes for document in documents if document.size_bytes is not None]
+        if len(sizes) < len(documents) or not sum(sizes) or self._current is None:
             return None
         at = next(i for i, document in enumerate(documents) if document is self._current)
         share = self._current.fraction

@@ -1,9 +1,10 @@
 """Rotary positions: which position each slot has, and turning queries and keys to it."""
 
 import sys
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
 
@@ -11,18 +12,20 @@ from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
 def slot_positions(layer: LayerState | WindowState, state: MemoryState) -> Tensor:
     """The position each slot is rotated to: int64 [N] where all heads agree, else [B, G, N]."""
     if isinstance(layer, WindowState) or state.compact:
-        return torch.arange(layer.held, device=layer.keys.device)
+        device = layer.keys.device if layer.keys is not None else None
+        return torch.arange(layer.held, device=device)
+    assert layer.positions is not None, "a layer that holds nothing has no positions"
     positions = layer.positions[:, :, : layer.held]
     return positions[0, 0] if state.uniform else positions
 
 
-def no_rotation(module, args, output):
+def no_rotation(module: nn.Module, args: Any, output: Any) -> tuple[Tensor, Tensor]:
     """Forward hook on the rotary embedding: angle 0 for everything."""
     cos, sin = output
     return torch.ones_like(cos), torch.zeros_like(sin)
 
 
-def turn(module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def turn(module: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [X, heads, n, D] by angles [X or 1, n, r] in the layout of the model's own code."""
     apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
     part = x[..., : cos.shape[-1]]

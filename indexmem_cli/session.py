@@ -4,7 +4,7 @@ Yields events and never prints. Parts that need torch are imported when they are
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -250,21 +250,10 @@ class Memory:
                 reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
     def _load_engine(self) -> Iterator[Event]:
-        if self.engine is None:
-            self.memory, notices = settle_budget(self.memory, self.model)
-            yield from map(Notice, notices)
-            with self._explained():
-                self.engine = load_language_model(self.model, self.memory)
-        self.memory = self.memory.settled(self.engine.backbone)
-        yield Loaded(self.engine.backbone.info, self.engine.load_s)
+        self.memory, self.engine = yield from load_engine(self.memory, self.model, self.engine)
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Say of a lack of memory what would fit."""
-        try:
-            yield
-        except OutOfMemory as error:
-            raise describe_shortage(self.memory, self.model) from error
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return explained(self.memory, self.model)
 
     def _plan(self, closing_tokens: int) -> tuple[Plan, list[str]]:
         """Work out the settings; but for one question, they leave room for most questions."""
@@ -324,6 +313,36 @@ class Memory:
         return Key(
             "", info.revision, self.engine.tokenizer_hash, settings, adapter, question=focused
         )
+
+
+def load_engine(
+    memory: MemoryConfig, model: ModelConfig, engine: LanguageModel | None
+) -> Generator[Event, None, tuple[MemoryConfig, LanguageModel]]:
+    """Load the model if it is not, with a budget that fits; yield what the user should know.
+
+    Returns:
+        The settings as they are with this model, and the model.
+
+    Raises:
+        OutOfMemory: the model or the smallest budget does not fit.
+        BackboneError: it cannot be loaded.
+    """
+    if engine is None:
+        memory, notices = settle_budget(memory, model)
+        yield from map(Notice, notices)
+        with explained(memory, model):
+            engine = load_language_model(model, memory)
+    yield Loaded(engine.backbone.info, engine.load_s)
+    return memory.settled(engine.backbone), engine
+
+
+@contextlib.contextmanager
+def explained(memory: MemoryConfig, model: ModelConfig) -> Iterator[None]:
+    """Say of a lack of memory what would fit."""
+    try:
+        yield
+    except OutOfMemory as error:
+        raise describe_shortage(memory, model) from error
 
 
 def _plan_of(manifest: Manifest, plan: Plan) -> Plan:

@@ -181,8 +181,8 @@ class SessionStore:
                 " FROM sessions ORDER BY used_s DESC, id"
             ).fetchall()
             return [
-                Session(*row[:3], tuple(json.loads(row[3])), *row[4:7], _title(row[7]))
-                for row in rows
+                Session(i, model, budget, tuple(json.loads(sources)), made, used, n, _title(asked))
+                for i, model, budget, sources, made, used, n, asked in rows
             ]
 
     def resolve(self, text: str) -> Session:
@@ -218,7 +218,10 @@ class SessionStore:
                 " WHERE session = ? AND number > ? ORDER BY number",
                 (session_id, after),
             )
-            return [Turn(*said, tuple(json.loads(sources))) for *said, sources in rows]
+            return [
+                Turn(number, asked_s, question, answer, stop, tuple(json.loads(sources)))
+                for number, asked_s, question, answer, stop, sources in rows
+            ]
 
     def questions(self, most: int) -> list[str]:
         """The last questions of all conversations, oldest first."""
@@ -255,17 +258,27 @@ class SessionStore:
             lock.release()
 
     def _open_tables(self) -> None:
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if not application and not version:
-            # Another process may be making the same tables.
-            with contextlib.suppress(sqlite3.OperationalError):
+        found = self._kind()
+        if found == (0, 0):
+            try:
                 self._db.executescript(f"BEGIN EXCLUSIVE; {_SCHEMA} COMMIT;")
-        elif (application, version) != (_APPLICATION, FORMAT):
+            except sqlite3.OperationalError as error:
+                self._db.rollback()
+                # Another process may have made the same tables; else nothing can be written.
+                if self._kind() == (0, 0):
+                    self._db.close()
+                    raise OSError(str(error)) from error
+        elif found != (_APPLICATION, FORMAT):
             raise MemoryFileError(
                 f"{self._path}: not sessions of version {FORMAT}",
                 "install a newer indexmem, or move the file away",
             )
+
+    def _kind(self) -> tuple[int, int]:
+        """What the header of the file says that it is; zeros in a new one."""
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        return application, version
 
     def _write(self, statement: str, values: Sequence[object]) -> None:
         try:

@@ -4,10 +4,10 @@ Whatever is raised in a callback or while a module is imported may be swallowed 
 itself or by a library that can do without the module. So signals wait until imports have ended.
 """
 
-import _thread  # `threading` would be heavy for what is needed of it
 import contextlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -47,7 +47,7 @@ class _Signals:
     """What came while it could not be raised; a second one ends the program at once."""
 
     def __init__(self) -> None:
-        self._main_thread = _thread.get_ident()
+        self._main_thread = threading.get_ident()
         self._waiting: set[int] = set()
         self._show_unraisable = sys.unraisablehook
 
@@ -72,7 +72,7 @@ class _Signals:
 
     def _wait(self, signum: int) -> None:
         self._waiting.add(signum)
-        _thread.start_new_thread(self._send_again, (signum,))
+        threading.Thread(target=self._send_again, args=(signum,), daemon=True).start()
 
     def _send_again(self, signum: int) -> None:
         time.sleep(_POLL_S)
@@ -82,7 +82,7 @@ class _Signals:
         if hasattr(signal, "pthread_kill"):  # wakes the main thread, if it waits for something
             signal.pthread_kill(self._main_thread, signum)
         else:
-            _thread.interrupt_main(signum)
+            signal.raise_signal(signum)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

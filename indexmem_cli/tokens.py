@@ -36,8 +36,9 @@ class TextStream(Protocol):
 class Tokenizer(Protocol):
     """Text to token ids and back."""
 
-    special_tokens: Mapping[str, int]
-    """Control tokens, for those who build prompts."""
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Control tokens, for those who build prompts."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of an ordinary text, which can never yield a control token."""

@@ -1,6 +1,7 @@
 """Conversations with a tiny model of random weights: what is read, kept, saved and found again."""
 
 import json
+import shutil
 import sqlite3
 import stat
 from dataclasses import replace
@@ -10,12 +11,22 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from indexmem_cli import fitting
+from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.cli.app import app
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig
 from indexmem_cli.conversation import LAST, Conversation, open_conversation
-from indexmem_cli.errors import ConfigError, DocumentError, LockTimeout, MemoryFileError
+from indexmem_cli.errors import (
+    ConfigError,
+    DocumentError,
+    LockTimeout,
+    MemoryFileError,
+    OutOfMemory,
+)
+from indexmem_cli.estimate import estimate_need, read_weights
 from indexmem_cli.events import Answer, Notice, Progress, TokenText
 from indexmem_cli.library import Library
+from indexmem_cli.machine import Machine
 from indexmem_cli.sessions import Session, SessionStore, Turn, sessions_folder
 
 SAID = [f"The quick brown fox number {number} jumps over the lazy dog." for number in range(6)]
@@ -34,7 +45,8 @@ def begin(tiny_model_dir):
 
     def open_one(sources=(), **options) -> Conversation:
         memory = MemoryConfig(budget_tokens=options.pop("budget", 128), chunk_tokens=32)
-        model = ModelConfig(str(tiny_model_dir), device="cpu", offline=True)
+        folder = options.pop("model", tiny_model_dir)
+        model = ModelConfig(str(folder), device="cpu", offline=True)
         talk = open_conversation(list(map(str, sources)), memory=memory, model=model, **options)
         if opened:  # the same weights, loaded once
             talk._engine = next((t._engine for t in opened if t._engine), None)
@@ -252,6 +264,44 @@ def test_another_budget_reads_what_was_said_again(begin):
     talk.close()
     assert begin(resumed=talk.session.id).memory.budget_tokens == 160
     assert len(Library().ids()) == 1, "the memory of the old budget is still there"
+
+
+def test_a_budget_of_auto_is_settled_once_for_the_whole_conversation(
+    begin, tiny_model_dir, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 2048
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint, memory, model = find_checkpoint(str(folder)), MemoryConfig("auto", 32), "tiny"
+    need = estimate_need(checkpoint, read_weights(checkpoint), memory, ModelConfig(model), False)
+    free = int((need.total_bytes - need.kv_bytes / 2) / fitting.SPARE)
+    monkeypatch.setattr(fitting, "look_at_machine", lambda: Machine(2 * free, free, (), None))
+    talk = begin(budget="auto", model=folder)
+    assert "are free" in notices_of(ask(talk, SAID[0]))
+    budget = talk.memory.budget_tokens
+    assert 256 <= budget < need.budget_tokens
+    talk.close()
+    assert begin(resumed=talk.session.id).memory.budget_tokens == budget
+
+
+def test_a_lack_of_memory_is_answered_with_what_fits(begin, monkeypatch):
+    nothing = Machine(2**30, 1000, (), None)
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "look_at_machine", lambda: nothing)
+        with pytest.raises(OutOfMemory, match="needs about .* are free"):
+            list(begin(budget="auto").start())
+    talk = begin()
+    list(talk.start())
+    mlp = talk._engine.backbone.decoder.layers[-1].mlp
+
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(mlp, "forward", full)
+    with pytest.raises(OutOfMemory, match="needs about .* are free") as shortage:
+        ask(talk, SAID[0])
+    assert shortage.value.hint.startswith("these fit: --kv-dtype int8")
 
 
 def test_a_new_conversation_begins_without_what_was_said(begin):

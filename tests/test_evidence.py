@@ -1,12 +1,13 @@
 """Sources: the places that hold the answer's words, and what is said where none does."""
 
 import pytest
+from test_documents_pdf import make_pdf
 
 from indexmem_cli.archive import Archive
 from indexmem_cli.archives import Archives
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import DEFAULT_MODEL, NOT_STATED
-from indexmem_cli.documents import open_text
+from indexmem_cli.config import DEFAULT_MODEL, NOT_STATED, ReadConfig
+from indexmem_cli.documents import open_each, open_text
 from indexmem_cli.evidence import QUOTE_CHARS, Evidence
 from indexmem_cli.tokens import load_tokenizer, read_chunks
 
@@ -94,3 +95,78 @@ def test_without_the_words_the_most_attended_places_are_shown_as_what_they_are(p
 def test_a_refusal_and_an_answer_without_attention_rest_on_nothing(places):
     assert sources_of(places, NOT_STATED, {1: 5.0}) == ()
     assert sources_of(places, "Napoleon", {}) == ()
+
+
+LONG = "No one knew it. " * 40 + "Then Gudrun\tsang of Sigurd. " + "All was still. " * 40
+MESSAGES = "".join(
+    f"[25/03/2024, 14:0{minute}:00] {author}: {text}\n"
+    for minute, (author, text) in enumerate(
+        [
+            ("Ann", "Where is it?"),
+            ("Ben", "In the shed.\nBehind Gudrun's bicycle, I think."),
+            ("Ann", "Ah"),
+        ]
+    )
+)
+DOCUMENTS = {
+    "notes.txt": f"\n\nFirst.\r\n\r\n{LONG}\r\n  Last line,  far away.\n",
+    "chat.txt": MESSAGES,
+    "table.csv": 'name,note\n"Sigurd","killed\na dragon"\n"Gudrun","sang"\n',
+}
+
+
+def sources_in(path, tokenizer, answer, word, folder=None):
+    """The one source of an answer, and all passages of the document, by what holds a word."""
+    (documents,) = open_each([str(folder or path)], ReadConfig())
+    passages = [p for document in documents.documents for p in document.passages()]
+    archive = Archive.create(None, tokenizer.decode)
+    for chunk in read_chunks(passages, tokenizer, 64):
+        archive.add(chunk.entries)
+    archive.commit(last=True)
+    evidence = Evidence()
+    for block in archive:
+        for entry in block.entries:
+            if word in archive.text_of(entry):
+                evidence.add([(entry.first, 1.0)])
+    [source] = evidence.sources(Archives([archive], [{}]), answer)
+    return source, passages
+
+
+def quoted(source, passages):
+    """What stands between the offsets of a source, in the text from its first line on."""
+    text = "".join(
+        passage.text
+        for passage in passages
+        if passage.place.page == source.page
+        and passage.place.file == source.file
+        and passage.place.line >= source.line_start
+        and not passage.text.startswith("====")
+    )
+    return " ".join(text[source.quote_start : source.quote_end].split())
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_quotation_stands_where_its_offsets_say(tmp_path, tokenizer, name, in_folder):
+    path = tmp_path / "folder" / name
+    path.parent.mkdir()
+    path.write_bytes(DOCUMENTS[name].encode())
+    folder = path.parent if in_folder else None
+    source, passages = sources_in(path, tokenizer, "Gudrun", "Gudrun", folder)
+    assert "Gudrun" in quoted(source, passages)
+    assert quoted(source, passages) == source.quote.strip("…")
+    if name == "notes.txt":  # as it stands in the file, line ends apart
+        lines = DOCUMENTS[name].replace("\r\n", "\n").split("\n")
+        text = "\n".join(lines[source.line_start - 1 :])[source.quote_start : source.quote_end]
+        assert " ".join(text.split()) == source.quote.strip("…") and source.quote_start > 500
+
+
+def test_a_quotation_of_a_page_stands_where_its_offsets_say(tmp_path, tokenizer):
+    pages = [
+        ["The first page says nothing."],
+        ["Of Sigurd it was said", "that Gudrun sang of him."],
+    ]
+    path = make_pdf(tmp_path / "book.pdf", pages)
+    source, passages = sources_in(path, tokenizer, "Gudrun sang", "Gudrun")
+    assert (source.page, source.quote) == (2, "that Gudrun sang of him.")
+    assert quoted(source, passages) == source.quote

@@ -1,5 +1,6 @@
 """Full disks, clocks that run backwards, many processes, models that vanish, signals."""
 
+import contextlib
 import errno
 import json
 import os
@@ -19,6 +20,7 @@ from indexmem_cli.config import AnswerConfig, ModelConfig
 from indexmem_cli.errors import BackboneError
 from indexmem_cli.language_model import load_language_model
 from indexmem_cli.library import Library
+from indexmem_cli.sessions import SessionStore, sessions_folder
 
 LINES = "the quick brown fox jumps over the lazy dog\n"
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -37,6 +39,17 @@ def ask(tiny_model_dir, book):
         options = ["--model", str(tiny_model_dir), "-b", "96", "--chunk", "32", "--device", "cpu"]
         command = ["ask", str(book), "Who?", *options, "--json", "--max-tokens", "3", *args]
         return CliRunner().invoke(app, command)
+
+    return invoke
+
+
+@pytest.fixture
+def talk(tiny_model_dir):
+    def invoke(*said):
+        options = ["--model", str(tiny_model_dir), "-b", "96", "--chunk", "32", "--device", "cpu"]
+        options += ["--max-tokens", "2", "--json", *(word for word in said if word[0] == "-")]
+        lines = "\n".join(line for line in said if line[0] != "-")
+        return CliRunner().invoke(app, ["chat", *options], input=lines)
 
     return invoke
 
@@ -84,6 +97,26 @@ def test_a_disk_that_is_full_at_any_byte(limit_bytes, ask, book):
     assert not [i for i in Library().ids() if (Library().folder(i) / "manifest.json").exists()]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of file size are those of Linux")
+@pytest.mark.parametrize("limit_bytes", [0, 4_096, 20_000])
+@needs_fork
+def test_a_disk_that_is_full_costs_the_session_and_not_the_talk(limit_bytes, talk):
+    said = [f"Is the fox number {number} quick? {'Or lazy? ' * 99}" for number in range(6)]
+
+    def limited():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        result = talk(*said)
+        return result.exit_code, len(result.stdout.splitlines()), result.stderr
+
+    [(code, num_answers, told)] = in_processes(1, limited)
+    assert (code, num_answers) == (0, len(said)), "every question is answered"
+    assert "not saved" in told and "Traceback" not in told
+    listed = CliRunner().invoke(app, ["sessions", "list", "--json"])
+    assert listed.exit_code == 0, "what was written before the disk was full is whole"
+
+
 def test_a_home_that_cannot_be_written(ask, tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
@@ -106,6 +139,26 @@ def test_a_clock_that_runs_backwards(ask, monkeypatch):
     for path in Library().folder(first["id"]).iterdir():
         os.utime(path, (-86400, -86400))
     assert json.loads(ask().stdout)["memory"]["reused"]
+
+
+def test_a_clock_that_runs_backwards_while_one_talks(talk, monkeypatch):
+    now, first = time.time, "The mill passes to Ruth."
+    assert talk(first).exit_code == 0
+    for years in (10, 20):
+        monkeypatch.setattr(time, "time", lambda years=years: now() - years * 365 * 86400)
+        result = talk("-c", f"It was {years} years ago.")
+        assert result.exit_code == 0, result.stderr
+    with contextlib.closing(SessionStore(sessions_folder())) as store:
+        [session] = store.all()
+        assert [turn.question for turn in store.turns(session.id)] == [
+            *(first, "It was 10 years ago.", "It was 20 years ago."),
+        ]
+        [memory_id] = Library().ids()
+        assert Library().verify(memory_id).coverage["messages_read"] == 3
+    for command in ("list", f"show {session.id}", f"rm {session.id} --yes"):
+        result = CliRunner().invoke(app, ["sessions", *command.split()])
+        assert result.exit_code == 0, result.output
+    assert not Library().ids()
 
 
 def in_processes(number, work):
@@ -183,12 +236,14 @@ def test_a_document_that_vanishes_while_it_is_read(tiny_model_dir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sent", "moments"), [(signal.SIGINT, 60), (signal.SIGTERM, 20), (signal.SIGPIPE, 20)]
+    ("sent", "moments"),
+    [(signal.SIGINT, 60), (signal.SIGTERM, 20), (signal.SIGPIPE, 20)],
+    ids=["SIGINT", "SIGTERM", "SIGPIPE"],
 )
 def test_signals_at_every_stage(sent, moments, tiny_model_dir, tmp_path):
     """Moments from start to end: the documented exit code, no traceback, no damage."""
     book = tmp_path / "book.txt"
-    book.write_text(LINES * 3000)
+    book.write_text(LINES * 1000)
     program = [sys.executable, "-m", "indexmem_cli", "ask", str(book), "Who?", "--fresh"]
     options = ["--model", str(tiny_model_dir), "-b", "96", "--chunk", "32"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

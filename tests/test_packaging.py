@@ -1,6 +1,8 @@
 """The wheel: what it carries, what it asks for, and that it works without the checkout."""
 
+import contextlib
 import email
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import indexmem_cli
 
@@ -154,6 +157,28 @@ def test_wheel_answers_outside_the_checkout(unpacked, tmp_path):
     assert coverage["tokens_read"] == coverage["tokens_total"] > 0
 
 
+def listed_dependencies(part: int) -> list[list[str]]:
+    """The rows of a table in the page on dependencies."""
+    text = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
+    rows = text.split("## Known holes")[part].splitlines()
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row[:1] == "|"][2:]
+
+
+def test_nothing_with_a_known_hole_is_allowed_pinned_or_installed(metadata) -> None:
+    requirements = [*metadata.get_all("Requires-Dist"), *importlib.metadata.requires("fastapi")]
+    pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    allowed = [Requirement(text) for text in requirements]
+    pinned = [Requirement(text) for text in pins if text[:1] not in ("", "#")]
+    for name, mended, _ in listed_dependencies(part=1):
+        named = [one for one in (*allowed, *pinned) if canonicalize_name(one.name) == name]
+        lowest = [
+            Version(s.version) for one in named for s in one.specifier if s.operator[0] in ">="
+        ]
+        assert lowest and min(lowest) >= Version(mended), f"{name}: {min(lowest, default=None)}"
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of an extra
+            assert Version(importlib.metadata.version(name)) >= Version(mended), name
+
+
 def test_every_dependency_is_listed_with_its_licence() -> None:
     if sys.version_info < (3, 11):
         pytest.skip("reads pyproject.toml")
@@ -167,8 +192,6 @@ def test_every_dependency_is_listed_with_its_licence() -> None:
         for line in lines
         if name != "dev"
     ]
-    rows = (ROOT / "docs" / "dependencies.md").read_text("utf-8").splitlines()
-    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row[:1] == "|"]
-    licences = {name: licence for name, _, licence in cells}
+    licences = {name: licence for name, _, licence in listed_dependencies(part=0)}
     names = [canonicalize_name(one.name) for one in wanted]
     assert not [name for name in names if not licences.get(name)]

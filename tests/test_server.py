@@ -84,6 +84,10 @@ class TestCompletions:
         assert answer.object == "chat.completion" and answer.model.endswith("tiny-qwen3")
         details = answer.model_extra["indexmem"]
         assert {source["file"] for source in details["sources"]} == {"mill.txt"}
+        for source in details["sources"]:
+            text = "".join(TEXT.splitlines(keepends=True)[source["line_start"] - 1 :])
+            quoted = text[source["quote_start"] : source["quote_end"]]
+            assert " ".join(quoted.split()) == source["quote"].strip("…") != ""
         assert details["coverage"]["complete"] and details["memory"]["kv_tokens"] == 96
 
     def test_the_program_in_the_readme_runs(self, address: str, memory_id: str) -> None:

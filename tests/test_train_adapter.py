@@ -3,17 +3,27 @@
 import importlib
 import json
 import sys
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from families import WINDOW, make_backbone, token_ids
+from kept import kept_positions
 from safetensors.torch import load_file
 from test_train import TINY, data_folder, maker  # noqa: F401
 
+from indexmem_cli.config import POLICIES, AnswerConfig, MemoryConfig
+from indexmem_cli.engine import Reader
 from indexmem_cli.errors import BackboneError
 from indexmem_cli.memory.adapter import load_adapter
-from indexmem_cli.train import adapter, data, pretrain
+from indexmem_cli.memory.indexer import FORMS, IndexerConfig, make_indexer, make_indexer_scorer
+from indexmem_cli.memory.latent import CentroidMemory, FastWeightMemory, FastWeights
+from indexmem_cli.memory.policies import make_scorer
+from indexmem_cli.plan import make_plan
+from indexmem_cli.train import adapter, budgets, data, pretrain
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -79,46 +89,173 @@ def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module("indexers")
     torch.set_num_threads(threads)
-    sys.modules.pop("indexers", None)
+    for name in ("indexers", "indexer_methods", "indexer_rows"):
+        sys.modules.pop(name, None)
 
 
-def test_all_scorers_are_asked_of_the_same_texts(bench, data_folder, tiny_folder, tmp_path):  # noqa: F811
-    recipe = adapter.AdapterRecipe(distil_steps=0, stream_steps=0, rows=2, length_tokens=160)
-    path = adapter.train_adapter(str(tiny_folder), data_folder, tmp_path, recipe, threads=1)
-    arguments = [
-        *("--data", str(data_folder), "--cache", str(tmp_path / "cache")),
-        *("--model", str(tiny_folder), "--adapter", f"net={path}", "--tokens", "300"),
-        *("--chunk", "32", "--fractions", "0.5", "--span", "3"),
-        *("--tasks", "single,keys,values,chain,prose"),
-        *("--modes", "full,oracle,recency,net,net:shuffled,net+centroids,net+mixed"),
-        *("--out", str(tmp_path / "rows.jsonl"), "--raw", str(tmp_path / "raw.jsonl")),
+@pytest.fixture
+def small(bench, monkeypatch):
+    """Training and calibration on next to nothing, answers of two words."""
+    little = partial(adapter.AdapterRecipe, rows=1, length_tokens=160, warmup_steps=1)
+    methods = importlib.import_module("indexer_methods")
+    for module in (methods, budgets):
+        monkeypatch.setattr(module, "AdapterRecipe", little)
+    monkeypatch.setattr(methods, "FAST_TEXTS", 1)
+    monkeypatch.setattr(methods, "FAST_STEPS", 9)
+    monkeypatch.setattr(methods, "FAST_TOKENS", 160)
+    monkeypatch.setattr(bench, "MAX_ANSWER_TOKENS", 2)
+
+
+def arguments(data, folder, tmp_path, *more):
+    return [
+        *("--data", str(data), "--model", str(folder), "--adapters", str(tmp_path / "runs")),
+        *("--steps", "0", "--tokens", "200", "--chunk", "50", "--fractions", "0.5", "--span", "3"),
+        *("--out", str(tmp_path / "rows.jsonl"), "--raw", str(tmp_path / "raw.jsonl"), *more),
     ]
-    bench.main([*arguments, "--count", "1"])
+
+
+def read_cells(tmp_path):
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    cells = {(row["task"], row["mode"]): row for row in rows}
+    assert len(cells) == len(rows)
+    return cells
+
+
+def test_one_command_makes_a_row_with_every_method(
+    bench,
+    small,
+    data_folder,  # noqa: F811
+    tiny_folder,
+    tmp_path,
+):
+    tasks = ("--tasks", "values,prose", "--count", "1")
+    command = arguments(data_folder, tiny_folder, tmp_path, *tasks)
+    bench.main(command)
     raw = tmp_path / "raw.jsonl"
     before = raw.read_text()
     raw.write_text(before.rpartition('{"task": "prose"')[0])  # as if it had been cut short
     (tmp_path / "rows.jsonl").unlink()
-    bench.main([*arguments, "--count", "2"])
-    assert raw.read_text().startswith(before), "what was measured is not measured again"
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    cells = {(row["task"], row["mode"]): row for row in rows}
-    assert len(cells) == len(rows) == 4 * 7 + 6
-    questions = {"single": 3, "keys": 4, "values": 1, "chain": 2, "prose": 1}
+    bench.main(command)
+    assert raw.read_text().count("\n") == before.count("\n")
+    kept = before.rpartition('{"task": "prose"')[0]
+    assert raw.read_text().startswith(kept), "what was measured is not measured again"
+    cells = read_cells(tmp_path)
+    modes = {mode for _, mode in cells}
+    methods = importlib.import_module("indexer_methods")
+    learned = {name + twin for name in methods.FORMS for twin in ("", ":shuffled")}
+    memories = ["centroids", "mixed", "centroids-removed", "fast", "fast-mixed", "fast-removed"]
+    parts = ["budgets", "moved", "heads", "heads-shuffled", *(f"budgets+{m}" for m in memories)]
+    assert modes >= {"full", "oracle", "question", "snapkv", *learned}
+    assert modes >= {f"shared+{part}" for part in parts} and len(cells) == 2 * len(modes) - 2
     for (task, mode), row in cells.items():
-        assert row["documents"] == 2 and row["n"] == 2 * questions[task]
+        assert row["documents"] == row["n"] == 1 and row["protocol"] == "streaming"
         low, high = row["interval_95"]
         assert low <= row["score"] <= high
         assert row["kept"] == (1.0 if mode == "full" else 0.5)
-        if mode == "full" and task != "prose" or (task, mode) == ("values", "oracle"):
+        if mode == "full" and task != "prose":
             assert row["evidence_kept"] == 1
-    net, twin = (cells["prose", mode]["score"] for mode in ("net", "net:shuffled"))
-    assert cells["prose", "net"]["over_twin"][0] == pytest.approx(net - twin)
-    assert cells["prose", "recency"]["over_twin"] is None
-    assert cells["prose", "net"]["score"] != cells["prose", "net:shuffled"]["score"]
-    assert cells["prose", "net+centroids"]["score"] != cells["prose", "net+mixed"]["score"]
+    net, twin = (cells["prose", mode]["score"] for mode in ("shared", "shared:shuffled"))
+    assert cells["prose", "shared"]["over_twin"][0] == pytest.approx(net - twin)
+    for mode in ("shared", "shared+budgets", "shared+budgets+centroids", "shared+budgets+fast"):
+        twin = methods.twin_of(mode)
+        assert cells["prose", mode]["score"] != cells["prose", twin]["score"], mode
+        assert cells["prose", mode]["over_twin"]
+    for memory in ("centroids", "fast"):
+        removed = cells["prose", f"shared+budgets+{memory}-removed"]
+        assert removed["score"] != cells["prose", "shared+budgets"]["score"], (
+            "the removed memory is still paid for"
+        )
+    (tmp_path / "rows.jsonl").unlink()
+    bench.main([*command, "--one-shot", "--modes", "full,shared,keydiff"])
+    once = read_cells(tmp_path)
+    assert {row["protocol"] for row in once.values()} == {"one-shot"}
+    assert once["prose", "full"]["score"] == pytest.approx(
+        cells["prose", "full"]["score"], abs=1e-4
+    )
+    assert once["prose", "shared"]["score"] != cells["prose", "shared"]["score"]
+
+
+def read_in(bench, scorer, budget, once, span=17):
+    """A reader of 200 tokens, in a stream or in one shot; and the most held after a chunk."""
+    config = MemoryConfig(budget, 32, "keydiff", span_tokens=span)
+    plan, _ = make_plan(config, WINDOW, 0, 9)
+    reader = Reader(make_backbone("qwen3"), plan, scorer, token_ids(9, seed=1))
+    ids, most = token_ids(200), 0
+    chunks = [ids[first : first + 32] for first in range(0, 200, 32)]
+    for _ in bench.read_once(reader, chunks) if once else reader.read(chunks):
+        most = max(most, reader.state.held)
+    return reader, most
+
+
+@pytest.mark.parametrize("name", [*(p for p in POLICIES if p != "learned"), *FORMS])
+def test_one_shot_is_streaming_where_nothing_is_evicted(bench, name):
+    def scorer():
+        torch.manual_seed(0)
+        if name in FORMS:
+            config = IndexerConfig(name, (0, 1, 2), 64, 2, 4, 16, group_layers=2)
+            return make_indexer_scorer(make_indexer(config))
+        return make_scorer(name)
+
+    for budget, most in ((300, 200), (64, 192)):
+        streamed, once = (read_in(bench, scorer(), budget, one) for one in (False, True))
+        assert (streamed[1], once[1]) == (min(budget, 200), most)
+        given = []
+        for reader, _ in (streamed, once):
+            steps = reader.fork().answer(token_ids(9, seed=1), AnswerConfig(max_tokens=5), set())
+            given.append([step.token_id for step in steps])
+        if budget == 300:
+            assert given[0] == given[1]
+        for one, other in zip(streamed[0].state.managed, once[0].state.managed, strict=True):
+            if budget == 300:
+                assert torch.equal(one.all_keys(), other.all_keys())
+                assert torch.equal(one.all_values(), other.all_values())
+            assert one.held == other.held == min(budget, 200)
+
+
+def test_frozen_scores_keep_the_same_in_one_shot_and_in_a_stream(bench):
+    kept = [
+        kept_positions(read_in(bench, make_scorer("random"), 64, once, span=1)[0].state)
+        for once in (False, True)
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) == 64
+
+
+def test_a_memory_costs_what_its_bytes_are_worth(bench):
+    methods = importlib.import_module("indexer_methods")
+    memory, (keys, values) = CentroidMemory(8), torch.randn(2, 1, 2, 40, 16)
+    memory.write(keys, values)
+    bytes_of_a_head = 2 * 16 * 4  # of a token
+    assert methods.price("centroids", 8, 16, 4) == -(-memory.nbytes // 2 // bytes_of_a_head)
+    fast = FastWeightMemory(FastWeights(16).requires_grad_(False))
+    fast.write(keys, values)
+    assert methods.price("fast", 8, 16, 4) == -(-fast.nbytes // 2 // bytes_of_a_head)
+
+
+def test_the_twin_of_a_table_by_head_is_the_table_in_another_order(bench):
+    methods = importlib.import_module("indexer_methods")
+    table = Namespace(head_shares=torch.arange(1.0, 13).view(6, 2))
+    heads, mixed = (methods.shares_of(table, name) for name in ("heads", "heads-shuffled"))
+    assert heads != mixed and heads == sorted(mixed)
+    assert methods.twin_of("a+heads") == "a+heads-shuffled"
+
+
+def test_the_first_part_of_the_grid_has_every_cell(bench):
+    jobs = bench.order_jobs(["keys", "prose"], [0.1, 0.5], 100, None)
+    texts = {"keys": 50, "prose": 200}
+    for task, count in texts.items():
+        for fraction in (0.1, 0.5):
+            numbers = [number for job, number, kept in jobs if (job, kept) == (task, fraction)]
+            assert numbers == [*range(100, 100 + count)]
+    assert len(jobs) == 500 and jobs[0] == ("keys", 100, 0.1)
+    first = jobs[: 500 // bench.PORTIONS]
+    assert {(task, fraction) for task, _, fraction in first} == {
+        (task, fraction) for task in texts for fraction in (0.1, 0.5)
+    }
+    assert len(bench.order_jobs(["keys", "prose"], [0.1], 0, 3)) == 6
 
 
 def test_intervals_draw_whole_documents(bench):
-    assert bench.bootstrap([[1, 1, 1], [1]]) == (1, 1)
-    low, high = bench.bootstrap([[1, 1, 1, 1], [0, 0, 0, 0]] * 10)
+    rows = importlib.import_module("indexer_rows")
+    assert rows.bootstrap([[1, 1, 1], [1]]) == (1, 1)
+    low, high = rows.bootstrap([[1, 1, 1, 1], [0, 0, 0, 0]] * 10)
     assert 0.2 < low < 0.4 and 0.6 < high < 0.8

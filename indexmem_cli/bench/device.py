@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.bench.kernels import measure_ceilings, time_on_cpu, time_on_gpu
@@ -160,7 +160,7 @@ def _run_full(backbone: Backbone, config: DeviceConfig) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def _plain_step(model, ids: list[int], cache: DynamicCache) -> Tensor:
+def _plain_step(model: PreTrainedModel, ids: list[int], cache: DynamicCache) -> Tensor:
     tokens = torch.tensor([ids], device=model.device)
     out = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return out.logits[0, -1]
@@ -180,7 +180,7 @@ def _time_steps(backbone: Backbone, step: Callable[[int], Tensor]) -> list[float
 def _tokens(backbone: Backbone, count: int, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     words = backbone.model.config.vocab_size
-    return torch.randint(words, (count,), generator=generator).tolist()
+    return list(map(int, torch.randint(words, (count,), generator=generator)))
 
 
 def _now(backbone: Backbone) -> float:

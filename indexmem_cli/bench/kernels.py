@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,6 +67,12 @@ class Case:
     """PyTorch's own fused attention, where it does the same work."""
 
 
+Clock = Callable[[Callable[[], Any]], Row]
+"""Milliseconds that a call takes: their median and their spread."""
+Normal = Callable[..., Tensor]
+"""Draws a tensor of a shape; `dtype` is fp32 where it is left out."""
+
+
 def require_gpu(command: str) -> None:
     """Refuse to time on a machine without a CUDA device.
 
@@ -91,7 +98,7 @@ def bench_kernels(rehearse: bool) -> Iterator[Row]:
             yield {"size": size.name, **_measure(case, clock, ceilings, rehearse)}
 
 
-def _measure(case: Case, clock: Callable, ceilings: Row, rehearse: bool) -> Row:
+def _measure(case: Case, clock: Clock, ceilings: Row, rehearse: bool) -> Row:
     milliseconds = clock(case.run)
     seconds = milliseconds["median"] / 1e3
     floor = max(case.nbytes / ceilings["bytes_per_s"], case.flops / ceilings["flop_per_s"])
@@ -130,7 +137,7 @@ def time_on_cpu(run: Callable[[], Any]) -> Row:
     return spread([1e3 * (time.perf_counter() - started)])
 
 
-def measure_ceilings(device: str, clock: Callable, rehearse: bool) -> Row:
+def measure_ceilings(device: str, clock: Clock, rehearse: bool) -> Row:
     """What this card reaches: a large copy, and a large product of bf16 matrices."""
     count, side = (2**12, 64) if rehearse else (2**29, 8192)
     source = torch.empty(count, dtype=torch.bfloat16, device=device)
@@ -155,16 +162,19 @@ def make_cases(size: Size, dtype: torch.dtype, device: str) -> Iterator[Case]:
     yield from _memory_cases(size, key, value, normal)
 
 
-def _score_cases(size: Size, dtype: torch.dtype, normal: Callable) -> Iterator[Case]:
+def _score_cases(size: Size, dtype: torch.dtype, normal: Normal) -> Iterator[Case]:
     states = normal(1, size.tokens, size.width, dtype=dtype)
     for kind in dict.fromkeys((torch.float32, dtype)):
         shapes = [(size.width,), (256, size.width), (256,), (size.kv_heads, 256)]
         net = [(normal(*shape, dtype=kind), normal(shape[0], dtype=kind)) for shape in shapes]
+        norm, inner, inner_norm, out = net
         weights = sum(w.nbytes + b.nbytes for w, b in net)
         yield Case(
             f"score_states, weights {str(kind).removeprefix('torch.')}",
-            lambda net=net: ops.score_states(states, *net, 1e-5),
-            lambda net=net: slots_reference.score_states_reference(states, *net, 1e-5),
+            partial(ops.score_states, states, *net, 1e-5),
+            partial(
+                slots_reference.score_states_reference, states, norm, inner, inner_norm, out, 1e-5
+            ),
             states.nbytes + weights + 4 * size.tokens * size.kv_heads,
             2 * size.tokens * 256 * (size.width + size.kv_heads),
         )
@@ -182,7 +192,7 @@ def _score_cases(size: Size, dtype: torch.dtype, normal: Callable) -> Iterator[C
     )
 
 
-def _slot_cases(size: Size, key: Tensor, value: Tensor, normal: Callable) -> Iterator[Case]:
+def _slot_cases(size: Size, key: Tensor, value: Tensor, normal: Normal) -> Iterator[Case]:
     budget = size.slots - size.tokens
     scores = normal(1, size.kv_heads, size.slots)
     positions = torch.arange(size.slots, device=key.device).expand(scores.shape)
@@ -212,14 +222,14 @@ def _slot_cases(size: Size, key: Tensor, value: Tensor, normal: Callable) -> Ite
     ):
         yield Case(
             f"compact_slots, {name}",
-            lambda lists=lists: ops.compact_slots(buffers, *lists),
+            partial(ops.compact_slots, buffers, *lists),
             gathered,
             2 * 2 * moved * row,
             0,
         )
 
 
-def _attention_cases(size: Size, key: Tensor, value: Tensor, normal: Callable) -> Iterator[Case]:
+def _attention_cases(size: Size, key: Tensor, value: Tensor, normal: Normal) -> Iterator[Case]:
     budget, half = size.slots - size.tokens, size.head_size // 2
     query = normal(1, size.heads, size.head_size, dtype=key.dtype)
     kept, values = key[:, :, :budget], value[:, :, :budget]
@@ -228,7 +238,7 @@ def _attention_cases(size: Size, key: Tensor, value: Tensor, normal: Callable) -
     (small, key_scale), (small_v, value_scale) = map(ops.quantise_rows, (kept, values))
     means = [normal(1, size.kv_heads, size.memory, size.head_size, dtype=key.dtype) for _ in "kv"]
     bias = normal(1, size.kv_heads, size.memory)
-    centroids = ops.Segment(query, *means, bias=bias)
+    centroids = ops.Segment(query, means[0], means[1], bias=bias)
     scale = size.head_size**-0.5
     forms = {
         "turned keys": [ops.Segment(query, kept, values)],
@@ -244,8 +254,8 @@ def _attention_cases(size: Size, key: Tensor, value: Tensor, normal: Callable) -
         slots = sum(s.key.shape[2] for s in segments)
         yield Case(
             f"attend_segments, {name}",
-            lambda segments=segments: ops.attend_segments(segments, scale),
-            lambda segments=segments: reference.attend_segments_reference(segments, scale),
+            partial(ops.attend_segments, segments, scale),
+            partial(reference.attend_segments_reference, segments, scale),
             sum(t.numel() * t.element_size() for t in tensors if t is not None),
             4 * size.heads * slots * size.head_size,
             lambda: functional.scaled_dot_product_attention(packed, kept, values, scale=scale),
@@ -265,7 +275,7 @@ def _attention_cases(size: Size, key: Tensor, value: Tensor, normal: Callable) -
         )
 
 
-def _memory_cases(size: Size, key: Tensor, value: Tensor, normal: Callable) -> Iterator[Case]:
+def _memory_cases(size: Size, key: Tensor, value: Tensor, normal: Normal) -> Iterator[Case]:
     shape = (1, size.kv_heads, size.tokens)
     index = torch.arange(size.tokens, dtype=torch.int32, device=key.device).expand(shape)
     mean = normal(1, size.kv_heads, size.memory, size.head_size)

@@ -7,13 +7,16 @@ interval of its own.
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from math import log
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from indexmem_cli.bench import baselines, speed, tasks
 from indexmem_cli.bench.reader import ModelReader, Reply
@@ -23,13 +26,14 @@ from indexmem_cli.bench.tasks import HeldOut, Question
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, ModelConfig
 from indexmem_cli.events import Notice
+from indexmem_cli.tokens import Tokenizer
 from indexmem_cli.train.quantise import quantise
 
 FULL = "full"
 TEXT_TOKENS = 1024
 READING_SETS = {"squadshifts": "SQuADShifts", "fairytaleqa": "FairytaleQA"}
 
-Values = dict[tuple[str, str], list]
+Values = dict[tuple[str, str], list[Any]]
 Scorer = Callable[[Question, Reply], float | bool | None]
 
 
@@ -200,12 +204,12 @@ def draw_texts(held_out: HeldOut, config: BenchConfig) -> dict[str, list[str]]:
 
 
 @torch.no_grad()
-def bits_per_byte(model, tokenizer, text: str) -> float:
+def bits_per_byte(model: PreTrainedModel, tokenizer: Tokenizer, text: str) -> float:
     """Return what a byte of the text costs the model, each token told from all before it."""
     window = model.config.get_text_config().max_position_embeddings
     ids = torch.tensor([tokenizer.encode(text)[:window]], device=model.device)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits[0].float()
-    loss = cross_entropy(logits, ids[0, 1:], reduction="sum").item() / log(2)
+    loss: float = cross_entropy(logits, ids[0, 1:], reduction="sum").item() / log(2)
     return loss / len(tokenizer.decode(ids[0, 1:].tolist()).encode())
 
 
@@ -220,6 +224,10 @@ def compare_forms(values: dict[str, Values]) -> Iterator[Row]:
         yield row | {"unit": unit} | compare(found, less[task, measure])
 
 
+def _first_of_kind(kind: str, question: Question) -> str:
+    return baselines.first_of_kind(question.text, question.question, kind)
+
+
 def measure_baselines(suite: list[Task], held_out: HeldOut, config: BenchConfig) -> Iterator[Row]:
     """Measure what is reached without a model on the same questions and texts."""
     for task in suite:
@@ -227,14 +235,15 @@ def measure_baselines(suite: list[Task], held_out: HeldOut, config: BenchConfig)
             continue
         answers = (answer for question in task.questions for answer in question.answers[:1])
         kind = baselines.most_frequent_kind(answers)
-        given = {
+        given: dict[str, Callable[[Question], str]] = {
             "best sentence (BM25)": lambda q: baselines.best_sentence(q.text, q.question),
-            f"first {kind}": lambda q, kind=kind: baselines.first_of_kind(q.text, q.question, kind),
+            f"first {kind}": partial(_first_of_kind, kind),
         }
         for name, answer in given.items():
             pairs = [(question, Reply(answer(question), False)) for question in task.questions]
             for measure in ("F1", "exact match"):
-                found = [READING[measure](*pair) for pair in pairs]
+                scores = (READING[measure](*pair) for pair in pairs)
+                found = [score for score in scores if score is not None]
                 row = {"weights": name, "task": task.name, "measure": measure, "unit": "share"}
                 yield row | sum_up(found)
     for source, texts in draw_texts(held_out, config).items():

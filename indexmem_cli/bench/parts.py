@@ -26,8 +26,8 @@ def fill_parts(path: Path, parts: Mapping[str, Callable[[], str]]) -> str:
                 f"{path} has no part {name!r}", f"add <!-- {name} --><!-- /{name} -->"
             )
     for name, mark in marks.items():
-        content = parts[name]()
-        text = mark.sub(lambda m, content=content: f"{m[1]}{content}\n{m[2]}", text)
+        content = parts[name]().replace("\\", r"\\")  # taken as it is, not as a template
+        text = mark.sub(rf"\g<1>{content}\n\g<2>", text)
     return text
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig
 from indexmem_cli.engine import make_reader
@@ -58,7 +60,7 @@ class ModelReader:
         steps = reader.answer(closing, AnswerConfig(MAX_ANSWER_TOKENS), self.backbone.eos_ids)
         return Reply(self.tokenizer.decode([s.token_id for s in steps]).strip(), streamed)
 
-    def release(self):
+    def release(self) -> PreTrainedModel:
         """Return the plain transformers model; this reader cannot answer any more."""
         self.backbone.detach()
         return self.backbone.model

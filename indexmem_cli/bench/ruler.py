@@ -12,9 +12,10 @@ import itertools
 import re
 import string
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from random import Random
+from typing import Any
 
 from indexmem_cli.bench.suites import Draw, Sample, Task, add_task
 from indexmem_cli.train.tasks import make_development_fact
@@ -115,12 +116,12 @@ def make_niah(
             f"What are all the special magic {value} for {query} mentioned in the provided text?"
         )
     needles = [text for texts in hidden.values() for text in texts]
-    filler = {
+    fillers: dict[str, Callable[[], Iterable[str]]] = {
         "repeat": lambda: itertools.cycle(NOISE),
         "essay": partial(sentences, draw),
         "needle": lambda: map(needle, names),
-    }[haystack]
-    hay = draw.fill(filler(), question, *needles)
+    }
+    hay = draw.fill(fillers[haystack](), question, *needles)
     depths = sorted(rng.sample(DEPTHS, len(needles)))
     rng.shuffle(needles)
     text = hide(hay, list(zip(depths, needles, strict=True)))
@@ -214,7 +215,7 @@ def make_needle(draw: Draw) -> Sample:
     return Sample(hide(hay, [(depth, fact.sentences[0])]), turn.question, (turn.answer,), depth)
 
 
-NIAH = {
+NIAH: dict[str, dict[str, Any]] = {
     "niah_single_1": {"haystack": "repeat"},
     "niah_single_2": {"haystack": "essay"},
     "niah_single_3": {"haystack": "essay", "value": "uuids"},

@@ -3,6 +3,9 @@
 Weights are seeded random numbers: nothing that is measured on them says anything of quality.
 """
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -12,7 +15,17 @@ from indexmem_cli.estimate import Weights, sort_weights
 from indexmem_cli.events import ModelInfo
 
 
-def _shape(family, layers, width, inner, heads, kv_heads, window, words, **others) -> dict:
+def _shape(
+    family: str,
+    layers: int,
+    width: int,
+    inner: int,
+    heads: int,
+    kv_heads: int,
+    window: int,
+    words: int,
+    **others: int | None,
+) -> dict[str, Any]:
     return {
         "model_type": family,
         "num_hidden_layers": layers,
@@ -39,7 +52,7 @@ SHAPES = {
 
 def checkpoint_of(name: str) -> Checkpoint:
     """A checkpoint of that shape, without files."""
-    return Checkpoint(name, None, "random", SHAPES[name])
+    return Checkpoint(name, Path(name), "random", SHAPES[name])
 
 
 def weights_of(name: str) -> Weights:

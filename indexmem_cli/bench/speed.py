@@ -73,6 +73,7 @@ def measure_command(
             run = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
             )
+            assert run.stdout is not None, "it is piped"
             run.stdout.read(1)
             seconds.append(time.perf_counter() - started)
             run.stdout.read()

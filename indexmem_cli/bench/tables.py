@@ -21,9 +21,9 @@ Find = Callable[..., Row]
 FACTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("recall (the default)", "recall", {"mode": "recall", "texts": ["castaways.txt"]}),
     ("the best passages by words, up to 512 tokens, no memory", "recall", {"mode": "passages"}),
-    ("`--no-recall` (KeyDiff alone)", "recall", {"mode": "no-recall"}),
     ("`--focus --no-recall`", "needles", {"mode": "question"}),
-    ("`--no-recall` (KeyDiff alone)", "needles", {"mode": "keydiff"}),
+    ("`--no-recall` (the adapter alone)", "needles", {"mode": "learned"}),
+    ("`--policy keydiff --no-recall`", "needles", {"mode": "keydiff"}),
     ("`--policy recency --no-recall`", "needles", {"mode": "recency"}),
 )
 
@@ -118,16 +118,16 @@ def _parts(results: Path) -> dict[str, Callable[[], str]]:
 def _text_tokens(results: Path, row: Row) -> int:
     """Tokens that the facts were hidden in: passages alone do not say of which text they are."""
     if row["mode"] != "passages":
-        return row["tokens"]
+        return int(row["tokens"])
     same = {name: row[name] for name in ("commit", "texts", "n", "seed")}
     whole = newest(read_rows(results / "recall.jsonl"), mode="no-recall", **same)
-    return (whole or row)["tokens"]
+    return int((whole or row)["tokens"])
 
 
 def _mib(size: int) -> str:
     """Write bytes as MiB: a decimal where there are few."""
-    size = size / MIB
-    return f"{size:,.0f} MiB" if size >= 100 else f"{size:.1f} MiB"
+    mib = size / MIB
+    return f"{mib:,.0f} MiB" if mib >= 100 else f"{mib:.1f} MiB"
 
 
 def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

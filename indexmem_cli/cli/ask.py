@@ -96,7 +96,7 @@ def ask(
       indexmem ask book.pdf "Who inherits the mill?" --budget 4k
       cat app.log | indexmem ask "Why did it restart?" --json | jq .answer
     """
-    sources = _check_sources(sources or (), question)
+    named = _check_sources(sources or (), question)
     chosen = (authors, since, until, date_order, allow_network and not offline)
     read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from, recall, focus)
@@ -118,9 +118,9 @@ def ask(
         stats=not quiet if stats is None else stats,
         verbose=verbose,
     )
-    stdin = options.stdin_of(sources)
+    stdin = options.stdin_of(named)
     events = session.ask(
-        sources,
+        named,
         question,
         read=read,
         memory=memory,

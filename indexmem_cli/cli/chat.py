@@ -35,6 +35,7 @@ def chat(
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "model",
     device: options.Device = "auto",
     offline: options.Offline = False,
     save: Annotated[
@@ -78,7 +79,7 @@ def chat(
     if resumed is not None and not save:
         raise ConfigError("a session that goes on is saved", "leave --no-save out")
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from)
-    backbone = options.model_config(model, quant, dtype, device, offline)
+    backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     hush_libraries(verbose)

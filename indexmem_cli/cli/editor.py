@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prompt_toolkit.completion import Completer
-    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 PROMPT = "> "
 
@@ -61,7 +62,9 @@ def _completer(commands: Sequence[str]) -> "Completer":
     class Commands(Completer):
         """The names of commands, and paths where they are asked for."""
 
-        def get_completions(self, document: Document, complete_event):
+        def get_completions(
+            self, document: "Document", complete_event: "CompleteEvent"
+        ) -> "Iterator[Completion]":
             line = document.text_before_cursor
             name, gap, rest = line.partition(" ")
             if gap and name == "/add":
@@ -78,7 +81,7 @@ def _keys() -> "KeyBindings":
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
-    def _(event) -> None:
+    def _(event: "KeyPressEvent") -> None:
         event.current_buffer.insert_text("\n")
 
     return keys

@@ -88,13 +88,16 @@ def ingest(
         found = inspecting.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
         show_json(found.as_json()) if as_json else show_inspection(found, verbose=False)
         return
-    how = {"read": read, "memory": memory, "model": backbone, "store": store}
     if ray is not None:
         from indexmem_cli import cluster
 
-        events = cluster.ingest(sources, address=ray, **how)
+        events = cluster.ingest(
+            sources, address=ray, read=read, memory=memory, model=backbone, store=store
+        )
     else:
-        events = session.ingest(sources, stdin=stdin, **how)
+        events = session.ingest(
+            sources, stdin=stdin, read=read, memory=memory, model=backbone, store=store
+        )
     done = show_ingestion(events, quiet, as_json)
     if strict and not done.coverage.complete:
         raise NotFullyRead(

@@ -122,11 +122,13 @@ def show(
     assert checkpoint is not None and weights is not None, "only models without a problem"
     machine = look_at_machine()
     forms = _card_forms(checkpoint, form)
-    cards = [
-        {"gib": gib}
-        | {
-            quant: largest_budget(checkpoint, weights, as_loaded, gib * 2**30)
-            for quant, as_loaded in forms.items()
+    cards: list[dict[str, int | None]] = [
+        {
+            "gib": gib,
+            **{
+                quant: largest_budget(checkpoint, weights, as_loaded, gib * 2**30)
+                for quant, as_loaded in forms.items()
+            },
         }
         for gib in CARD_GIB
     ]

@@ -28,6 +28,7 @@ def serve(
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = ModelConfig.quant,
     dtype: options.Dtype = ModelConfig.dtype,
+    kv_dtype: options.KvDtype = ModelConfig.kv_dtype,
     device: options.Device = ModelConfig.device,
     offline: options.Offline = ModelConfig.offline,
     budget: options.Budget = None,
@@ -51,7 +52,7 @@ def serve(
       indexmem serve --port 9000 --api-key-file key.txt
     """
     memory = options.memory_config(budget, chunk, policy, span, seed, answer_from)
-    backbone = options.model_config(model, quant, dtype, device, offline)
+    backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     answer = AnswerConfig(max_tokens, temperature, seed)
     key = options.read_first_line(api_key_file, "API key") if api_key_file else None
     if missing := [name for name in ("fastapi", "uvicorn") if not importlib.util.find_spec(name)]:

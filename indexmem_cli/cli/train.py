@@ -1,7 +1,7 @@
 """`indexmem train`: make the models that indexmem carries, and their adapters."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -69,9 +69,18 @@ def base(
         raise ConfigError(f"the data folder does not exist: {data}")
     from indexmem_cli.train.pretrain import train_base
 
-    changes = {"rehearse": rehearse, "batch_tokens": batch_tokens, "device": device}
-    limits = {"max_steps": max_steps, "max_minutes": max_minutes}
-    train_base(recipe, data, out, resume, seed, **limits, **changes)
+    train_base(
+        recipe,
+        data,
+        out,
+        resume,
+        seed,
+        max_steps=max_steps,
+        max_minutes=max_minutes,
+        rehearse=rehearse,
+        batch_tokens=batch_tokens,
+        device=device,
+    )
 
 
 @train.command()
@@ -190,8 +199,9 @@ def adapter(
       indexmem train adapter --data corpus/ --out runs/adapter
       indexmem train adapter -m Qwen/Qwen3-0.6B --quick book.pdf --out runs/adapter
     """
-    if (data is None) == (quick is None):
-        raise ConfigError("one of --data and --quick is needed", "see indexmem train adapter -h")
+    hint = "see indexmem train adapter -h"
+    if data is not None and quick is not None:
+        raise ConfigError("--data and --quick contradict each other", hint)
     hush_libraries(False)
     if quick is not None:
         from indexmem_cli.train.quick import fit_adapter
@@ -200,11 +210,13 @@ def adapter(
         typer.echo(f"held-out rank correlation {scores['rank_correlation']:.2f}", err=True)
         typer.echo(path)
         return
+    if data is None:
+        raise ConfigError("one of --data and --quick is needed", hint)
     if not data.is_dir():
         raise ConfigError(f"the data folder does not exist: {data}")
     from indexmem_cli.train.adapter import AdapterRecipe, train_adapter
 
-    def report(row: dict) -> None:
+    def report(row: dict[str, Any]) -> None:
         if row.get("step", 0) % 10 == 0:
             line = " · ".join(
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

@@ -254,7 +254,7 @@ def _open_pipe(
     return document
 
 
-class _Pipe:
+class _Pipe(io.BufferedIOBase):
     """A stream whose first bytes were read already."""
 
     def __init__(self, head: bytes, stream: BinaryIO, is_ours: bool) -> None:
@@ -269,7 +269,10 @@ class _Pipe:
         self._is_used = True
         return self
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            head, self._head = self._head, b""
+            return head + self._stream.read()
         head, self._head = self._head[:size], self._head[size:]
         return head + self._stream.read(size - len(head)) if len(head) < size else head
 

@@ -18,10 +18,17 @@ from dataclasses import asdict
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.passages import Blob, FileDocument, Passage, Place, Unreadable
+from indexmem_cli.documents.passages import (
+    Blob,
+    ByteSource,
+    FileDocument,
+    Passage,
+    Place,
+    Unreadable,
+)
 from indexmem_cli.documents.wire import MAX_FRAME_BYTES, Wire
 from indexmem_cli.errors import ConfigError
 
@@ -137,7 +144,9 @@ class _Parser:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        self._wire = Wire(self._process.stdout, self._process.stdin)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._streams = (self._process.stdout, self._process.stdin)
+        self._wire = Wire(*self._streams)
         self._is_late = False
         self._is_over = threading.Event()
         self._deadline = math.inf
@@ -154,7 +163,7 @@ class _Parser:
         """Tell whether it still runs."""
         return self._process.poll() is None
 
-    def ask(self, request: dict[str, Any], stream: BinaryIO, when_told: Any) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], stream: ByteSource, when_told: Any) -> dict[str, Any]:
         """Send a request and wait for the answer, meanwhile giving it the bytes it asks for.
 
         Returns:
@@ -204,7 +213,7 @@ class _Parser:
         """End the process."""
         self._is_over.set()
         self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in self._streams:
             with suppress(OSError):  # what it did not take any more
                 stream.close()
         self._process.wait()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents.passages import Damaged, Meter, ParsedDocument, Passage, Place
+from indexmem_cli.documents.passages import ByteSource, Damaged, ParsedDocument, Passage, Place
 from indexmem_cli.documents.text import clean, cut_line
 
 
@@ -19,7 +19,7 @@ class Block:
     """What follows it: a blank line after headings and paragraphs."""
 
 
-Reader = Callable[[Meter, ReadConfig], Iterable[Block]]
+Reader = Callable[[ByteSource, ReadConfig], Iterable[Block]]
 
 
 class BlockDocument(ParsedDocument):

@@ -216,7 +216,7 @@ def _parse_lines(lines: list[str]) -> tuple[_Line, ...]:
                 is_contents=plain.endswith("/**"),
             )
             for pattern in patterns
-            if pattern.include is not None
+            if pattern.include is not None and pattern.regex is not None
         ]
     return tuple(parsed)
 

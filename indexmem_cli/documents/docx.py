@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.blocks import Block
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged
 from indexmem_cli.documents.unzip import Zip
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
@@ -19,7 +20,7 @@ _STYLES = "word/styles.xml"
 _NOTES = ("word/footnotes.xml", "word/endnotes.xml")
 
 
-def read_docx(stream: Meter, config: ReadConfig) -> Iterator[Block]:
+def read_docx(stream: ByteSource, config: ReadConfig) -> Iterator[Block]:
     """Yield paragraphs, headings and rows of tables in order, then the notes.
 
     Headers, footers, comments, deleted text and pictures are left out.
@@ -69,7 +70,7 @@ def _blocks(archive: Zip, name: str, headings: set[str]) -> Iterator[Block]:
             del element.getparent()[0]
 
 
-def _elements(archive: Zip, name: str) -> Iterator[tuple]:
+def _elements(archive: Zip, name: str) -> Iterator[tuple[str, Any]]:
     """Yield the beginnings and ends of the elements that matter, without entities or network."""
     from lxml import etree
 
@@ -83,7 +84,7 @@ def _elements(archive: Zip, name: str) -> Iterator[tuple]:
             raise Damaged(f"{name!r} in it is damaged or cut off ({error.msg})") from error
 
 
-def _text(paragraph) -> str:
+def _text(paragraph: Any) -> str:
     """Join the runs of a paragraph. Deleted text is `delText`, and so left out by itself."""
     for moved in paragraph.iter(_MOVED_AWAY):
         moved.clear()
@@ -94,7 +95,7 @@ def _text(paragraph) -> str:
     )
 
 
-def _style(paragraph) -> str | None:
+def _style(paragraph: Any) -> str | None:
     style = paragraph.find(f"{_W}pPr/{_W}pStyle")
     return style.get(f"{_W}val") if style is not None else None
 

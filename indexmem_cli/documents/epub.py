@@ -1,14 +1,18 @@
 """EPUB books: the chapters that the spine names, in its order, read one at a time."""
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.blocks import Block
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged
 from indexmem_cli.documents.unzip import Zip
 from indexmem_cli.documents.web import MAX_HTML_BYTES, blocks_of, parse_html
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 _MAX_XML_BYTES = 10_000_000
 _CONTAINER = "META-INF/container.xml"
@@ -17,7 +21,7 @@ _PAGE_TYPES = {"application/xhtml+xml", "text/html", "application/x-dtbook+xml"}
 _FONT_METHODS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
 
 
-def read_epub(stream: Meter, config: ReadConfig) -> Iterator[Block]:
+def read_epub(stream: ByteSource, config: ReadConfig) -> Iterator[Block]:
     """Yield the blocks of a book; without its navigation page.
 
     A chapter is named by the table of contents, else by the headings in it.
@@ -29,7 +33,7 @@ def read_epub(stream: Meter, config: ReadConfig) -> Iterator[Block]:
     folder = posixpath.dirname(package)
     items = {item.get("id"): item for item in root.iterfind(".//{*}item")}
     refs = [items.get(ref.get("idref")) for ref in root.iterfind(".//{*}itemref")]
-    titles = _titles(archive, folder, items.values(), root)
+    titles = _titles(archive, folder, items.values())
     heading = None
     for item in refs:
         if item is None or item.get("media-type") not in _PAGE_TYPES:
@@ -72,7 +76,7 @@ def _package_name(archive: Zip) -> str:
     raise Damaged("the package file that the book names is missing")
 
 
-def _titles(archive: Zip, folder: str, items, root) -> dict[str, list[str]]:
+def _titles(archive: Zip, folder: str, items: Iterable["Element"]) -> dict[str, list[str]]:
     """Map pages to their titles in the table of contents; empty where there is none."""
     titles: dict[str, list[str]] = {}
     for item in items:
@@ -82,10 +86,12 @@ def _titles(archive: Zip, folder: str, items, root) -> dict[str, list[str]]:
         base = posixpath.dirname(name)
         if "nav" in (item.get("properties") or "").split():
             nav = parse_html(archive.read(name, MAX_HTML_BYTES)).find("nav")
-            links = [(a.get("href"), a.get_text()) for a in nav.find_all("a")] if nav else []
+            links = (
+                [(str(a.get("href") or ""), a.get_text()) for a in nav.find_all("a")] if nav else []
+            )
         elif item.get("media-type") == "application/x-dtbncx+xml":
             links = [
-                (next(point.iterfind(".//{*}content")).get("src"), _label(point))
+                (next(point.iterfind(".//{*}content")).get("src") or "", _label(point))
                 for point in _xml(archive, name).iterfind(".//{*}navPoint")
             ]
         else:
@@ -97,7 +103,7 @@ def _titles(archive: Zip, folder: str, items, root) -> dict[str, list[str]]:
     return titles
 
 
-def _label(point) -> str:
+def _label(point: "Element") -> str:
     return next((text.text or "" for text in point.iterfind(".//{*}text")), "")
 
 
@@ -107,7 +113,7 @@ def _resolve(folder: str, href: str | None) -> str:
     return posixpath.normpath(posixpath.join(folder, path)).lstrip("/")
 
 
-def _xml(archive: Zip, name: str):
+def _xml(archive: Zip, name: str) -> "Element":
     """Parse a small XML file, without entities and anything from outside."""
     from xml.etree.ElementTree import ParseError
 
@@ -115,6 +121,7 @@ def _xml(archive: Zip, name: str):
     from defusedxml.ElementTree import fromstring
 
     try:
-        return fromstring(archive.read(name, _MAX_XML_BYTES))
+        root: Element = fromstring(archive.read(name, _MAX_XML_BYTES))
     except (ParseError, DefusedXmlException, ValueError) as error:
         raise Damaged(f"{name!r} in it is damaged ({error})") from error
+    return root

@@ -4,13 +4,12 @@ import io
 import re
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.apart import ParsedApart
 from indexmem_cli.documents.blocks import BlockDocument
 from indexmem_cli.documents.chats import detect_messages
-from indexmem_cli.documents.chats.messages import MessageDocument
+from indexmem_cli.documents.chats.messages import MessageDocument, Reader
 from indexmem_cli.documents.chats.telegram_html import is_telegram_html, read_telegram_html
 from indexmem_cli.documents.codebase import is_generated
 from indexmem_cli.documents.passages import Blob, Damaged, Document, Unreadable
@@ -89,7 +88,7 @@ def open_parsed(blob: Blob, config: ReadConfig, in_folder: bool = False) -> Docu
     return MessageDocument(name, kind, size_bytes, reopen, reader, config)
 
 
-def _sniff(blob: Blob, config: ReadConfig, in_folder: bool) -> tuple[str, Any]:
+def _sniff(blob: Blob, config: ReadConfig, in_folder: bool) -> tuple[str, Reader | None]:
     """Return the kind of a source, with the reader of its messages where it holds messages."""
     head = blob.head
     if is_pdf(head):
@@ -122,15 +121,16 @@ def _loaders() -> tuple[EntryPoint, ...]:
 
 def _load(loader: EntryPoint, blob: Blob, config: ReadConfig) -> Document | None:
     try:
-        return loader.load()(blob, config)
+        document: Document | None = loader.load()(blob, config)
     except DocumentError:
         raise
     except Exception as error:  # whatever the code of others raises
         message = f"{blob.name}: the loader {loader.value} failed ({type(error).__name__}: {error})"
         raise Unreadable("malformed", message, f"uninstall {loader.name}, or report it") from error
+    return document
 
 
-def _messages(head: bytes, config: ReadConfig):
+def _messages(head: bytes, config: ReadConfig) -> tuple[str, Reader] | None:
     """Tell whether a text holds messages; its last line may be cut off where the head ends."""
     try:
         text = clean("".join(decode_blocks(io.BytesIO(head), config.encoding)))

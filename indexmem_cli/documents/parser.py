@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from indexmem_cli.documents.apart import config_from
 from indexmem_cli.documents.formats import open_parsed
@@ -20,10 +20,13 @@ from indexmem_cli.documents.text import SNIFF_BYTES
 from indexmem_cli.documents.wire import Wire
 from indexmem_cli.errors import IndexMemError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 try:
     import resource
 except ImportError:  # Windows: only the time is limited, by the other side
-    resource = None
+    resource = None  # type: ignore[assignment]  # a module has no type that allows for its lack
 
 _BATCH_PASSAGES = 512
 _BATCH_CHARS = 1 << 16
@@ -54,12 +57,13 @@ class _Bytes(io.RawIOBase):
         self._at = start + offset
         return self._at
 
-    def readinto(self, buffer: memoryview) -> int:
-        self._wire.send({"at": self._at, "size": len(buffer)})
+    def readinto(self, buffer: "Buffer") -> int:
+        view = memoryview(buffer)
+        self._wire.send({"at": self._at, "size": len(view)})
         data = self._wire.receive()
         if not isinstance(data, bytes):
             os._exit(0)  # the other side is gone
-        buffer[: len(data)] = data
+        view[: len(data)] = data
         self._at += len(data)
         return len(data)
 
@@ -102,18 +106,19 @@ class _Parser:
             self._document = self._open(request)
             self._document.when_read_on = self._tell
             self._key = request["key"]
+        document = self._document
+        assert document is not None, "the first request opens one"
         if "name" in request:
-            self._document.name = request["name"]  # it may be called otherwise by now
+            document.name = request["name"]  # it may be called otherwise by now
         if request["do"] == "open":
-            document = self._document
             about = ("kind", "pages_total", "has_messages")
             return {name: getattr(document, name) for name in about}
         if request["do"] == "read":
-            self._document.forget_counts()
-            self._passages = self._document.read_named()
+            document.forget_counts()
+            self._passages = document.read_named()
             self._told, self._pages_told = (0.0, time.monotonic()), 0
-            return self._batch(1)
-        return self._batch(_BATCH_PASSAGES)
+            return self._batch(document, 1)
+        return self._batch(document, _BATCH_PASSAGES)
 
     def _open(self, request: dict[str, Any]) -> Document:
         def reopen() -> io.BufferedReader:
@@ -125,7 +130,7 @@ class _Parser:
         blob = Blob(name, request["file_name"], size_bytes, reopen, head)
         return open_parsed(blob, config_from(request["config"]), request["in_folder"])
 
-    def _batch(self, num_passages: int) -> dict[str, Any]:
+    def _batch(self, document: Document, num_passages: int) -> dict[str, Any]:
         """Collect some passages; the first comes alone, as many ask for no more."""
         rows: list[list[Any]] = []
         num_chars, until = 0, time.monotonic() + _PATIENCE_S
@@ -138,29 +143,32 @@ class _Parser:
             num_chars += len(passage.text)
             is_long = len(rows) >= num_passages or num_chars >= _BATCH_CHARS
             if is_long or time.monotonic() > until:
-                return {"passages": rows, "counts": self._counts()}
+                return {"passages": rows, "counts": self._counts(document)}
         return {
             "passages": rows,
-            "counts": self._counts(),
+            "counts": self._counts(document),
             "is_done": True,
             "is_tired": _used_bytes() > _TIRED_BYTES,
         }
 
-    def _counts(self) -> dict[str, Any]:
+    def _counts(self, document: Document) -> dict[str, Any]:
         """Return all counts, and the pages without text that were not told yet."""
-        counts = {name: getattr(self._document, name) for name in COUNTS}
-        counts["pages_without_text"] = self._document.pages_without_text[self._pages_told :]
+        counts = {name: getattr(document, name) for name in COUNTS}
+        counts["pages_without_text"] = document.pages_without_text[self._pages_told :]
         self._pages_told += len(counts["pages_without_text"])
         return counts
 
     def _tell(self) -> None:
         """Tell the other side of progress, which gives time for more."""
         share, at = self._told
-        fraction, now = self._document.fraction or 0.0, time.monotonic()
+        document = self._document
+        if document is None:
+            return
+        fraction, now = document.fraction or 0.0, time.monotonic()
         if fraction > share and now > at + _PATIENCE_S:
             self._told = (fraction, now)
             self._renew_time()
-            self._wire.send({"progress": self._counts()})
+            self._wire.send({"progress": self._counts(document)})
 
     def _renew_time(self) -> None:
         """Give the next step its share of processor time, beyond which the system ends this."""

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.errors import DocumentError
@@ -16,6 +16,14 @@ COUNTS = (
     "undecodable_chars",
 )
 """What a document counts while it is read, but for the list of its pages without text."""
+
+
+class ByteSource(Protocol):
+    """What bytes are read from: a file, a member of a zip, a `Meter`."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+    def tell(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,7 @@ class Damaged(Exception):
 class Document:
     """One source, opened but not yet read. The counts grow while `passages` runs."""
 
-    _open_bytes: Callable[[], BinaryIO]
+    _open_bytes: Callable[[], AbstractContextManager[ByteSource]]
 
     def __init__(self, name: str, kind: str, size_bytes: int | None) -> None:
         self.name = name
@@ -154,18 +162,20 @@ class Document:
         """
         digest = hashlib.sha256()
         try:
-            for part in self.parts or [None]:
-                if part is not None:  # so that no two sets of files look alike
-                    about = f"{part.relative_to(self.path)} {part.stat().st_size} "
-                    digest.update(about.encode("utf-8", "replace"))
-                with part.open("rb") if part else self._open_bytes() as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
+            for part in self.parts:
+                # So that no two sets of files look alike.
+                about = f"{part.relative_to(self.path or Path())} {part.stat().st_size} "
+                digest.update(about.encode("utf-8", "replace"))
+                with part.open("rb") as stream:
+                    _digest(stream, digest)
+            if not self.parts:
+                with self._open_bytes() as source:
+                    _digest(source, digest)
         except OSError as error:
             raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
         return digest.hexdigest()
 
-    def read_named(self) -> Iterator[Passage]:
+    def read_named(self) -> Generator[Passage, None, None]:
         """Read, with every failure in terms of this source."""
         try:
             yield from self._read()
@@ -207,18 +217,26 @@ class Document:
         Raises:
             DocumentError: the document cannot be read.
         """
-        body = self.read_named()
-        found = next(body, None) is not None
-        body.close()
+        with closing(self.read_named()) as body:
+            found = next(body, None) is not None
         self.forget_counts()
         return found
+
+
+def _digest(stream: ByteSource, digest: "hashlib._Hash") -> None:
+    while block := stream.read(1 << 20):
+        digest.update(block)
 
 
 class FileDocument(Document):
     """A source whose bytes can be opened again and again, or once if it is a pipe."""
 
     def __init__(
-        self, name: str, kind: str, size_bytes: int | None, open_bytes: Callable[[], BinaryIO]
+        self,
+        name: str,
+        kind: str,
+        size_bytes: int | None,
+        open_bytes: Callable[[], AbstractContextManager[ByteSource]],
     ) -> None:
         super().__init__(name, kind, size_bytes)
         self._open_bytes = open_bytes
@@ -250,7 +268,7 @@ class ParsedDocument(FileDocument):
 class Meter:
     """A stream that tells its document how far it was read."""
 
-    def __init__(self, stream: BinaryIO, document: Document) -> None:
+    def __init__(self, stream: ByteSource, document: Document) -> None:
         self._stream = stream
         self._document = document
         self.bytes_read = 0

@@ -1,5 +1,6 @@
 """PDF files as running text: printed lines of a paragraph are joined, broken words mended."""
 
+import itertools
 import logging
 import re
 import shlex
@@ -65,7 +66,7 @@ class PdfDocument(Document):
             ConfigError: a selected page does not exist.
         """
         super().__init__(name, "pdf", size_bytes)
-        self._open_bytes = open_bytes
+        self._open_bytes = self._open_file = open_bytes
         self._password = config.password
         with self._reader() as reader, _one_error(name):
             self.pages_total = len(reader.pages)
@@ -82,7 +83,7 @@ class PdfDocument(Document):
     @contextmanager
     def _reader(self) -> Iterator[PdfReader]:
         try:
-            stream = self._open_bytes()
+            stream = self._open_file()
         except OSError as error:
             raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
         with stream:
@@ -249,7 +250,8 @@ def join_lines(lines: Iterable[Line]) -> Iterator[Passage]:
     A line of a paragraph that goes on has no line end; the next one begins with a space. A word
     broken at the line end moves to the earlier line as a whole.
     """
-    last, lead, blank = None, "", ""
+    last: Line | None = None
+    lead = blank = ""
     for line in lines:
         if not line.text:
             blank += "\n"
@@ -262,7 +264,7 @@ def join_lines(lines: Iterable[Line]) -> Iterator[Passage]:
             goes_on = not blank and _goes_on(last, line)
             yield from _passages(last, lead, "" if goes_on else "\n" + blank)
         lead = ""
-        if goes_on:
+        if goes_on and last is not None:
             line.text = line.text.lstrip()
             lead = "" if _UNSPACED.match(last.text[-1] + line.text[0]) else " "
         last, blank = line, ""
@@ -282,7 +284,7 @@ def mend_word(last: Line, line: Line) -> bool:
     if match is None or not rest or not rest[0].isalnum():
         return False
     left, mark = match[0][:-1], match[0][-1]
-    right = re.match(r"[^\W_]*", rest)[0]
+    right = "".join(itertools.takewhile(str.isalnum, rest))
     before = last.text[: -len(match[0])]
     is_break = mark == _SOFT_HYPHEN or (
         mark in "-\u2010"

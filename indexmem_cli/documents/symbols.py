@@ -131,16 +131,20 @@ def _name(node: "Node") -> str | None:
         named = _declared(node)
     if named is None:
         return None
-    name = named.text.decode("utf-8", "replace")
+    name = _text_of(named)
     receiver = node.child_by_field_name("receiver") if node.type == "method_declaration" else None
     if receiver is not None and (types := _of_type(receiver, "type_identifier")):
-        name = f"{types[0].text.decode('utf-8', 'replace')}.{name}"
+        name = f"{_text_of(types[0])}.{name}"
     return name if len(name) <= 200 and "\n" not in name else None
+
+
+def _text_of(node: "Node") -> str:
+    return (node.text or b"").decode("utf-8", "replace")
 
 
 def _is_constant(assignment: "Node") -> bool:
     """Tell whether something is assigned in a module or a class of Python, not in a function."""
-    outer = assignment.parent.parent
+    outer = assignment.parent and assignment.parent.parent
     if outer is not None and outer.type == "block":
         outer = outer.parent
     return outer is not None and outer.type in ("module", "class_definition")
@@ -166,6 +170,6 @@ def _of_type(node: "Node", wanted: str) -> list["Node"]:
 
 def _first_line(node: "Node") -> int:
     """Decorators belong to what they decorate."""
-    parent = node.parent
-    is_decorated = parent is not None and parent.type == "decorated_definition"
-    return (parent if is_decorated else node).start_point[0] + 1
+    if node.parent is not None and node.parent.type == "decorated_definition":
+        node = node.parent
+    return node.start_point[0] + 1

@@ -4,10 +4,10 @@ import codecs
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import PurePath
-from typing import BinaryIO
 
-from indexmem_cli.documents.passages import Damaged, FileDocument, Passage, Place
+from indexmem_cli.documents.passages import ByteSource, Damaged, FileDocument, Passage, Place
 from indexmem_cli.documents.spots import with_headings, with_rows, with_symbols
 from indexmem_cli.documents.symbols import MAX_PARSED_BYTES, find_symbols, has_symbols
 
@@ -64,7 +64,7 @@ class TextDocument(FileDocument):
         name: str,
         kind: str,
         size_bytes: int | None,
-        open_bytes: Callable[[], BinaryIO],
+        open_bytes: Callable[[], AbstractContextManager[ByteSource]],
         encoding: str | None = None,
     ) -> None:
         super().__init__(name, kind, size_bytes, open_bytes)
@@ -92,7 +92,7 @@ class TextDocument(FileDocument):
             source = "".join(decode_blocks(stream, self._encoding))
         return find_symbols(source.encode("utf-8", "replace"), suffix)
 
-    def _decode(self, stream: BinaryIO) -> Iterator[str]:
+    def _decode(self, stream: ByteSource) -> Iterator[str]:
         for text in decode_blocks(stream, self._encoding):
             self.undecodable_chars += text.count("\ufffd")
             yield text
@@ -151,7 +151,7 @@ def detect_encoding(sample: bytes) -> str:
     return "cp1252" if "cp1252" in likely else best.encoding
 
 
-def decode_blocks(stream: BinaryIO, encoding: str | None) -> Iterator[str]:
+def decode_blocks(stream: ByteSource, encoding: str | None) -> Iterator[str]:
     r"""Decode a stream piece by piece, with every line end as \n.
 
     The encoding is chosen at the first block that is not ASCII, which until then is the same in

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged
 
 MAX_MEMBERS = 20_000
 MAX_TOTAL_BYTES = 4_000_000_000
@@ -23,7 +23,7 @@ _FAULTS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplemen
 class Zip:
     """The regular files of a zip, in the order of its directory."""
 
-    def __init__(self, stream: Meter) -> None:
+    def __init__(self, stream: ByteSource) -> None:
         """Read the directory.
 
         `zipfile` never gives more of a member than the directory declares, so its sizes can be

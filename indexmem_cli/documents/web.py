@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.blocks import Block
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
@@ -34,7 +34,7 @@ _BLOCKS = {
 }
 
 
-def read_html(stream: Meter, config: ReadConfig) -> Iterator[Block]:
+def read_html(stream: ByteSource, config: ReadConfig) -> Iterator[Block]:
     """Yield the blocks of a page."""
     data = stream.read(MAX_HTML_BYTES + 1)
     if len(data) > MAX_HTML_BYTES:
@@ -78,7 +78,7 @@ def blocks_of(
         heading = _tidy(soup.title.get_text(), is_pre=False) or None
     mains = soup.find_all(["main", "article"])
     if len(mains) != 1:
-        mains = soup.find_all(attrs={"role": "main"})
+        mains = soup.find_all(None, {"role": "main"})
     root = mains[0] if len(mains) == 1 else soup
     line: list[str] = []
     for kind, value in _walk(root, has_menus):
@@ -115,8 +115,7 @@ def _is_left_out(tag: "Tag", has_menus: bool) -> bool:
 
 def _walk(root: "Tag", has_menus: bool) -> Iterator[tuple[str, str]]:
     """Yield text, cells and the ends of blocks in order; without recursion, for deep pages."""
-    from bs4 import Comment, NavigableString, Tag
-    from bs4.element import PreformattedString
+    from bs4.element import Comment, NavigableString, PreformattedString, Tag
 
     stack: list[tuple[object, str, bool]] = [(root, "", False)]
     while stack:

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 MAX_FRAME_BYTES = 1 << 26
 """A longer frame is the work of a process that went wrong."""
@@ -13,7 +13,7 @@ _HEAD = struct.Struct("<?I")  # whether it is JSON, and its length
 class Wire:
     """Both directions of a connection."""
 
-    def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
 

@@ -15,7 +15,7 @@ from indexmem_cli.documents.chats.phone import read_phone
 from indexmem_cli.documents.chats.slack import is_slack, read_slack_zip
 from indexmem_cli.documents.docx import read_docx
 from indexmem_cli.documents.epub import read_epub
-from indexmem_cli.documents.passages import Damaged, Document, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged, Document
 from indexmem_cli.documents.unzip import Zip
 
 SNIFF_BYTES = 1 << 16
@@ -60,8 +60,8 @@ def open_zip(
         chats = list(filter(_PHONE_CHAT.fullmatch, names))
         if len(chats) == 1:
             return messages("whatsapp", partial(_read_phone, chats[0]))
-    for member, (what, advice) in _OFFICE.items():
-        if member in names:
+    for office, (what, advice) in _OFFICE.items():
+        if office in names:
             raise Damaged(f"it is {what}", advice, "binary")
     raise Damaged(
         "an archive without a book, a Word file or a chat in it",
@@ -70,7 +70,7 @@ def open_zip(
     )
 
 
-def _read_exports(names: list[str], stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def _read_exports(names: list[str], stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Read the parts of an export in order, each as what it is."""
     archive = Zip(stream)
     for name in names:
@@ -82,6 +82,6 @@ def _read_exports(names: list[str], stream: Meter, config: ReadConfig) -> Iterat
             yield from found[1](member, config)
 
 
-def _read_phone(name: str, stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def _read_phone(name: str, stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     with Zip(stream).open(name) as member:
         yield from read_phone(member, config)

@@ -143,7 +143,7 @@ def parse_manifest(data: bytes, memory_id: str) -> Manifest:
             raise ValueError("its checksum does not fit")
         if inner["format"] != FORMAT:
             raise wrong_version(memory_id, inner["format"])
-        manifest = _build(Manifest, inner)
+        manifest: Manifest = _build(Manifest, inner)
         _check_parts(manifest)
     # RecursionError: brackets nested deeper than any manifest's.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -174,7 +174,9 @@ def wrong_version(memory_id: str, found: object) -> MemoryFileError:
 
 def _check_parts(manifest: Manifest) -> None:
     """See that the manifest agrees with itself."""
-    named = {state.part for state in manifest.states} | ({manifest.archive} - {None})
+    named = {state.part for state in manifest.states}
+    if manifest.archive is not None:
+        named.add(manifest.archive)
     if named != manifest.parts.keys() or not all(map(PART.fullmatch, named)):
         raise ValueError("its parts do not agree")
     if any(part.size_bytes < 0 for part in manifest.parts.values()) or manifest.tokens < 0:
@@ -200,7 +202,7 @@ def _build(kind: Any, data: Any) -> Any:
     """
     if kind is Any:
         return data
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         if not isinstance(data, dict) or data.keys() != {each.name for each in fields(kind)}:
             raise ValueError(f"not the fields of {kind.__name__}")

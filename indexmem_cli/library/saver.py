@@ -141,8 +141,8 @@ class Saver:
         if end is None or end.chunks != len(self.chain.links):
             end = self._write_state(state, scorer)
         # After a whole chunk a grown text can go on from the end itself.
-        has_base = self._base is not None and end.tokens % self.chunk_tokens
-        states = (self._base, end) if has_base else (end,)
+        base = self._base if end.tokens % self.chunk_tokens else None
+        states = (base, end) if base is not None else (end,)
         if archive is not None:
             sync(archive)
             self._parts[archive.name] = Part(*checksum(archive))

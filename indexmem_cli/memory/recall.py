@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from indexmem_cli.archive import Archive, Block
+from indexmem_cli.archive import Block
 from indexmem_cli.errors import MemoryFileError
-from indexmem_cli.memory.naming import find_definitions
+from indexmem_cli.memory.naming import Searched, find_definitions
 from indexmem_cli.terms import terms_of
 from indexmem_cli.tokens import Entry
 
@@ -129,7 +129,7 @@ class Found:
 class Recall:
     """One question put to an archive, in rounds."""
 
-    archive: Archive
+    archive: Searched
     question: str
     gate: Gate
     rounds: list[tuple[str, list[Found]]] = field(default_factory=list)
@@ -183,7 +183,7 @@ def rate(classifier: Classifier, candidates: Iterable[Candidate]) -> list[tuple[
     return sorted(rated, key=lambda pair: (-pair[0], pair[1]))
 
 
-def find_candidates(archive: Archive, question: str) -> list[Candidate]:
+def find_candidates(archive: Searched, question: str) -> list[Candidate]:
     """Return the best blocks by the words they share with the question, best first."""
     words = _Words(archive, _words_of(question))
     ranked = words.rank()
@@ -213,7 +213,7 @@ def find_candidates(archive: Archive, question: str) -> list[Candidate]:
 
 
 def find_links(
-    archive: Archive, question: str, blocks: Sequence[Block]
+    archive: Searched, question: str, blocks: Sequence[Block]
 ) -> tuple[list[Words], list[Words]]:
     """Return what might lead further: names, and other rare words, that other blocks hold too.
 
@@ -239,7 +239,7 @@ def find_links(
 
 
 def follow(
-    archive: Archive,
+    archive: Searched,
     question: str,
     names: Sequence[Words],
     links: Sequence[Words],
@@ -290,7 +290,7 @@ def _with_pairs(terms: Sequence[str]) -> list[Words]:
 class _Words:
     """Where words, or pairs of them, stand. What is in a third of all blocks tells nothing."""
 
-    archive: Archive
+    archive: Searched
     words: Sequence[Words]
     blocks: dict[Words, dict[int, set[int]]] = field(default_factory=dict)
     """For each word or pair: block number to the passages that hold it."""
@@ -315,7 +315,8 @@ class _Words:
     @cached_property
     def rarest(self) -> list[Words]:
         """The three rarest words."""
-        return sorted(self.single, key=lambda words: -self.rarity[words])[:3]
+        rarest: list[Words] = sorted(self.single, key=lambda words: -self.rarity[words])
+        return rarest[:3]
 
     def rank(self) -> list[tuple[int, float]]:
         """Blocks by BM25 of words and pairs, with a share of the better neighbour's, best first."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,10 +79,10 @@ def _has_triton() -> bool:
 @cache
 def _is_capable(device: torch.device) -> bool:
     """Whether a device multiplies bf16 tiles; older ones run PyTorch's own code."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cuda.get_device_capability(device) >= (8, 0))
 
 
-def _face(name: str, home, file: str) -> Callable:
+def _face(name: str, home: ModuleType, file: str) -> Callable[..., Any]:
     """The face of an op: its reference, or `NAME_triton` of `kernels/FILE.py` where that serves.
 
     No kernel has a gradient, so where one is asked for the reference runs.
@@ -88,7 +90,7 @@ def _face(name: str, home, file: str) -> Callable:
     plain = getattr(home, f"{name}_reference")
 
     @wraps(plain)
-    def face(first, *args, **options):
+    def face(first: Any, *args: Any, **options: Any) -> Any:
         tensor = first[0] if isinstance(first, list) else first
         tensor = getattr(tensor, "query", tensor)
         if not uses_kernels(tensor) or _wants_gradient(tensor, *args, *options.values()):
@@ -99,8 +101,8 @@ def _face(name: str, home, file: str) -> Callable:
     return face
 
 
-def _wants_gradient(*args) -> bool:
-    return torch.is_grad_enabled() and any(
+def _wants_gradient(*args: Any) -> bool:
+    return bool(torch.is_grad_enabled()) and any(
         isinstance(arg, Tensor) and arg.requires_grad for arg in args
     )
 

@@ -167,7 +167,7 @@ def attend_segments_reference(
         key, value = exact(segment.key), exact(segment.value)
         if segment.query.dtype == torch.float64:
             key, value = key.double(), value.double()
-        if segment.key_scale is not None:
+        if segment.key_scale is not None and segment.value_scale is not None:
             key = key * segment.key_scale.to(key.dtype).unsqueeze(-1)
             value = value * segment.value_scale.to(key.dtype).unsqueeze(-1)
         if segment.cos is not None:

@@ -53,12 +53,12 @@ def markdown_measures(rows: Sequence[dict[str, Any]]) -> str:
 
 def describe_value(row: dict[str, Any]) -> str:
     """Write a value with its interval: shares in percent, everything else in its own unit."""
-    low, high = row.get("interval_95") or row.get("p20_p80") or (None, None)
+    around = row.get("interval_95") or row.get("p20_p80")
     if row["unit"] == "share":
         text = f"{100 * row['value']:.1f} %"
-        return text if low is None else f"{text} ({100 * low:.1f} to {100 * high:.1f})"
+        return f"{text} ({100 * around[0]:.1f} to {100 * around[1]:.1f})" if around else text
     digits = 0 if abs(row["value"]) >= 100 else 2
     text = f"{row['value']:,.{digits}f}"
-    if low is not None:
-        text += f" ({low:,.{digits}f} to {high:,.{digits}f})"
+    if around:
+        text += f" ({around[0]:,.{digits}f} to {around[1]:,.{digits}f})"
     return f"{text} {row['unit']}"

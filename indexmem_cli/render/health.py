@@ -13,11 +13,16 @@ _MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "failure": ("FAI
 class Finding(Protocol):
     """What a check found."""
 
-    name: str
-    status: str
-    detail: str
-    advice: str | None
-    fixed: str | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def advice(self) -> str | None: ...
+    @property
+    def fixed(self) -> str | None: ...
 
 
 def show_finding(finding: Finding) -> None:

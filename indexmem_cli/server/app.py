@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.telemetry import TelemetryConfig
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -100,11 +101,11 @@ class Server:
 
     async def _stream(
         self,
-        events: AsyncIterator[Any],
+        events: AsyncGenerator[Any, None],
         completion: Completion,
         request: ChatRequest,
         question: str,
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """Turn events into server-sent events; a failure on the way is one of them."""
         tokens, begun = 0, False
         try:
@@ -160,7 +161,12 @@ def make_app(server: Server) -> FastAPI:
         yield
         server.close()
 
-    silent = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    silent: TelemetryConfig = {
+        "tracing": False,
+        "metrics": False,
+        "logs": False,
+        "auto_configure": False,
+    }
     app = FastAPI(
         title="indexmem", lifespan=lifespan, openapi_url=None, telemetry=silent, docs_url=None
     )
@@ -303,7 +309,7 @@ def _saved_as_json(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-async def _rejoin(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _rejoin(first: str, rest: AsyncGenerator[str, None]) -> AsyncIterator[str]:
     yield first
     async with aclosing(rest):
         async for chunk in rest:

@@ -6,8 +6,8 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,7 +50,8 @@ class Shelf:
         self._folder = Path(tempfile.mkdtemp(prefix="indexmem-serve-"))
         self._brought: OrderedDict[str, Brought] = OrderedDict()
         self._memories: OrderedDict[tuple[str, ...], Memory] = OrderedDict()
-        self._engine = None
+        # Every memory is made of this one, and shares the model that one of them loaded.
+        self._blank = Memory([], memory, model, store=StoreConfig(save=False))
         self._lock = threading.Lock()
 
     def add(self, name: str, stream: BinaryIO) -> Brought:
@@ -132,23 +133,23 @@ class Shelf:
 
     def events(
         self, ids: Sequence[str], text: str, question: str, answer: AnswerConfig
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Answer from documents, and a text after them; only for the worker's thread."""
         memory = self._memory_of(tuple(ids), text)
         for event in memory.events(question, answer):
             # Before the event is told: whoever gets it may count the question's tokens at once.
-            self._engine = memory.engine
+            self._blank.engine = memory.engine
             yield event
 
     def question_tokens(self, question: str) -> int:
         """Tokens of a question with the prompt around it, once the model is loaded."""
-        engine = self._engine
+        engine = self._blank.engine
         return len(engine.prompt.closing(engine.tokenizer.encode(question))) if engine else 0
 
     @property
     def is_loaded(self) -> bool:
         """Whether the model is in memory."""
-        return self._engine is not None
+        return self._blank.engine is not None
 
     def close(self) -> None:
         """Remove what was kept on the disk."""
@@ -161,23 +162,17 @@ class Shelf:
             with self._lock:
                 brought = [self._brought[name] for name in ids if name in self._brought]
                 saved = [_load_saved(name) for name in ids if name not in self._brought]
-            parts = [Sources([one.document], name=one.name) for one in brought]
+            fresh = [Sources([one.document], name=one.name) for one in brought]
             if text:
-                parts.append(Sources([open_text(text, "messages")], name="messages"))
+                fresh.append(Sources([open_text(text, "messages")], name="messages"))
             can_look_up = self.memory.recall and self.memory.policy != FOCUS
-            if saved and not can_look_up and len(saved) + len(parts) > 1:
+            if saved and not can_look_up and len(saved) + len(fresh) > 1:
                 raise ConfigError("several memories can be asked together only with recall")
             # A conversation goes on from its documents.
-            if parts and (text or not can_look_up) or not saved and not parts:
-                parts = [join_sources(parts)]
-            parts = [*saved, *parts]
-            memory = Memory(
-                parts,
-                self.memory,
-                self.model,
-                store=StoreConfig(save=False),
-                engine=self._engine,
-            )
+            if fresh and (text or not can_look_up) or not saved and not fresh:
+                fresh = [join_sources(fresh)]
+            parts: list[Sources | Manifest] = [*saved, *fresh]
+            memory = replace(self._blank, sources=parts)
         if ids and not text:
             self._memories[ids] = memory
             self._memories.move_to_end(ids)

@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ class Overloaded(IndexMemError):
 class _Job:
     """A request: what to run, and where its events go."""
 
-    run: Callable[[], Iterator[Any]]
+    run: Callable[[], Generator[Any, None, None]]
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     abandoned: threading.Event = field(default_factory=threading.Event)
@@ -47,7 +47,9 @@ class Worker:
         """Requests whose turn has not come."""
         return self._jobs.qsize()
 
-    async def events(self, run: Callable[[], Iterator[Any]]) -> AsyncIterator[Any]:
+    async def events(
+        self, run: Callable[[], Generator[Any, None, None]]
+    ) -> AsyncGenerator[Any, None]:
         """Run a job when its turn comes, and yield its events; leaving early ends it.
 
         Raises:

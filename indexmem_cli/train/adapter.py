@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from indexmem_cli.train.episodes import EpisodeMaker, Piece, Row
 from indexmem_cli.train.loss import ATTENDED, distil_loss, reverse_kl, soft_gate, streaming_kl
 from indexmem_cli.train.memory import calibrate_model
 from indexmem_cli.train.state import gather, load_state, save_state, scatter
-from indexmem_cli.train.tasks import make_development_fact, make_fact
+from indexmem_cli.train.tasks import Fact, make_development_fact, make_fact
 from indexmem_cli.train.teachers import Whole, WholeModel, attention_labels, hide_evicted
 
 MIX = {"facts": 0.38, "qa": 0.34, "natural": 0.16, "chat": 0.05, "code": 0.07}
@@ -95,13 +96,19 @@ class Batch:
         return (places >= sinks) & (places < torch.tensor(self.ends)[:, None])
 
 
-def make_batch(maker: EpisodeMaker, rng: Random, rows: int, length: int, held_out=False) -> Batch:
+def make_batch(
+    maker: EpisodeMaker, rng: Random, rows: int, length: int, held_out: bool = False
+) -> Batch:
     """Draw rows whose questions come after the document."""
-    ids = np.full((rows, length), maker.pad, dtype=np.int64)
-    asking, answering = (np.zeros((rows, length), dtype=bool) for _ in range(2))
-    ends = []
+    ids: np.ndarray = np.full((rows, length), maker.pad, dtype=np.int64)
+    asking: np.ndarray = np.zeros((rows, length), dtype=bool)
+    answering = asking.copy()
+    ends: list[int] = []
     while len(ends) < rows:
-        row = (_held_out_row if held_out else _training_row)(maker, rng, length)
+        if held_out:
+            row = _sparse_facts(maker, rng, length, make_development_fact)
+        else:
+            row = _training_row(maker, rng, length)
         end = _end_of_document(row.ids, maker.close)
         if end is None or len(row.ids) > length:
             continue
@@ -113,18 +120,16 @@ def make_batch(maker: EpisodeMaker, rng: Random, rows: int, length: int, held_ou
     return Batch(torch.from_numpy(ids), ends, *map(torch.from_numpy, (asking, answering)))
 
 
-def _training_row(maker: EpisodeMaker, rng: Random, length: int):
+def _training_row(maker: EpisodeMaker, rng: Random, length: int) -> Row:
     sort = rng.choices(tuple(MIX), tuple(MIX.values()))[0]
     if sort == "facts":
         return _sparse_facts(maker, rng, length, make_fact)
     return maker.makers[sort](rng, length)
 
 
-def _held_out_row(maker: EpisodeMaker, rng: Random, length: int):
-    return _sparse_facts(maker, rng, length, make_development_fact)
-
-
-def _sparse_facts(maker: EpisodeMaker, rng: Random, length: int, make) -> Row:
+def _sparse_facts(
+    maker: EpisodeMaker, rng: Random, length: int, make: Callable[[Random], Fact]
+) -> Row:
     """A few facts in much prose, all of them asked: what is not asked is not needed."""
     facts = [make(rng) for _ in range(rng.randint(1, max(2, length // 96)))]
     pieces = [Piece(tuple(maker.encode(" " + s)), ()) for f in facts for s in f.sentences]
@@ -192,7 +197,7 @@ class Run:
         batch = make_batch(self.maker, rng, rows, length)
         whole = self.dense(batch, paper=recipe.form == "query")
         counted = batch.counted(recipe.sink_tokens)
-        shown = {}
+        shown: dict[str, float] = {}
         if isinstance(self.indexer, QueryIndexer):
             loss = self.query_loss(whole, counted)
         elif self.step < recipe.distil_steps:
@@ -225,7 +230,9 @@ class Run:
             losses.append(streaming_kl(best, teacher, counted))
         return torch.stack(losses).mean()
 
-    def stream_loss(self, batch: Batch, whole: Whole, counted: Tensor, rng: Random):
+    def stream_loss(
+        self, batch: Batch, whole: Whole, counted: Tensor, rng: Random
+    ) -> tuple[Tensor, dict[str, float]]:
         """Labels of the whole cache on states under eviction, and the answers' KL to the model's.
 
         Everything after the first pass sees only what a stream would have kept.
@@ -299,7 +306,7 @@ class Run:
     def score_whole(self, whole: Whole) -> list[Tensor]:
         """Scores of a pass with the whole cache; the paper's from all queries of the row."""
         if not isinstance(self.indexer, QueryIndexer):
-            return self.indexer(whole.hidden)
+            return list(self.indexer(whole.hidden))
         config, scores = self.indexer.config, []
         for group, layer in enumerate(config.watched_layers):
             states = whole.hidden[layer]
@@ -340,7 +347,7 @@ def train_adapter(
     resume: bool = False,
     threads: int = 3,
     last_step: int | None = None,
-    report: Callable[[dict], None] = lambda row: None,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Path:
     """Train an indexer for a model on the data folder; returns the adapter's path.
 

@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import tiktoken
@@ -34,7 +35,7 @@ TOKENIZER_SAMPLE = {
 END = "<|end|>"
 
 
-def read_records(path: Path) -> Iterator[dict]:
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON lines of an .xz file."""
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -84,7 +85,8 @@ def encode_documents(encoding: tiktoken.Encoding, texts: list[str]) -> np.ndarra
     """Encode and join the texts, each closed by `<|end|>`; uint16 [T]."""
     end = encoding.encode_single_token(END)
     parts = [encoding.encode_ordinary(text) + [end] for text in texts]
-    return np.concatenate([np.array(part, dtype=np.uint16) for part in parts])
+    joined: np.ndarray = np.concatenate([np.array(part, dtype=np.uint16) for part in parts])
+    return joined
 
 
 def sample_texts(rng: Random, texts: list[str], num_chars: int, max_chars: int) -> list[str]:
@@ -150,13 +152,13 @@ class Corpus:
             edges = [0, *(ends + 1), len(ids) + 1]
             longest = max(range(len(edges) - 1), key=lambda i: edges[i + 1] - edges[i])
             ids = ids[edges[longest] : edges[longest + 1] - 1]
-        return ids.tolist()
+        return list(map(int, ids))
 
     def packed(self, rng: Random, source: str, num_tokens: int) -> list[int]:
         """Draw exactly `num_tokens`, running over the ends of documents."""
         array = self.arrays[source]
         start = rng.randrange(max(1, len(array) - num_tokens))
-        return array[start : start + num_tokens].tolist()
+        return list(map(int, array[start : start + num_tokens]))
 
     def sentence_starts(self, ids: list[int]) -> list[int]:
         """Return the places inside `ids` where a new sentence begins."""
@@ -164,13 +166,13 @@ class Corpus:
         if len(array) < 2:
             return []
         hits = self.closes_sentence[array[:-1]] & self.opens_sentence[array[1:]]
-        return (np.flatnonzero(hits) + 1).tolist()
+        return [int(place) + 1 for place in np.flatnonzero(hits)]
 
 
 def sentence_tables(encoding: tiktoken.Encoding) -> tuple[np.ndarray, np.ndarray]:
     """Say of every token whether it can close, and whether it can open, a sentence; bool [V]."""
-    closes = np.zeros(encoding.n_vocab, dtype=bool)
-    opens = np.zeros(encoding.n_vocab, dtype=bool)
+    closes: np.ndarray = np.zeros(encoding.n_vocab, dtype=bool)
+    opens: np.ndarray = np.zeros(encoding.n_vocab, dtype=bool)
     for token in range(encoding.max_token_value + 1 - len(encoding.special_tokens_set)):
         text = encoding.decode_single_token_bytes(token).decode("utf-8", errors="replace")
         closes[token] = text.endswith("\n") or text.strip("\"”’')") in (".", "?", "!")

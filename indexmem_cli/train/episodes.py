@@ -81,7 +81,8 @@ class EpisodeMaker:
         self.end, self.user = special("<|end|>"), special("<|user|>")
         self.assistant, self.pad = special("<|assistant|>"), special("<|pad|>")
         self.open, self.close = self.encode(DOCUMENT_OPEN), self.encode(DOCUMENT_CLOSE)
-        self.contexts, self.functions = {}, []
+        self.contexts: dict[str, list[Context]] = {}
+        self.functions: list[Function] = []
         if with_questions:
             self.contexts, self.functions = load_questions(data)
         self.makers: dict[str, Callable[[Random, int], Row]] = {
@@ -102,8 +103,8 @@ class EpisodeMaker:
         self, rng: Random, mix: dict[str, float], rows: int, length: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw `rows` rows of `length` tokens; ids int64 and loss weights fp32 [rows, length]."""
-        ids = np.full((rows, length), self.pad, dtype=np.int64)
-        loss = np.zeros((rows, length), dtype=np.float32)
+        ids: np.ndarray = np.full((rows, length), self.pad, dtype=np.int64)
+        loss: np.ndarray = np.zeros((rows, length), dtype=np.float32)
         sorts = rng.choices(tuple(mix), tuple(mix.values()), k=rows)
         for i, sort in enumerate(sorts):
             row = self.make_row(rng, sort, length)

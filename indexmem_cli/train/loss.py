@@ -42,7 +42,9 @@ def streaming_kl(importance: Tensor, teacher: Tensor, counted: Tensor) -> Tensor
     return kl_div(student, truth, reduction="batchmean")
 
 
-def soft_gate(scores: Tensor, hidden: Tensor, recent: int, sinks: int, mass: float = GATE_MASS):
+def soft_gate(
+    scores: Tensor, hidden: Tensor, recent: int, sinks: int, mass: float = GATE_MASS
+) -> Tensor:
     """Turn scores into numbers to add to attention logits, so that gradients reach the scores.
 
     gate[i, j] = s_j - logsumexp over j' in hist(i) of s_j' + log(mass), at history tokens j;

@@ -124,16 +124,46 @@ def calibrate_model(
     model: WholeModel, indexer: TokenIndexer, texts: list[list[int]], keep_fraction: float = 0.125
 ) -> Tensor:
     """The table of `calibrate_centroids` for an indexer, on texts of two chunks or more each."""
+    slots = max(8, _budget_of(texts[-1], keep_fraction) // 8)
+    return calibrate_centroids(replay_texts(model, indexer, texts, keep_fraction), slots)
+
+
+def _budget_of(text: list[int], keep_fraction: float) -> int:
+    return max(48, int(len(text) * keep_fraction))
+
+
+@torch.no_grad()
+def replay_texts(
+    model: WholeModel, indexer: TokenIndexer, texts: list[list[int]], keep_fraction: float
+) -> list[list[Replay]]:
+    """What every layer evicts and asks for while an indexer decides, by layer, text by text."""
     by_text = []
     for text in texts:
         ids = torch.tensor([text], device=model.device)
-        with torch.no_grad():
-            hidden = model.run(ids, watched=indexer.config.watched_layers).hidden
-            scores = [score.float() for score in indexer(hidden)]
-        budget = max(48, int(len(text) * keep_fraction))
+        hidden = model.run(ids, watched=indexer.config.watched_layers).hidden
+        scores = [score.float() for score in indexer(hidden)]
+        budget = _budget_of(text, keep_fraction)
         by_text.append([*replay(model, ids, scores, budget, CHUNK_TOKENS, 7, 16, 17)])
-    slots = max(8, budget // 8)
-    return calibrate_centroids([list(layer) for layer in zip(*by_text, strict=True)], slots)
+    return [list(layer) for layer in zip(*by_text, strict=True)]
+
+
+def fit_model(
+    model: WholeModel,
+    indexer: TokenIndexer,
+    texts: list[list[int]],
+    keep_fraction: float = 0.125,
+    num_steps: int = 100,
+) -> list[tuple[FastWeights, list[float]]]:
+    """Train the paper's memory for every layer on texts of several writes each.
+
+    Returns:
+        By layer the slow weights, and the losses of `fit_fast_weights`.
+    """
+    found = []
+    for replays in replay_texts(model, indexer, texts, keep_fraction):
+        slow = FastWeights(replays[0].layer.value.shape[3]).to(model.device)
+        found.append((slow, fit_fast_weights(replays, slow, num_steps)))
+    return found
 
 
 def fit_fast_weights(
@@ -145,7 +175,9 @@ def fit_fast_weights(
     """
     with torch.no_grad():
         bare = head_errors(replays, lambda: None).mean()
-    optimizer = torch.optim.AdamW(slow.parameters(), lr=lr, weight_decay=0.0, eps=1e-16)
+    scalars = [slow.decay_logit, *slow.gate.parameters()]  # far from where they begin
+    groups = [{"params": slow.map.parameters()}, {"params": scalars, "lr": 0.1}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, eps=1e-16)
     losses = []
     for step in range(num_steps):
         each = replays[step % len(replays)]

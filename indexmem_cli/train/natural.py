@@ -185,7 +185,8 @@ ALWAYS: tuple[Asker, ...] = (ask_gap, ask_quote, ask_about)
 
 def ask_sentences(rng: Random, sentences: list[str], count: int) -> list[Turn]:
     """Ask up to `count` questions: of a form that suits the sentence, else gaps and quotations."""
-    formed, others = [], []
+    formed: list[Turn] = []
+    others: list[Turn] = []
     for sentence in rng.sample(sentences, len(sentences)):
         if "\n" in sentence or len(sentence) > MAX_SENTENCE_CHARS:
             continue

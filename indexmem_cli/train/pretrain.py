@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -69,7 +70,7 @@ def build_optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[torch.opti
 
 
 def compute_loss(
-    model: Qwen3ForCausalLM, body: Callable, ids: Tensor, weights: Tensor
+    model: Qwen3ForCausalLM, body: Callable[..., Any], ids: Tensor, weights: Tensor
 ) -> tuple[Tensor, float]:
     """Weighted mean cross-entropy of the weighted tokens; also the plain mean of the answers.
 
@@ -121,7 +122,7 @@ class Run:
         self.elapsed_s = 0.0
         self.fresh_from: int | None = None  # step from which optimizers began anew
         self.stage: Stage | None = None
-        self.body: Callable = self.model.model
+        self.body: Callable[..., Any] = self.model.model
 
     def enter_stage(self) -> None:
         """Switch attention and compilation when a new stage begins."""
@@ -179,7 +180,7 @@ class Run:
         if not any(name.startswith("optimizer.") for name in tensors):
             self.fresh_from = self.step
 
-    def log(self, row: dict) -> None:
+    def log(self, row: dict[str, Any]) -> None:
         """Append one JSON line to the run's log."""
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")

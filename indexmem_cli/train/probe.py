@@ -21,8 +21,8 @@ def measure(model: Qwen3ForCausalLM, maker: EpisodeMaker, length: int) -> dict[s
     """Needle accuracy on development wordings, three facts in a text and one question."""
     rng = Random(length)
     rows = min(MAX_ROWS, PROBE_TOKENS // length)
-    ids = np.full((rows, length), maker.pad, dtype=np.int64)
-    weights = np.zeros((rows, length), dtype=np.float32)
+    ids: np.ndarray = np.full((rows, length), maker.pad, dtype=np.int64)
+    weights: np.ndarray = np.zeros((rows, length), dtype=np.float32)
     for i in range(rows):
         facts = [make_development_fact(rng) for _ in range(1 if length < 200 else 3)]
         pieces = [Piece(tuple(maker.encode(" " + f.sentences[0])), f.turns) for f in facts]

@@ -81,7 +81,9 @@ def fit_adapter(
     return path, scores
 
 
-def _look(whole: WholeModel, text: Tensor, before: list[int], between: list[int], config):
+def _look(
+    whole: WholeModel, text: Tensor, before: list[int], between: list[int], config: IndexerConfig
+) -> tuple[Tensor, Tensor]:
     """States [N, C, width] of all parts, and the log of the attention each token received."""
     states, targets = [], []
     for part in text:  # one at a time: memory stays that of one part and its repetition
@@ -95,7 +97,9 @@ def _look(whole: WholeModel, text: Tensor, before: list[int], between: list[int]
     return torch.cat(states), (targets - targets.mean()) / targets.std()
 
 
-def _fit(config: IndexerConfig, states: Tensor, targets: Tensor, held_out: int):
+def _fit(
+    config: IndexerConfig, states: Tensor, targets: Tensor, held_out: int
+) -> tuple[TokenIndexer, float]:
     """Ridge regression; the penalty that orders the last `held_out` parts best."""
     indexer = TokenIndexer(config).to(states.device).requires_grad_(False)
     net = indexer.nets[0]
@@ -105,15 +109,15 @@ def _fit(config: IndexerConfig, states: Tensor, targets: Tensor, held_out: int):
     mean = known.mean(0)
     gram = (known - mean).T @ (known - mean)
     moment = (known - mean).T @ (wanted - wanted.mean())
-    best = (-2.0, None)
+    fits: list[tuple[float, Tensor]] = []
     for penalty in PENALTIES:
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         weight = torch.linalg.solve(gram + penalty * eye, moment).float()
         scores = features[-held_out:] @ weight
         pairs = zip(scores, targets[-held_out:], strict=True)
         correlation = sum(rank_correlation(a, b) for a, b in pairs) / held_out
-        best = max(best, (correlation, weight), key=lambda fit: fit[0])
-    correlation, weight = best
+        fits.append((correlation, weight))
+    correlation, weight = max(fits, key=lambda fit: fit[0])
     net.out.weight.copy_(weight[None])
     net.out.bias.copy_(wanted.float().mean() - (mean.float() * weight).sum())
     return indexer, correlation

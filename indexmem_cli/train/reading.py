@@ -37,7 +37,7 @@ def load_contexts(data: Path, name: str, split: str = "train") -> list[Context]:
     documents = {}
     if name in ("fairytaleqa", "covidqa"):
         documents = {r["doc_id"]: r["text"] for r in read_records(folder / "docs.jsonl.xz")}
-    grouped = defaultdict(list)
+    grouped: defaultdict[str, list[tuple[Turn, tuple[int, int] | None]]] = defaultdict(list)
     for record in read_records(folder / f"{name}.jsonl.xz"):
         text = record.get("context") or documents[record["doc_id"]]
         start = record["answer_start"]
@@ -100,9 +100,9 @@ def load_functions(texts: list[str], max_chars: int = 1200) -> list[Function]:
 def ask_function(node: ast.FunctionDef) -> tuple[Turn, ...]:
     """Ask what a function returns, is called, and takes."""
     turns = []
-    returns = [n for n in ast.walk(node) if isinstance(n, ast.Return) and n.value is not None]
+    returns = [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and n.value]
     if len(returns) == 1:
-        value = ast.unparse(returns[0].value)
+        value = ast.unparse(returns[0])
         if len(value) < 60:
             turns.append(Turn(f"What does the function {node.name} return?", value))
             if len(value) > 8:
@@ -138,11 +138,13 @@ def read_questions(path: Path) -> tuple[dict[str, list[Context]], list[Function]
     """Read what `write_questions` wrote."""
     content = json.loads(gzip.decompress(path.read_bytes()))
 
-    def turns(pairs: list) -> tuple[Turn, ...]:
+    def turns(pairs: list[tuple[str, str]]) -> tuple[Turn, ...]:
         return tuple(Turn(*pair) for pair in pairs)
 
-    def context(text: str, pairs: list, spans: list) -> Context:
-        return Context(text, turns(pairs), tuple(span and tuple(span) for span in spans))
+    def context(
+        text: str, pairs: list[tuple[str, str]], spans: list[tuple[int, int] | None]
+    ) -> Context:
+        return Context(text, turns(pairs), tuple(span and (span[0], span[1]) for span in spans))
 
     sets = {name: [context(*one) for one in group] for name, group in content["contexts"].items()}
     return sets, [Function(source, turns(pairs)) for source, pairs in content["functions"]]

@@ -6,6 +6,7 @@ while it saves keeps its earlier checkpoint whole. Nothing here can run code whe
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ SHARD_BYTES = 16 * 1024**2
 HEADER_BYTES = 64 * 1024  # room for a shard's own header
 
 
-def save_state(folder: Path, tensors: dict[str, Tensor], numbers: dict) -> None:
+def save_state(folder: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     """Write a checkpoint in shards of at most 16 MiB, unless one tensor alone is larger."""
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
@@ -39,7 +40,7 @@ def save_state(folder: Path, tensors: dict[str, Tensor], numbers: dict) -> None:
             old.unlink()
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint, on the CPU; returns its tensors and the rest.
 
     Raises:

@@ -61,7 +61,7 @@ def open_sentence(text: str) -> str:
 def fill(rng: Random, template: str, values: dict[str, str]) -> str:
     """Put values into the braces of `template`, drawing those that are missing."""
 
-    def value(match: re.Match) -> str:
+    def value(match: re.Match[str]) -> str:
         name = match[1]
         if name not in values:
             values[name] = SLOTS[name.rstrip("2")](rng)
@@ -118,7 +118,8 @@ def make_deed_fact(rng: Random) -> Fact:
         values["where"] = f"the {values['where']}"
     values["preposition"] = SLOTS["preposition"](rng)
     values["Preposition"] = capitalise(values["preposition"])
-    statements, questions = TRAINING_DEED_STATEMENTS, TRAINING_DEED_QUESTIONS
+    statements: tuple[str, ...] = TRAINING_DEED_STATEMENTS
+    questions: dict[str, tuple[str, ...]] = TRAINING_DEED_QUESTIONS
     if rng.random() < 0.35:
         statements, questions = TRAINING_TENSE_STATEMENTS, TRAINING_TENSE_QUESTIONS
         values["auxiliary"] = rng.choice(tuple(AUXILIARIES))
@@ -200,7 +201,7 @@ def make_similar_facts(rng: Random, count: int) -> list[Fact]:
         make_frame_fact,
     )
     make = rng.choice(makers)
-    facts = []
+    facts: list[Fact] = []
     asked: set[str] = set()
     while len(facts) < count:
         fact = make(rng)

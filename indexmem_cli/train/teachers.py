@@ -4,7 +4,9 @@
 attention, gate it, and hide what a stream would have evicted. Nothing here is used while reading.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +74,7 @@ class WholeModel(Backbone):
         self.model.requires_grad_(False)
         self.managed = tuple(i for i, window in enumerate(self.layer_windows) if window is None)
 
-    def run(self, ids: Tensor, **options) -> Whole:
+    def run(self, ids: Tensor, **options: Any) -> Whole:
         """Pass rows of token ids [B, T] through all layers; options are fields of `Whole`."""
         self._run = run = Whole(**options)
         try:
@@ -148,7 +150,9 @@ def _grouped_logits(query: Tensor, key: Tensor, scaling: float, softcap: float |
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def attention_labels(received: list[Tensor], groups: list[tuple[int, ...]], by_head: bool):
+def attention_labels(
+    received: list[Tensor], groups: Sequence[tuple[int, ...]], by_head: bool
+) -> list[Tensor]:
     """The largest attention each token received, by group of layers.
 
     Args:

@@ -1,5 +1,6 @@
 """Words that the synthetic tasks draw from, and the making of names, codes and dates."""
 
+from collections.abc import Callable
 from random import Random
 
 
@@ -192,7 +193,7 @@ def make_site(rng: Random) -> str:
     return f"{first} {rng.choice(BUILDINGS)}"
 
 
-SLOTS = {
+SLOTS: dict[str, Callable[[Random], str]] = {
     "person": make_person,
     "place": make_place,
     "code": make_code,

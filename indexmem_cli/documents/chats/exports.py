@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats import assistants, messengers
 from indexmem_cli.documents.chats.messages import Message, Reader
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged
 
 MAX_RECORD_BYTES = 64_000_000
 """A longer message or conversation is refused; it would stand in memory as a whole."""
@@ -60,7 +60,7 @@ def detect_export(head: bytes) -> tuple[str, Reader] | None:
     """Return the kind of a chat and how it is read, if the beginning of a file is of one."""
     if not head.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):
         return None
-    prefixes = set()
+    prefixes: set[str] = set()
     # The head ends anywhere.
     with suppress(Damaged):
         prefixes.update(prefix for prefix, *_ in _events(_Repaired(io.BytesIO(head))))
@@ -70,7 +70,7 @@ def detect_export(head: bytes) -> tuple[str, Reader] | None:
     return None
 
 
-def _read(known: _Format, stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def _read(known: _Format, stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     num_records = 0
     try:
         for record, around in read_records(stream, known.record):
@@ -81,7 +81,7 @@ def _read(known: _Format, stream: Meter, config: ReadConfig) -> Iterator[Message
 
 
 def read_records(
-    stream: Meter | io.BytesIO, wanted: str
+    stream: ByteSource, wanted: str
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield the objects with the prefix `wanted`, and the short values before and around each.
 
@@ -146,7 +146,7 @@ class _Repaired:
     Telegram writes control characters as `\x1f`, which JSON does not know; they become `\u001f`.
     """
 
-    def __init__(self, stream: Meter | io.BytesIO) -> None:
+    def __init__(self, stream: ByteSource) -> None:
         self._stream = stream
         self._held = b""
         self._is_first = True

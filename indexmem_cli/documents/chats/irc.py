@@ -6,7 +6,7 @@ from datetime import datetime
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.messages import Message, text_lines, wall_clock
-from indexmem_cli.documents.passages import Meter
+from indexmem_cli.documents.passages import ByteSource
 
 _LINE = re.compile(
     r"\[?(?:(?P<date>\d{4}-\d\d-\d\d)[ T])?(?P<clock>\d\d:\d\d(?::\d\d)?)\]?\s+"
@@ -38,7 +38,7 @@ def detect_irc(lines: Iterable[str]) -> str | None:
     return "irc" if has_nicks and said + marks >= _MIN_SHARE * len(lines) else None
 
 
-def read_irc(stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def read_irc(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield what was said, done (`* Ann waves`) and announced; dates are those of the marks."""
     today: datetime | None = None
     for number, line in text_lines(stream, config):
@@ -62,7 +62,7 @@ def read_irc(stream: Meter, config: ReadConfig) -> Iterator[Message]:
             yield Message(match["event"], None, ts, line=number)
 
 
-def read_weechat(stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def read_weechat(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield the lines of a WeeChat log, whose columns are separated by tabs."""
     for number, line in text_lines(stream, config):
         match = _WEECHAT.fullmatch(line)

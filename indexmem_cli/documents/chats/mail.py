@@ -5,12 +5,12 @@ import email
 import re
 from collections.abc import Iterator
 from datetime import datetime
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from email.policy import default as modern
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.messages import Message
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged
 from indexmem_cli.documents.web import text_of_html
 
 MAX_MAIL_BYTES = 50_000_000
@@ -27,7 +27,7 @@ def detect_mail(head: str) -> str | None:
     """Return `mbox` or `email` if a text begins with the header of a mail."""
     lines = head.split("\n")
     is_box = _BOUNDARY.fullmatch((lines[0] + "\n").encode("utf-8", "replace")) is not None
-    known = set()
+    known: set[str] = set()
     for line in lines[is_box:]:
         if line[:1] in (" ", "\t") and known:
             continue  # a folded field
@@ -39,7 +39,7 @@ def detect_mail(head: str) -> str | None:
     return "mbox" if is_box else "email"
 
 
-def read_mail(stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def read_mail(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield the one message of a file."""
     data = stream.read(MAX_MAIL_BYTES + 1)
     if len(data) > MAX_MAIL_BYTES:
@@ -49,7 +49,7 @@ def read_mail(stream: Meter, config: ReadConfig) -> Iterator[Message]:
     yield parse_mail(data.removeprefix(codecs.BOM_UTF8))
 
 
-def read_mbox(stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def read_mbox(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield the messages of a mailbox one by one.
 
     The standard library's `mailbox` needs a path and indexes the whole file; this needs a stream.
@@ -88,15 +88,20 @@ def parse_mail(data: bytes) -> Message:
     )
 
 
+def _payload(part: MIMEPart) -> bytes:
+    payload = part.get_payload(decode=True)
+    return payload if isinstance(payload, bytes) else b""
+
+
 def _body(mail: EmailMessage) -> str:
     """Return the plain text of a mail, else the text of its HTML."""
     part = mail.get_body(("plain", "html"))
     if part is None:
         return ""
     if part.get_content_type() == "text/html":
-        return text_of_html(part.get_payload(decode=True) or b"", part.get_content_charset())
+        return text_of_html(_payload(part), part.get_content_charset())
     charset = part.get_content_charset() or "utf-8"
-    payload = part.get_payload(decode=True) or b""
+    payload = _payload(part)
     try:
         return payload.decode(charset, "replace")
     except LookupError:  # a character set that does not exist
@@ -121,7 +126,7 @@ def _date(mail: EmailMessage) -> datetime | None:
         return None
 
 
-def _lines(stream: Meter) -> Iterator[bytes]:
+def _lines(stream: ByteSource) -> Iterator[bytes]:
     rest = b""
     while block := stream.read(1 << 16):
         *whole, rest = (rest + block).split(b"\n")

@@ -9,8 +9,8 @@ from typing import Any
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.passages import (
+    ByteSource,
     Damaged,
-    Meter,
     ParsedDocument,
     Passage,
     Place,
@@ -51,7 +51,7 @@ class Message:
     """Line of the file; None where the source has no lines."""
 
 
-Reader = Callable[[Meter, ReadConfig], Iterable[Message]]
+Reader = Callable[[ByteSource, ReadConfig], Iterable[Message]]
 
 
 class MessageDocument(ParsedDocument):
@@ -129,7 +129,7 @@ def show_time(ts: datetime | timedelta | str | None) -> str | None:
     return ts
 
 
-def text_lines(stream: Meter, config: ReadConfig) -> Iterator[tuple[int, str]]:
+def text_lines(stream: ByteSource, config: ReadConfig) -> Iterator[tuple[int, str]]:
     """Decode and clean a text; yield its lines without line ends, each with its number.
 
     A very long line comes in pieces of the same number.
@@ -143,9 +143,10 @@ def wall_clock(text: str | None) -> datetime | None:
     from dateutil.parser import isoparse
 
     try:
-        return isoparse(text or "").replace(tzinfo=None)
+        moment: datetime = isoparse(text or "").replace(tzinfo=None)
     except (ValueError, TypeError, OverflowError):
         return None
+    return moment
 
 
 def epoch(seconds: float | str | None) -> datetime | None:

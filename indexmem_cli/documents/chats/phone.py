@@ -11,7 +11,7 @@ from datetime import datetime
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.messages import MAX_MESSAGE_CHARS, Message, text_lines
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged
 
 _MARKS = dict.fromkeys((0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
 _HEADER = re.compile(
@@ -50,7 +50,8 @@ class _Header:
 
 def detect_phone(lines: Iterable[str]) -> str | None:
     """Return `whatsapp` or `signal` if the first lines of a text are such a chat."""
-    headers, authored, levels = [], 0, 0
+    headers: list[_Header] = []
+    authored = levels = 0
     for line in lines:
         header = _parse_header(line)
         if header is None:
@@ -67,7 +68,7 @@ def detect_phone(lines: Iterable[str]) -> str | None:
     return "signal" if is_signal else "whatsapp"
 
 
-def read_phone(stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def read_phone(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield the messages of a chat, after a first pass that settles the order of its dates."""
     orders = resolve_orders((h for *_, h in _headers(stream, config) if h), config.date_order)
     stream.seek(0)
@@ -80,7 +81,7 @@ def read_phone(stream: Meter, config: ReadConfig) -> Iterator[Message]:
             if current is not None:
                 yield _finish(current, parts)
             parts, num_chars = [], 0
-        if moment is not None:
+        if header is not None and moment is not None:
             author, text = _split_author(header.rest)
             sent = _NOT_SENT_MARK not in header.line or not _NOT_SENT.search(text)
             current = Message("", author, moment, line=line)
@@ -107,7 +108,7 @@ def resolve_orders(headers: Iterable[_Header], wanted: str | None) -> dict[str, 
     days_first: Counter[str] = Counter()
     months_first: Counter[str] = Counter()
     steps_back: dict[str, Counter[str]] = {}
-    last: dict[tuple[str, str], tuple] = {}
+    last: dict[tuple[str, str], tuple[int, ...]] = {}
     unclear: dict[str, tuple[int, int, int]] = {}
     for header in headers:
         mark, (a, b, c) = header.mark, header.date
@@ -141,7 +142,7 @@ def resolve_orders(headers: Iterable[_Header], wanted: str | None) -> dict[str, 
     return orders
 
 
-def _headers(stream: Meter, config: ReadConfig) -> Iterator[tuple[int, str, _Header | None]]:
+def _headers(stream: ByteSource, config: ReadConfig) -> Iterator[tuple[int, str, _Header | None]]:
     seen = 0
     for line, text in text_lines(stream, config):
         yield line, text, None if line == seen else _parse_header(text)

@@ -11,7 +11,7 @@ from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.exports import MAX_RECORD_BYTES, read_records
 from indexmem_cli.documents.chats.messages import Message
 from indexmem_cli.documents.chats.messengers import from_slack
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged, Meter
 from indexmem_cli.documents.unzip import Zip
 
 _LISTS = ("channels.json", "groups.json", "dms.json", "mpims.json")
@@ -21,7 +21,9 @@ _DAY = re.compile(r"(.+)/\d{4}-\d\d-\d\d\.json")
 class Members(Protocol):
     """Named files: of a zip, or of a folder."""
 
-    names: list[str]
+    @property
+    def names(self) -> list[str]:
+        """Names of the files, with folders before them."""
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return a whole member that is not larger than `max_bytes`."""
@@ -63,7 +65,7 @@ def is_slack(names: Iterable[str]) -> bool:
     return f"{base}users.json" in names and any(map(_DAY.fullmatch, names))
 
 
-def read_slack_zip(stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def read_slack_zip(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield the messages of a zipped export."""
     yield from read_slack(Zip(stream))
 
@@ -130,7 +132,7 @@ def _reading_order(record: dict[str, Any]) -> tuple[float, float]:
 def _user_name(user: dict[str, Any]) -> str:
     profile = user.get("profile") or {}
     names = (profile.get("display_name"), profile.get("real_name"), user.get("real_name"))
-    return next(filter(None, names), None) or user.get("name") or user["id"]
+    return str(next(filter(None, names), None) or user.get("name") or user["id"])
 
 
 def _channel_name(channel: dict[str, Any], users: dict[str, str]) -> str:

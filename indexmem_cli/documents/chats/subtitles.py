@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.messages import Message, text_lines
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged
 
 _TIME = r"(?:(\d{1,3}):)?(\d{2}):(\d{2})[.,](\d{3})"
 _CUE = re.compile(rf"\s*{_TIME}\s+-->\s+{_TIME}(?:\s.*)?")
@@ -43,7 +43,7 @@ def detect_subtitles(lines: Iterable[str]) -> str | None:
     return "srt" if is_srt else None
 
 
-def read_subtitles(stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def read_subtitles(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield what was said, joining cues of one speaker up to the end of a sentence.
 
     A line that the next cue repeats, as in captions that roll, is taken once.
@@ -77,7 +77,7 @@ def _goes_on(speech: _Speech, author: str | None, start: timedelta) -> bool:
 
 
 def _cues(
-    stream: Meter, config: ReadConfig
+    stream: ByteSource, config: ReadConfig
 ) -> Iterator[tuple[int, timedelta, timedelta, str | None, list[str]]]:
     """Yield line, begin, end, speaker and text lines of each cue; notes and styles have none."""
     first: tuple[int, timedelta, timedelta] | None = None
@@ -106,7 +106,8 @@ def _spoken(lines: list[str]) -> tuple[str | None, list[str]]:
     voice = _VOICE.search(text)
     text = html.unescape(_TAG.sub("", _VOICE.sub("", text)))
     name = None if voice else _NAME.match(text)
-    author = (voice or name)[1].strip() if voice or name else None
+    found = voice or name
+    author = found[1].strip() if found else None
     texts = (text[name.end() :] if name else text).split("\n")
     return author, [" ".join(row.split()) for row in texts if row.strip()]
 

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.messages import Message
-from indexmem_cli.documents.passages import Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged
 from indexmem_cli.documents.web import MAX_HTML_BYTES, parse_html
 
 
@@ -14,7 +14,7 @@ def is_telegram_html(head: bytes) -> bool:
     return b"<title>Exported Data</title>" in head and b"page_wrap" in head
 
 
-def read_telegram_html(stream: Meter, config: ReadConfig) -> Iterator[Message]:
+def read_telegram_html(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield the messages of a page; one without a name is by the author of the one before."""
     data = stream.read(MAX_HTML_BYTES + 1)
     if len(data) > MAX_HTML_BYTES:
@@ -36,10 +36,10 @@ def read_telegram_html(stream: Meter, config: ReadConfig) -> Iterator[Message]:
         yield Message(
             text,
             author,
-            _moment(date["title"]) if date else None,
+            _moment(str(date["title"])) if date else None,
             chat,
-            reply_to=reply["href"].rpartition("message")[2] if reply else None,
-            id=(message.get("id") or "").removeprefix("message") or None,
+            reply_to=str(reply["href"]).rpartition("message")[2] if reply else None,
+            id=str(message.get("id") or "").removeprefix("message") or None,
         )
 
 

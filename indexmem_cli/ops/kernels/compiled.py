@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -74,7 +75,7 @@ def compile_kernels(
                     yield _compile(source, f"{name} {tiles}".strip(), arch, chosen)
 
 
-def _source(kernel, args: tuple, constants: dict) -> ASTSource:
+def _source(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> ASTSource:
     """What the just-in-time compiler would make of these arguments."""
     plain = getattr(kernel, "fn", kernel) if hasattr(kernel, "configs") else kernel
     names = plain.arg_names
@@ -87,7 +88,7 @@ def _source(kernel, args: tuple, constants: dict) -> ASTSource:
     return ASTSource(fn=plain, signature=signature, constexprs=constants, attrs=divisible)
 
 
-def _type_of(value) -> str:
+def _type_of(value: Any) -> str:
     if isinstance(value, Tensor):
         kind = str(value.dtype).removeprefix("torch.")
         short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -95,7 +96,7 @@ def _type_of(value) -> str:
     return "fp32" if isinstance(value, float) else "i32"
 
 
-def _compile(source: ASTSource, form: str, arch: int, options: dict) -> Compiled:
+def _compile(source: ASTSource, form: str, arch: int, options: dict[str, int]) -> Compiled:
     program = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=options)
     registers, spilled = _resources(program.asm["cubin"])
     return Compiled(
@@ -117,17 +118,15 @@ def _resources(program: bytes) -> tuple[int, int]:
         file.write_bytes(program)
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack, local = (
-        int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")
-    )
-    return registers, stack + local
+    found = {name: int(size) for name, size in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
 
 
 def _launch_all(dtype: torch.dtype, size: int, group: int) -> None:
     """Ask for every kernel at the shapes of an 8B model, on tensors that take no memory."""
     heads, slots, tokens, memory, width = 8, 6144, 2048, 64, 4096
 
-    def make(*shape, dtype=torch.float32):
+    def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     pair = (make(width), make(width))
@@ -156,8 +155,8 @@ def _launch_all(dtype: torch.dtype, size: int, group: int) -> None:
     segments = [
         Segment(query, key, value),
         Segment(query, key, value, angles, angles, length=per_head),
-        Segment(query, *small, angles, angles, *scales),
-        Segment(query, *centroids, bias=make(1, heads, memory)),
+        Segment(query, small[0], small[1], angles, angles, scales[0], scales[1]),
+        Segment(query, centroids[0], centroids[1], bias=make(1, heads, memory)),
     ]
     decode.attend_segments_triton(segments, 0.1, None, True)
     chunk_query = make(1, heads * group, tokens, size, dtype=dtype)

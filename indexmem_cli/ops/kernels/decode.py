@@ -269,7 +269,7 @@ def _splits(segment: Segment, rows: int) -> int:
     """Programs for one segment: enough to fill the device, none of them for fewer than a tile."""
     slots = segment.key.shape[2]
     wanted = triton.cdiv(2 * processors(segment.key.device), max(rows, 1))
-    return min(MAX_SPLITS, wanted, triton.cdiv(slots, 128 if slots > 128 else 32))
+    return int(min(MAX_SPLITS, wanted, triton.cdiv(slots, 128 if slots > 128 else 32)))
 
 
 def _attend_split(
@@ -294,7 +294,7 @@ def _attend_split(
     insist_rows(key=key, value=value, cos=segment.cos, bias=segment.bias)
     insist_rows(key_scale=segment.key_scale, value_scale=segment.value_scale)
     half = segment.cos.shape[-1] if segment.cos is not None else size // 2
-    if segment.cos is not None:
+    if segment.cos is not None and segment.sin is not None:
         insist(segment.cos.shape[0] in (1, batch * kv_heads), "angles: one row, or one per head")
         insist(segment.cos.dtype == torch.float32, "angles must be fp32")
         insist(segment.cos.stride() == segment.sin.stride(), "cos and sin must lie alike")

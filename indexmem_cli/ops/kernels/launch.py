@@ -19,23 +19,24 @@ MIN_DOT = 16
 """Smallest side of a tile that tensor cores multiply."""
 
 
-def tuned(configs: list[triton.Config], key: list[str]) -> Callable:
+def tuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:
     """Like `triton.autotune`, which cannot run under the interpreter: there the first tiles serve.
 
     Never for a kernel that works in place: tuning runs it many times over.
     """
     if not INTERPRETED:
-        return triton.autotune(configs=configs, key=key)
+        tune: Callable[[Any], Any] = triton.autotune(configs=configs, key=key)
+        return tune
     return lambda kernel: _Fixed(kernel, configs[0])
 
 
 class _Fixed:
     """A kernel with its tiles filled in."""
 
-    def __init__(self, kernel, config: triton.Config) -> None:
+    def __init__(self, kernel: Any, config: triton.Config) -> None:
         self.kernel, self.config = kernel, config
 
-    def __getitem__(self, grid):
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
         first = self.config.kwargs
         at = grid if not callable(grid) else lambda given: grid({**given, **first})
         return lambda *args, **options: self.kernel[at](*args, **options, **first)
@@ -46,8 +47,8 @@ class Launch:
     """A launch that was asked for while launches are recorded."""
 
     kernel: Any
-    args: tuple
-    options: dict
+    args: tuple[Any, ...]
+    options: dict[str, Any]
 
 
 _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
@@ -56,14 +57,15 @@ _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None
 @contextmanager
 def record_launches() -> Iterator[list[Launch]]:
     """Gather launches instead of running them, to compile them for a device that is not here."""
-    token = _recorded.set([])
+    launches: list[Launch] = []
+    token = _recorded.set(launches)
     try:
-        yield _recorded.get()
+        yield launches
     finally:
         _recorded.reset(token)
 
 
-def launch(kernel, grid, *args, **options) -> None:
+def launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
     """Run a kernel over a grid, or record that it would have run."""
     gathered = _recorded.get()
     if gathered is None:
@@ -74,14 +76,14 @@ def launch(kernel, grid, *args, **options) -> None:
         gathered.append(Launch(kernel, args, options))
 
 
-def tiles(choices: Iterable[tuple[dict, int, int]]) -> list[triton.Config]:
+def tiles(choices: Iterable[tuple[dict[str, int], int, int]]) -> list[triton.Config]:
     """Make configurations of (tile sizes, warps, stages)."""
     return [triton.Config(t, num_warps=w, num_stages=s) for t, w, s in choices]
 
 
 def block(size: int, least: int = MIN_DOT) -> int:
     """The power of two that a tile needs to hold `size`."""
-    return max(least, triton.next_power_of_2(size))
+    return max(least, int(triton.next_power_of_2(size)))
 
 
 def precision(tensor: Tensor) -> str:
@@ -119,4 +121,4 @@ def processors(device: torch.device) -> int:
     """Streaming multiprocessors to keep busy; under the interpreter few, so that tests split."""
     if device.type != "cuda":
         return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -213,6 +213,15 @@ def everything(
         steps["kernels"] = lambda: kernels(out=folder / "kernels.jsonl")
         steps["device"] = lambda: measure_device(out=folder / "device.jsonl")
     steps["pictures"] = lambda: make_pictures(PICTURES, folder, folder / "pictures", dark=False)
+    run_steps(steps)
+
+
+def run_steps(steps: dict[str, Callable[[], Any]]) -> None:
+    """Run one after the other, whatever fails.
+
+    Raises:
+        ConfigError: something failed; what, was said.
+    """
     failed = []
     for name, step in steps.items():
         typer.echo(f"== {name}", err=True)

@@ -226,8 +226,7 @@ def test_a_run_measures_every_method_once_and_goes_on(run, monkeypatch):
 def test_a_task_and_a_method_are_added_in_one_file(run, monkeypatch):
     monkeypatch.setattr(suites, "SUITES", dict(suites.SUITES))
     monkeypatch.setattr(suites, "METHODS", dict(suites.METHODS))
-    for module in (cells, quality):
-        monkeypatch.setattr(module, "METHODS", suites.METHODS)
+    monkeypatch.setattr(cells, "METHODS", suites.METHODS)
     monkeypatch.setattr(cells, "SUITES", suites.SUITES)
     options = ["--add", str(ADDITIONS), "--suite", "mine", "--methods", "last-words"]
     done = run(*options, "--lengths", "220", "--budgets", "64")

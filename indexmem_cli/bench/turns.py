@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
@@ -113,7 +114,7 @@ def measure(checkpoint: Checkpoint, options: SpeedConfig) -> list[Row]:
     memories = [MemoryConfig(*sizes, policy, recall=False) for policy in options.policies]
     repeats = []
     for _ in range(options.repeats):
-        readers = {"bare": Plain(plain.decoder)}
+        readers: dict[str, Any] = {"bare": Plain(plain.decoder)}
         readers |= {memory.policy: Engine(backbone, memory) for memory in memories}
         readers["full"] = Plain(plain.decoder, DynamicCache())
         repeats.append(_take_turns(readers, checkpoint.config["vocab_size"], options))
@@ -195,7 +196,7 @@ def _beside_full(length: int, repeats: list[Seconds], round_tokens: int) -> Row:
     `x_over_full` is over all rounds up to the length, `x_over_full_last` in the last of them.
     """
     end = length // round_tokens
-    row = {"n": len(repeats), "length_tokens": length}
+    row: Row = {"n": len(repeats), "length_tokens": length}
     row["tokens_per_s"] = rows.spread(length / sum(run["full"][:end]) for run in repeats)
     row["last_tokens_per_s"] = rows.spread(round_tokens / run["full"][end - 1] for run in repeats)
     for name in [name for name in repeats[0] if name != "full"]:

@@ -229,6 +229,7 @@ def test_second_question_reads_nothing_again(script, tiny_model_dir, tmp_path, m
     [row] = map(json.loads, out.read_text("utf-8").splitlines())
     assert row["tokens_reused"] == row["tokens"] > 900
     assert row["process_s"]["median"] > row["load_s"]["median"] > row["first_token_s"]["median"] > 0
+    assert row["first_word_s"]["median"] > row["first_token_s"]["median"]
 
 
 @pytest.fixture

@@ -12,7 +12,16 @@ HEAT = ("#e5695b", "#f2d675", "#58b277")
 """None right, half of them, all: light enough for the numbers on them."""
 LEGEND = {"frameon": False, "fontsize": 9}
 # A method has the same colour and marker in every picture; what is made of one has its colour.
-ORDER = ("recall", "learned", "full", "keydiff", "recency", "question", "passages", "snapkv")
+ORDER: tuple[str, ...] = (
+    "recall",
+    "learned",
+    "full",
+    "keydiff",
+    "recency",
+    "question",
+    "passages",
+    "snapkv",
+)
 ORDER += ("h2o", "expected-attention", "tova", "knorm", "random")
 
 

@@ -7,6 +7,7 @@ swapped, its budgets moved to another layer, or without it.
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,8 @@ def take_slots(budget: int) -> int:
 
 def shuffle(model: LanguageModel, reader: Reader, slots: int) -> None:
     """Take every new token's score from another."""
-    reader.scorer = Shuffled(reader.scorer)
+    # All else is the scorer's own, which mypy does not see through __getattr__.
+    reader.scorer = Shuffled(reader.scorer)  # type: ignore[assignment]
 
 
 def level(model: LanguageModel, reader: Reader, slots: int) -> None:
@@ -106,7 +108,8 @@ def remember(model: LanguageModel, reader: Reader, slots: int, kind: str, swappe
         else:
             info = model.backbone.info
             memory = FastWeightMemory(fit_slow_weights(model.name, info.dtype, info.device)[i])
-        layer.latent = Swapped(memory) if swapped else memory
+        # As in `shuffle`, the rest of a swapped memory is the memory's own.
+        layer.latent = Swapped(memory) if swapped else memory  # type: ignore[assignment]
 
 
 @lru_cache(maxsize=1)
@@ -141,7 +144,7 @@ def fit_slow_weights(name: str, dtype: str, device: str) -> list[FastWeights]:
     return fitted
 
 
-def add_streamed(name: str, group: str, **settings: object) -> None:
+def add_streamed(name: str, group: str, **settings: Any) -> None:
     """Make a method known that is a stream of the engine with settings of its own."""
     opened = partial(open_stream, **settings)
     answered = partial(answer_by_stream, open=opened)
@@ -149,7 +152,7 @@ def add_streamed(name: str, group: str, **settings: object) -> None:
     add_method(name, Method(answered, open=opened if can_go_on else None, group=group))
 
 
-def list_variants() -> Iterator[tuple[str, str, dict[str, object]]]:
+def list_variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name all variants, with their groups and the arguments of `open_stream`."""
     unfocused = [policy for policy in POLICIES if policy != FOCUS]
     for policy in unfocused:
@@ -163,8 +166,8 @@ def list_variants() -> Iterator[tuple[str, str, dict[str, object]]]:
     for policy in unfocused:
         if policy not in ("recency", "random"):
             yield f"{policy}-shuffled", "twins", {"policy": policy, "change": shuffle}
-    for name, change in (("even", level), ("moved", move)):
-        yield f"{LEARNED}-{name}", "twins", {"policy": LEARNED, "change": change}
+    for name, moving in (("even", level), ("moved", move)):
+        yield f"{LEARNED}-{name}", "twins", {"policy": LEARNED, "change": moving}
     for policy in POLICIES:
         yield f"{policy}-once", "once", {"policy": policy, "once": True}
 

@@ -124,10 +124,6 @@ class Memory:
     is_looked_up: bool = False
     """Only passages are wanted, for answers that are written from another memory."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.sources, Sources):
-            self.sources = [self.sources]
-
     _readings: list[Reading] = field(default_factory=list, repr=False)
 
     @property

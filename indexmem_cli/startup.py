@@ -44,8 +44,10 @@ class LazyPackage(ModuleType):
         if self._has_run or (name.startswith("__") and name != "__path__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         self._has_run = True
-        self.__path__ = self.__spec__.submodule_search_locations or []
-        self.__spec__.loader.exec_module(self)
+        spec = self.__spec__
+        assert spec is not None and spec.loader is not None, "both are given on making"
+        self.__path__ = spec.submodule_search_locations or []
+        spec.loader.exec_module(self)
         return getattr(sys.modules[self.__name__], name)
 
 
@@ -104,7 +106,7 @@ def _import_lazily(name: str, **known: Any) -> ModuleType:
     return sys.modules.setdefault(name, LazyPackage(spec, **known))
 
 
-def _unmarked(function: Callable | None = None, *_: Any, **__: Any) -> Callable:
+def _unmarked(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Callable[..., Any]:
     """A decorator, with or without arguments, that does nothing."""
     return function if function is not None else _unmarked
 

@@ -61,7 +61,7 @@ def stale_pictures(names: Iterable[str], results: Path, out: Path) -> list[str]:
     stale = []
     for name in names:
         path, expected = out / f"{name}.png", _hash(_picture(name).take(results))
-        if not path.exists() or Image.open(path).text.get(STAMP) != expected:
+        if not path.exists() or Image.open(path).info.get(STAMP) != expected:
             stale.append(name)
     return stale
 

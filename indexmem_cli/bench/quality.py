@@ -260,5 +260,4 @@ def tabulate(rows: Sequence[Row]) -> list[Row]:
 def _identity(row: Row) -> tuple:
     """What a measurement is of: the same identity, the same result; uncommitted code has none."""
     names = ("commit", "dirty", "revision", "dtype", "quant", "kv_dtype", "adapter", "gpu")
-    names += tuple(Cell.__dataclass_fields__)
-    return tuple(row.get(name) for name in names)
+    return tuple(row.get(name) for name in (*names, *Cell.__dataclass_fields__))

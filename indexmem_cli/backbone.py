@@ -18,7 +18,7 @@ from indexmem_cli.errors import BackboneError, OutOfMemory
 from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import Adapter
 from indexmem_cli.memory.policies import Block
-from indexmem_cli.memory.room import describe_room, is_out_of_memory
+from indexmem_cli.memory.room import explain_shortage
 from indexmem_cli.memory.state import (
     HeadsState,
     LayerState,
@@ -30,8 +30,7 @@ from indexmem_cli.passes import CacheLayer, Pass, device_of
 from indexmem_cli.rotation import no_rotation, slot_positions, turn
 
 ATTENTION = "indexmem"
-FAR_TOKENS = 256
-"""The distance from which all queries see a latent memory, whose tokens have no position."""
+FAR_TOKENS = 256  # the distance from which queries see a latent memory, which has no positions
 SHORT_PASS_TOKENS = 16  # passes up to this length reuse rotated keys; longer ones rotate afresh
 
 
@@ -115,9 +114,7 @@ class Backbone:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one token takes in a full cache, over all layers."""
-        heads = self.model.config.get_text_config().num_key_value_heads
-        size = self.decoder.layers[0].self_attn.head_dim
-        return 2 * len(self.layer_windows) * heads * size * self.model.dtype.itemsize
+        return sum(2 * heads * size for heads, size in self.kv_shapes) * self.model.dtype.itemsize
 
     @property
     def eos_ids(self) -> set[int]:
@@ -152,7 +149,9 @@ class Backbone:
         Returns:
             If asked for, the queries before rotation per managed layer, [1, H, T, D]; else nothing.
         """
-        return self._forward(self.decoder, ids, state, want_queries=want_queries)[0].queries
+        run, out = self._forward(self.decoder, ids, state, want_queries=want_queries)
+        self.insist_finite(bool(out.last_hidden_state[:, -1].isfinite().all()))
+        return run.queries
 
     def predict(
         self,
@@ -164,8 +163,9 @@ class Backbone:
         """Add new tokens to `state` and say what comes next.
 
         Returns:
-            Logits fp32 [V] after the last token; queries as in `read`; attention as in `probe`,
-            over all slots with the new ones.
+            Logits fp32 [V] after the last token, for the caller to look at with `insist_finite`
+            when it reads them; queries as in `read`; attention as in `probe`, over all slots with
+            the new ones.
         """
         run, out = self._forward(
             self.model,
@@ -202,19 +202,19 @@ class Backbone:
             module, layer = modules[index], state.managed[index]
             seen = layer.held - (new_tokens - end)  # slots up to the last row asked for
             query = self._turn_new(module, queries[index], layer, run)[:, :, first:end]
-            key = self._turn_slots(module, layer.all_keys()[:, :, :seen], layer, run, 0)
+            key = self.turn_slots(module, layer.all_keys()[:, :, :seen], layer, run, 0)
             softcap = getattr(module, "attn_logit_softcapping", None)
             weights = ops.attention_weights(query, key, module.scaling, None, softcap)
             return torch.nn.functional.pad(weights, (0, layer.held - seen))
 
         def rotate(index: int, x: Tensor, positions: Tensor) -> Tensor:
-            return turn(modules[index], x, *self._angles(modules[index], x, positions[None]))
+            return turn(modules[index], x, *self.angles(modules[index], x, positions[None]))
 
         def remembered(index: int) -> Tensor:
             module, layer, query = modules[index], state.managed[index], queries[index]
             if layer.latent is None or layer.latent.is_silent:
                 return torch.zeros(query.shape[:3], device=query.device)
-            key = self._turn_slots(module, layer.all_keys(), layer, run, 0)
+            key = self.turn_slots(module, layer.all_keys(), layer, run, 0)
             values = layer.all_values()
             softcap = getattr(module, "attn_logit_softcapping", None)
             turned = self._turn_new(module, query, layer, run)
@@ -233,6 +233,8 @@ class Backbone:
         Returns:
             Shape [B, T, H, D].
         """
+        if self._run.fixed is not None:
+            return self._run.fixed.attend(module, query, key, scaling, softcap)
         layer, how = self._run.state.layers[module.layer_idx], (scaling, window, softcap)
         if not isinstance(layer, HeadsState):
             return self._attend_part(module, query, key, value, layer, *how)
@@ -252,10 +254,10 @@ class Backbone:
             return self._attend_one(module, turned_query, query, layer, scaling, softcap)
         if managed and run.new_tokens <= SHORT_PASS_TOKENS:
             turned_key = layer.rotated_keys(
-                lambda fresh, first: self._turn_slots(module, fresh, layer, run, first)
+                lambda fresh, first: self.turn_slots(module, fresh, layer, run, first)
             )
         else:
-            turned_key = self._turn_slots(module, key, layer, run, 0)
+            turned_key = self.turn_slots(module, key, layer, run, 0)
         window = None if managed else window
         latent = layer.latent if managed else None
         if latent is not None and not latent.is_silent:
@@ -294,7 +296,7 @@ class Backbone:
             }
         else:
             key = layer.rotated_keys(
-                lambda fresh, first: self._turn_slots(module, fresh, layer, run, first)
+                lambda fresh, first: self.turn_slots(module, fresh, layer, run, first)
             )
             slots = {"key": key, "value": layer.all_values()}
         segments = [ops.Segment(turned[:, :, 0], **slots)]
@@ -319,40 +321,38 @@ class Backbone:
 
     @torch.no_grad()
     def _forward(self, model, ids, state, *, want_queries=False, want_attention=False, **options):
-        tokens = torch.tensor([ids], device=self.device)
-        cache = Cache(layers=[CacheLayer(state, layer) for layer in state.layers])
-        watched = state.watched_layers
-        self._run = run = Pass(state, len(ids), want_queries, want_attention, watched)
-        before = state.marks()
+        layers = [CacheLayer(state, layer) for layer in state.layers]
+        run = Pass(state, len(ids), want_queries, want_attention, state.watched_layers)
+        tokens, before = torch.tensor([ids], device=self.device), state.marks()
         try:
-            out = model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
-        except (RuntimeError, MemoryError) as error:
+            out = self.run(model, run, tokens, layers, **options)
+        except (RuntimeError, MemoryError, OutOfMemory):
             state.undo(before)
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"out of memory on {self.info.device} while reading {len(ids):,} tokens at a time"
-                + describe_room(self.device),
-                "lower --chunk or --budget, or choose --quant nf4 or a smaller model",
-            ) from error
+            raise
+        state.seen += len(ids)
+        state.note_hidden(run.hidden)
+        return run, out
+
+    def run(self, model, run: Pass, tokens: Tensor, layers: list[CacheLayer], **options):
+        """Pass tokens [B, T] through the model, whose attention looks into `run`."""
+        self._run, options["past_key_values"] = run, Cache(layers=layers)
+        try:
+            with explain_shortage(self.device, self.info.device, tokens.shape[1]):
+                return model(input_ids=tokens, use_cache=True, **options)
         finally:
             self._run = None
-        last = out.logits[:, -1] if "logits" in out else out.last_hidden_state[:, -1]
-        if not bool(last.isfinite().all()):  # what is wrong anywhere before shows in the last token
+
+    def insist_finite(self, finite: bool) -> None:
+        """Refuse a model whose last token was not `finite`: what is wrong shows there."""
+        if not finite:
             raise BackboneError(
                 f"{self.info.id} computes numbers that are not finite (in {self.info.dtype})",
                 "its weights are damaged, or --dtype float32 is needed",
             )
-        state.seen += len(ids)
-        for layer, fresh in run.hidden.items():
-            before = [state.hidden[layer]] if layer in state.hidden else []
-            state.hidden[layer] = torch.cat([*before, fresh], dim=1)
-        return run, out
 
     def give_back(self) -> None:
         """Let the device have the memory that nothing is in."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
 
     def _mask(self, run: Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
         """The causal mask of a pass, shared by the layers that hold as many slots."""
@@ -370,30 +370,30 @@ class Backbone:
 
     def _turn_far(self, module, query: Tensor) -> Tensor:
         """Rotate queries to the fixed distance from which they see a latent memory."""
-        far = torch.tensor([[FAR_TOKENS]], device=query.device)
-        return turn(module, query, *self._angles(module, query, far))
+        far = torch.full((1, 1), FAR_TOKENS, device=query.device)
+        return turn(module, query, *self.angles(module, query, far))
 
-    def _turn_slots(self, module, keys: Tensor, layer, run: Pass, first: int) -> Tensor:
+    def turn_slots(self, module, keys: Tensor, layer, run: Pass, first: int) -> Tensor:
         """Rotate the keys [B, G, n, D] of the slots from `first` on."""
         positions = slot_positions(layer, run.state)[..., first : first + keys.shape[2]]
         if positions.dim() == 1:
-            angles = self._shared_angles(module, keys, positions[None], run, first)
-            return turn(module, keys, *angles)
+            shared = self._shared_angles(module, keys, positions[None], run, first)
+            return turn(module, keys, *shared)
         rows = keys.flatten(0, 1).unsqueeze(1)  # heads that hold other positions become rows
-        turned = turn(module, rows, *self._angles(module, rows, positions.flatten(0, 1)))
+        turned = turn(module, rows, *self.angles(module, rows, positions.flatten(0, 1)))
         return turned.reshape(keys.shape)
 
     def _shared_angles(self, module, like, positions: Tensor, run: Pass, first: int):
         """Angles of positions [1, n] that all layers of a kind hold alike, made once a pass."""
         if not (run.state.uniform or run.state.compact):
-            return self._angles(module, like, positions)
+            return self.angles(module, like, positions)
         kind, count = getattr(module, "layer_type", None), positions.shape[1]
         key = (kind, first, count, like.device, like.dtype)
         if key not in run.angles:
-            run.angles[key] = self._angles(module, like, positions)
+            run.angles[key] = self.angles(module, like, positions)
         return run.angles[key]
 
-    def _angles(self, module, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def angles(self, module, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine [X, n, r] of positions [X, n], by the model's own rotary embedding."""
         kind = (module.layer_type,) if self._rope_by_layer_type else ()
         cos, sin = self._rope.forward(like, positions, *kind)

@@ -9,6 +9,13 @@ from torch import Tensor
 
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.config import LEARNED, AnswerConfig, MemoryConfig
+from indexmem_cli.decoding import (
+    FixedDecoder,
+    best_attended,
+    find_attended,
+    has_fixed_steps,
+    read_back,
+)
 from indexmem_cli.errors import OutOfMemory
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import Scorer, make_scorer
@@ -17,7 +24,6 @@ from indexmem_cli.memory.update import evict, split_among_parts
 from indexmem_cli.plan import Plan
 
 DECODE_BLOCK_TOKENS = 128  # while answering, the memory is brought back to its budget this often
-ATTENDED_PER_TOKEN = 16
 LEAST_PIECE = 4
 """A chunk that does not fit the device is read in two pieces, then in this many, then given up."""
 
@@ -149,26 +155,38 @@ class Reader:
         self.number_slots(len(closing_ids) + config.max_tokens)
         chance = torch.Generator().manual_seed(config.seed)
         pending: list[list[Tensor]] = []
-        ids, unscored = list(closing_ids), 0
-        for _ in range(config.max_tokens):
-            logits, queries, paid = self.backbone.predict(
-                ids, state, self.scorer.needs_queries, want_attention=True
-            )
+        ids, unscored, decoder = list(closing_ids), 0, None
+        full = self.plan.budget_tokens + len(closing_ids) + DECODE_BLOCK_TOKENS
+        greedy = config.temperature == 0 and constraint is None
+        for left in range(config.max_tokens, 0, -1):
+            if decoder:
+                room = max(1, min(left, full - state.held))
+                logits, queries, found = decoder.predict(ids[0], room)
+                logits = logits[0]
+            else:
+                logits, queries, paid = self.backbone.predict(
+                    ids, state, self.scorer.needs_queries, want_attention=True
+                )
+                found = find_attended(state, paid, question[0])
             pending.append(queries)
             unscored += len(ids)
+            finite, pairs, choice = read_back(logits, found, greedy)
+            self.backbone.insist_finite(finite)
             if constraint:
-                logits = only(logits, constraint.next_ids())
-            token = sample(logits, config.temperature, chance)
+                choice = only(choice, constraint.next_ids())
+            token = int(choice) if greedy else sample(choice, config.temperature, chance)
             if token in stop_ids:
                 break
             if constraint:
                 constraint.push(token)
-            yield Step(token, _attended(state, paid, question[0]))
+            yield Step(token, best_attended(pairs))
             ids = [token]
-            if state.held >= self.plan.budget_tokens + len(closing_ids) + DECODE_BLOCK_TOKENS:
+            if state.held >= full:
                 merged = [torch.cat(layer, dim=2) for layer in zip(*pending, strict=True)]
                 self._fit(unscored, merged, self.plan.budget_tokens + len(closing_ids))
                 pending, unscored = [], 0
+            if decoder is None and has_fixed_steps(self.backbone, state):
+                decoder = FixedDecoder(self.backbone, state, question[0], self.scorer.needs_queries)
 
     def narrow(self) -> None:
         """Keep only what the question attends to most, of old and new tokens alike.
@@ -216,26 +234,6 @@ def sample(logits: Tensor, temperature: float, chance: torch.Generator) -> int:
         return int(logits.argmax())
     odds = torch.softmax(logits.cpu() / temperature, dim=-1)
     return int(torch.multinomial(odds, 1, generator=chance))
-
-
-def _attended(state: MemoryState, paid: list[Tensor], end: int) -> list[tuple[int, float]]:
-    """The best attended positions after the sinks and before `end`, over all layers and heads."""
-    best: dict[int, float] = {}
-    found = []
-    for layer, weights in zip(state.managed, paid, strict=True):
-        positions = layer.positions[:, :, : weights.shape[2]]
-        of_text = (positions >= state.sink_tokens) & (positions < end)
-        weights = weights.masked_fill(~of_text, -1.0).flatten()
-        top = weights.topk(min(ATTENDED_PER_TOKEN, len(weights)))
-        pair = torch.stack([positions.flatten()[top.indices].double(), top.values.double()])
-        found.append(pair.to(paid[0].device))  # layers may lie on several
-    if not found:
-        return []
-    # All layers at once, so that the host waits for the device once a token.
-    for place, weight in zip(*torch.cat(found, dim=1).tolist(), strict=True):
-        if weight >= 0:
-            best[int(place)] = max(weight, best.get(int(place), 0.0))
-    return sorted(best.items(), key=lambda item: -item[1])[:ATTENDED_PER_TOKEN]
 
 
 def make_reader(

@@ -1,13 +1,23 @@
 """One run of a model over new tokens, and the cache that transformers sees in it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
+
+
+class Attends(Protocol):
+    """What takes over attention for a step of fixed shape."""
+
+    def attend(
+        self, module, query: Tensor, key: Tensor, scaling: float, softcap: float | None
+    ) -> Tensor:
+        """Attend from one token, [B, H, 1, D] with its key, both unrotated: [B, 1, H, D]."""
+        ...
 
 
 @dataclass
@@ -19,6 +29,7 @@ class Pass:
     want_queries: bool = False
     want_attention: bool = False
     watched: tuple[int, ...] = ()
+    fixed: Attends | None = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
     queries: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)

@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+waits: list[str] = []
+"""Each time that a number came from a pretended device to the host, or went from there to it."""
 _MAY_CROSS = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default}
 
 
@@ -27,14 +29,20 @@ class Pretend(torch.Tensor):
 
     def to(self, *args, **options):
         if {str(a) for a in (*args, *options.values())} & {"cpu"}:
+            waits.append("to")
             return self.inner.to(*args, **options)
         return super().to(*args, **options)
 
     def cpu(self) -> torch.Tensor:
+        waits.append("cpu")
         return self.inner
 
     def tolist(self) -> list:
+        waits.append("tolist")
         return self.inner.tolist()
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
 
     def __repr__(self) -> str:
         return f"Pretend({self.device}, {self.inner})"
@@ -73,6 +81,10 @@ def _run(func, args, kwargs):
         return x
 
     args, kwargs = tree_map(unwrap, (args, kwargs))
+    if wrappers and func is torch.ops.aten._local_scalar_dense.default:
+        waits.append("item")
+    if len(given) > 1:
+        waits.append("copy")
     if len(given) > 1 and func not in _MAY_CROSS:
         raise RuntimeError(f"{func} of tensors on {sorted(map(str, given))}")
     target = args and wrappers.get(id(args[0]))

@@ -122,7 +122,8 @@ ALLOWED = {
     "dequantise": set(),
     "backbone": {"events", "memory", "ops", "passes", "rotation"},
     "rotation": {"memory"},
-    "engine": {"backbone", "memory", "plan"},
+    "engine": {"backbone", "decoding", "memory", "plan"},
+    "decoding": {"backbone", "memory", "ops", "passes", "rotation"},
     "memory": {"archive", "ops", "terms", "tokens"},
     "ops": set(),
     "train": {

@@ -10,7 +10,11 @@ COLUMNS = ("kernel", "form", "arch", "registers", "spilled_bytes", "shared_bytes
 
 
 def compile_all(every: bool) -> Iterator[Row]:
-    """Compile for sm_80 and sm_90: bf16 and heads of 128, or every form there is.
+    """Compile for sm_80 and sm_90, with the tiles that fit everywhere.
+
+    Args:
+        every: all dtypes, head sizes and groups, and of bf16 and heads of 128 all tiles; else that
+            form alone. Hours of one core the first time; Triton keeps what was compiled.
 
     Raises:
         ConfigError: Triton is not here, or interprets.
@@ -25,14 +29,17 @@ def compile_all(every: bool) -> Iterator[Row]:
         ) from None
     from indexmem_cli.ops.kernels import compiled
 
-    forms = [(compiled.DTYPES[0], 128, 4)]
+    usual = (compiled.DTYPES[0], 128, 4)
+    forms = [usual]
     if every:
-        forms = [
+        forms += [
             (dtype, size, group)
+            for group in sorted(compiled.GROUPS, key=lambda group: group != usual[2])
             for dtype in compiled.DTYPES
             for size in compiled.HEAD_SIZES
-            for group in compiled.GROUPS
         ]
+    done: set = set()
     for form in forms:
-        for one in compiled.compile_kernels(*form, compiled.ARCHITECTURES, every):
+        tiles = every and form is usual
+        for one in compiled.compile_kernels(*form, compiled.ARCHITECTURES, tiles, done):
             yield vars(one)

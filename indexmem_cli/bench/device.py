@@ -16,8 +16,10 @@ from indexmem_cli.bench.kernels import measure_ceilings, time_on_cpu, time_on_gp
 from indexmem_cli.bench.rows import Row, spread
 from indexmem_cli.bench.shapes import checkpoint_of, make_backbone, weights_of
 from indexmem_cli.config import MemoryConfig, ModelConfig
+from indexmem_cli.decoding import FixedDecoder, find_attended, read_back
 from indexmem_cli.engine import Reader, make_reader
 from indexmem_cli.estimate import GPU_OVERHEAD_BYTES, estimate_need
+from indexmem_cli.memory.state import LayerState, MemoryState
 from indexmem_cli.plan import make_plan
 
 COLUMNS = (
@@ -25,6 +27,8 @@ COLUMNS = (
     "quant",
     "kv_dtype",
     "task",
+    "batch",
+    "graph",
     "tokens",
     "tokens_per_s",
     "ms_per_token",
@@ -57,6 +61,8 @@ class DeviceConfig:
     """Tokens after which the stream is looked at."""
     full_lengths: tuple[int, ...] = (2**12, 2**14, 2**15, 2**17)
     """Tokens of a full cache to compare with, where it fits."""
+    batches: tuple[int, ...] = (1, 8)
+    """Sequences that are decoded at once."""
     rehearse: bool = False
     """Tiny shapes on the CPU, to see that everything runs."""
 
@@ -77,9 +83,13 @@ def bench_device(config: DeviceConfig) -> Iterator[Row]:
         reader = make_reader(backbone, plan, memory, [])
         yield from (row | measured for measured in _read(reader, config))
         yield row | _compare_estimate(name, config, dtype, weights, _peak(device) - before)
-        yield row | _decode(reader, weights, ceilings["bytes_per_s"])
+        yield from (row | r for r in _decode(reader, weights, ceilings["bytes_per_s"], config))
         del reader
-        yield from (row | measured for measured in _run_full(backbone, config))
+        model = backbone.model
+        backbone.detach()
+        model.set_attn_implementation("sdpa")
+        for batch in config.batches:
+            yield from (row | measured for measured in _run_full(backbone, config, batch))
         del backbone
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -120,26 +130,55 @@ def _compare_estimate(name: str, config: DeviceConfig, dtype: str, weights: int,
     }
 
 
-def _decode(reader: Reader, weights: int, bytes_per_s: float) -> Row:
+def _decode(
+    reader: Reader, weights: int, bytes_per_s: float, config: DeviceConfig
+) -> Iterator[Row]:
     """Steps of one token over the kept slots, beside the time to read weights and slots once."""
-    seconds = _time_steps(
-        reader.backbone, lambda token: reader.backbone.predict([token], reader.state)[0]
-    )
-    floor = (weights + reader.state.nbytes) / bytes_per_s
-    return {
-        "task": "decode",
-        "tokens": reader.state.seen,
-        "slots": reader.state.held,
-        "ms_per_token": spread(1e3 * s for s in seconds),
-        "of_floor": floor / spread(seconds)["median"] if weights else None,
-    }
+    backbone = reader.backbone
+    for batch in config.batches:
+        state = _repeat(reader.state, batch)
+        decoder = FixedDecoder(backbone, state, state.seen)
+        room = (ROUNDS + 1) * DECODE_TOKENS
+
+        def step(decoder: FixedDecoder = decoder, room: int = room) -> tuple[Tensor, Tensor]:
+            logits, _, found = decoder.predict(17, room)
+            return logits[0], found
+
+        def plain(state: MemoryState = state) -> tuple[Tensor, Tensor]:
+            logits, _, paid = backbone.predict([17], state, want_attention=True)
+            return logits, find_attended(state, paid, state.seen)
+
+        ways = {"decode": step} | ({"decode, no graph": plain} if batch == 1 else {})
+        for task, run in ways.items():
+            held = state.held
+            seconds = _time_steps(backbone, lambda _, run=run: read_back(*run(), True))
+            floor = (weights + batch * reader.state.nbytes) / bytes_per_s
+            yield {
+                "task": task,
+                "batch": batch,
+                "tokens": reader.state.seen,
+                "slots": held,
+                "graph": decoder.graph is not None,
+                "ms_per_token": spread(1e3 * s for s in seconds),
+                "of_floor": floor / spread(seconds)["median"] if weights else None,
+            }
 
 
-def _run_full(backbone: Backbone, config: DeviceConfig) -> Iterator[Row]:
+def _repeat(state: MemoryState, batch: int) -> MemoryState:
+    """The same memory for a batch of sequences."""
+    many = state.clone()
+    for part in many.managed:
+        rows = {name: getattr(part, name)[:, :, : part.held] for name in part.buffers}
+        rows = {name: kept.expand(batch, *kept.shape[1:]) for name, kept in rows.items()}
+        fresh = LayerState(part.limit, part.int8)
+        fresh.restore(rows, part.dtype)
+        vars(part).update(vars(fresh))
+    return many
+
+
+def _run_full(backbone: Backbone, config: DeviceConfig, batch: int) -> Iterator[Row]:
     """The same model with transformers' own cache and attention, as long as it fits."""
     model = backbone.model
-    backbone.detach()
-    model.set_attn_implementation("sdpa")
     cache, done = DynamicCache(config=model.config), 0
     started = _now(backbone)
     _reset_peak(backbone)
@@ -148,31 +187,34 @@ def _run_full(backbone: Backbone, config: DeviceConfig) -> Iterator[Row]:
             while done < length:
                 ids = _tokens(backbone, config.chunk_tokens, done)
                 done += len(ids)
-                _plain_step(model, ids, cache)
-            row = {"task": "full cache", "tokens": done}
-            row["tokens_per_s"] = done / (_now(backbone) - started)
-            seconds = _time_steps(backbone, lambda token: _plain_step(model, [token], cache))
+                _plain_step(model, ids, cache, batch)
+            row = {"task": "full cache", "batch": batch, "tokens": done}
+            row["tokens_per_s"] = batch * done / (_now(backbone) - started)
+            began = _now(backbone)
+            seconds = _time_steps(
+                backbone, lambda token: int(_plain_step(model, [token], cache, batch).argmax())
+            )
             row["ms_per_token"] = spread(1e3 * s for s in seconds)
             yield row | {"peak_bytes": _peak(backbone.device.type)}
-            started += sum(seconds) * DECODE_TOKENS
+            started += _now(backbone) - began
     except torch.OutOfMemoryError:
-        yield {"task": "full cache", "tokens": done, "out_of_memory": True}
+        yield {"task": "full cache", "batch": batch, "tokens": done, "out_of_memory": True}
 
 
 @torch.no_grad()
-def _plain_step(model: PreTrainedModel, ids: list[int], cache: DynamicCache) -> Tensor:
-    tokens = torch.tensor([ids], device=model.device)
+def _plain_step(model: PreTrainedModel, ids: list[int], cache: DynamicCache, batch: int) -> Tensor:
+    tokens = torch.tensor([ids] * batch, device=model.device)
     out = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return out.logits[0, -1]
 
 
-def _time_steps(backbone: Backbone, step: Callable[[int], Tensor]) -> list[float]:
-    """Seconds a token, in rounds; the first round warms up and is left out."""
+def _time_steps(backbone: Backbone, step: Callable[[int], object]) -> list[float]:
+    """Seconds a token that the host waits for, in rounds; the first warms up and is left out."""
     seconds = []
     for _ in range(ROUNDS + 1):
         started = _now(backbone)
         for _ in range(DECODE_TOKENS):
-            int(step(17).argmax())  # as in an answer, the host waits for every token
+            step(17)
         seconds.append((_now(backbone) - started) / DECODE_TOKENS)
     return seconds[1:]
 

@@ -165,6 +165,11 @@ class LayerState:
             copy.notes = self.notes  # never changed in place
         return copy
 
+    def make_room(self, slots: int) -> None:
+        """Have room for so many slots, in a layer that holds some."""
+        batch, heads, _, size = self.keys.shape
+        self._reserve(slots, self.keys.new_empty(batch, heads, 0, size, dtype=self.dtype))
+
     def _reserve(self, slots: int, like: Tensor) -> None:
         capacity = 0 if self.keys is None else self.keys.shape[2]
         if slots <= capacity:
@@ -339,6 +344,12 @@ class MemoryState:
     def marks(self) -> list[tuple[int, Tensor | None, Tensor | None]]:
         """Return what `undo` needs to take back the tokens that are appended next."""
         return [(part.held, part.keys, part.values) for part in self.parts]
+
+    def note_hidden(self, fresh: dict[int, Tensor]) -> None:
+        """Add the attention inputs of new tokens, [B, T, d_model] by layer, to `hidden`."""
+        for layer, states in fresh.items():
+            before = [self.hidden[layer]] if layer in self.hidden else []
+            self.hidden[layer] = torch.cat([*before, states], dim=1)
 
     def use_compact_positions(self) -> None:
         """Number slots by rank from now on."""

@@ -28,11 +28,11 @@ from indexmem_cli.ops.kernels.launch import (
 @tuned(
     tiles(
         [
+            ({"TILE_T": 32, "TILE_N": 16}, 4, 2),  # fits with heads of 256 in fp32
             ({"TILE_T": 64, "TILE_N": 32}, 4, 2),
             ({"TILE_T": 64, "TILE_N": 64}, 4, 3),
-            ({"TILE_T": 128, "TILE_N": 64}, 8, 3),
             ({"TILE_T": 128, "TILE_N": 32}, 8, 2),
-            ({"TILE_T": 32, "TILE_N": 16}, 4, 2),
+            ({"TILE_T": 128, "TILE_N": 64}, 8, 3),
         ]
     ),
     key=["SIZE", "GROUP", "slots_bucket", "CAUSAL", "CAPPED"],

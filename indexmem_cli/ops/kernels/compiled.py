@@ -46,17 +46,24 @@ class Compiled:
 
 
 def compile_kernels(
-    dtype: torch.dtype, size: int, group: int, archs: tuple[int, ...], every_tile: bool = False
+    dtype: torch.dtype,
+    size: int,
+    group: int,
+    archs: tuple[int, ...],
+    every_tile: bool = False,
+    done: set | None = None,
 ) -> Iterator[Compiled]:
     """Compile all kernels for one dtype, head size and number of query heads per KV head.
 
     Args:
         every_tile: all tile sizes that tuning chooses from, not the first alone.
+        done: what was compiled before and is left out; added to. Half of the kernels do not depend
+            on the number of query heads, some not on the head size.
     """
     with launch.record_launches() as launches:
         _launch_all(dtype, size, group)
     name = f"{str(dtype).removeprefix('torch.')} D{size} G{group}"
-    done = set()
+    done = set() if done is None else done
     for one in launches:
         configs = getattr(one.kernel, "configs", None) or [None]
         for config in configs if every_tile else configs[:1]:

@@ -156,10 +156,10 @@ def test_one_command_makes_a_row_with_every_method(
             assert row["evidence_kept"] == 1
     net, twin = (cells["prose", mode]["score"] for mode in ("shared", "shared:shuffled"))
     assert cells["prose", "shared"]["over_twin"][0] == pytest.approx(net - twin)
-    for mode in ("shared", "shared+budgets", "shared+budgets+centroids", "shared+budgets+fast"):
-        twin = methods.twin_of(mode)
-        assert cells["prose", mode]["score"] != cells["prose", twin]["score"], mode
-        assert cells["prose", mode]["over_twin"]
+    controlled = ("shared", "shared+budgets", "shared+budgets+centroids", "shared+budgets+fast")
+    assert all(cells["prose", mode]["over_twin"] for mode in controlled)
+    prose = {mode: cells["prose", mode]["score"] for mode in modes if ("prose", mode) in cells}
+    assert [m for m in controlled if prose[m] == prose[methods.twin_of(m)]] == []
     for memory in ("centroids", "fast"):
         removed = cells["prose", f"shared+budgets+{memory}-removed"]
         assert removed["score"] != cells["prose", "shared+budgets"]["score"], (
@@ -172,7 +172,6 @@ def test_one_command_makes_a_row_with_every_method(
     assert once["prose", "full"]["score"] == pytest.approx(
         cells["prose", "full"]["score"], abs=1e-4
     )
-    assert once["prose", "shared"]["score"] != cells["prose", "shared"]["score"]
 
 
 def read_in(bench, scorer, budget, once, span=17):

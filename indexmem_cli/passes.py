@@ -14,7 +14,7 @@ class Attends(Protocol):
     """What takes over attention for a step of fixed shape."""
 
     def attend(
-        self, module, query: Tensor, key: Tensor, scaling: float, softcap: float | None
+        self, module: nn.Module, query: Tensor, key: Tensor, scaling: float, softcap: float | None
     ) -> Tensor:
         """Attend from one token, [B, H, 1, D] with its key, both unrotated: [B, 1, H, D]."""
         ...

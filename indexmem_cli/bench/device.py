@@ -6,6 +6,7 @@ Weights are random: time and memory are those of the shape, and nothing is said 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,7 +152,12 @@ def _decode(
         ways = {"decode": step} | ({"decode, no graph": plain} if batch == 1 else {})
         for task, run in ways.items():
             held = state.held
-            seconds = _time_steps(backbone, lambda _, run=run: read_back(*run(), True))
+
+            def read_one(_: int, run: Callable[[], tuple[Tensor, Tensor]] = run) -> Any:
+                logits, found = run()
+                return read_back(logits, found, True)
+
+            seconds = _time_steps(backbone, read_one)
             floor = (weights + batch * reader.state.nbytes) / bytes_per_s
             yield {
                 "task": task,

@@ -84,8 +84,7 @@ def take_slots(budget: int) -> int:
 
 def shuffle(model: LanguageModel, reader: Reader, slots: int) -> None:
     """Take every new token's score from another."""
-    # All else is the scorer's own, which mypy does not see through __getattr__.
-    reader.scorer = Shuffled(reader.scorer)  # type: ignore[assignment]
+    reader.scorer = Shuffled(reader.scorer)
 
 
 def level(shares: Sequence[float], layers: int) -> Sequence[float]:
@@ -118,8 +117,7 @@ def remember(
         else:
             info = model.backbone.info
             memory = FastWeightMemory(fit_slow_weights(model.name, info.dtype, info.device)[i])
-        # As in `shuffle`, the rest of a swapped memory is the memory's own.
-        layer.latent = Swapped(memory) if swapped else memory  # type: ignore[assignment]
+        layer.latent = Swapped(memory) if swapped else memory
 
 
 @lru_cache(maxsize=1)

@@ -51,7 +51,7 @@ def compile_kernels(
     group: int,
     archs: tuple[int, ...],
     every_tile: bool = False,
-    done: set | None = None,
+    done: set[tuple[Any, ...]] | None = None,
 ) -> Iterator[Compiled]:
     """Compile all kernels for one dtype, head size and number of query heads per KV head.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if os.environ.get("INDEXMEM_KERNELS") == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it once, and others may import Triton
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = ["Answer", "IndexMemError", "Memory", "__version__"]
 
 if TYPE_CHECKING:

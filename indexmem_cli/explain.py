@@ -1,11 +1,16 @@
 """What a memory kept of a text, and what a question makes of it."""
 
+from collections.abc import Iterator
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from indexmem_cli.engine import Reader
 from indexmem_cli.events import Explanation, KeptByLayers, LayerMass
 from indexmem_cli.memory.state import MemoryState
+
+Part = TypeVar("Part")
 
 
 def explain(memory: Reader, grounds: Reader, closing_ids: list[int]) -> Explanation:
@@ -31,6 +36,7 @@ def _kept_by_layers(state: MemoryState, numbers: list[int]) -> list[KeptByLayers
     for number, parts in zip(numbers, _by_layer(state.managed, numbers), strict=True):
         share = torch.zeros(state.seen)
         for part in parts:
+            assert part.positions is not None, "what holds no slots was not read into"
             places = part.positions[0, :, : part.held]
             each = torch.full((places.numel(),), 1 / (len(places) * len(parts)))
             share.index_add_(0, places.flatten().cpu(), each)
@@ -42,7 +48,7 @@ def _kept_by_layers(state: MemoryState, numbers: list[int]) -> list[KeptByLayers
     return groups
 
 
-def _by_layer(parts: list, numbers: list[int]) -> list[list]:
+def _by_layer(parts: list[Part], numbers: list[int]) -> list[list[Part]]:
     """What each layer has of a list with an entry for every part: one, or one a head."""
     heads = len(parts) // max(1, len(numbers))
     return [parts[first : first + heads] for first in range(0, len(parts), heads or 1)]
@@ -57,13 +63,16 @@ def _runs(share: Tensor) -> tuple[tuple[int, int, float], ...]:
     return tuple((first, end, round(value, 4)) for first, end, value in runs if value)
 
 
-def _attention(fork: Reader, closing_ids: list[int], numbers: list[int], seen: int):
+def _attention(
+    fork: Reader, closing_ids: list[int], numbers: list[int], seen: int
+) -> Iterator[LayerMass]:
     """Yield where the question's attention goes in each layer; `fork` is used up."""
     fork.narrow()
     state, backbone, question = fork.state, fork.backbone, len(closing_ids)
     before = state.seen
     fork.number_slots(question)
     block = backbone.block(state, question, backbone.read(closing_ids, state, want_queries=True))
+    assert block.attention is not None and block.remembered is not None, "it has its queries"
     masses = []
     for i in range(len(state.managed)):
         weights, places = block.attention(i, 0, question)[0], block.positions(i)[0]

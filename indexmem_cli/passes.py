@@ -1,9 +1,10 @@
 """One run of a model over new tokens, and the cache that transformers sees in it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
@@ -23,7 +24,7 @@ class Pass:
     attention: list[Tensor] = field(default_factory=list)
     # Layers on one device share these.
     masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict)
-    angles: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    angles: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def note_attention(self, weights: Tensor, key: Tensor) -> None:
         """Keep the largest weight of any row and head of the group: [B, H, T, N] to [B, G, N]."""
@@ -42,7 +43,9 @@ class CacheLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         return self.layer.append(key_states, value_states, self.state.seen)
 
     def get_seq_length(self) -> int:
@@ -55,7 +58,7 @@ class CacheLayer(CacheLayerMixin):
         return -1
 
 
-def device_of(module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
     """Where a module computes; accelerate may keep its weights elsewhere, and fetch them."""
     place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return next(module.parameters()).device if place is None else torch.device(place)

@@ -124,11 +124,11 @@ class Memory:
     is_looked_up: bool = False
     """Only passages are wanted, for answers that are written from another memory."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.sources, Sources):
-            self.sources = [self.sources]
-
     _readings: list[Reading] = field(default_factory=list, repr=False)
+
+    @property
+    def _parts(self) -> Sequence[Sources | Manifest]:
+        return [self.sources] if isinstance(self.sources, Sources) else self.sources
 
     @classmethod
     def read(
@@ -184,11 +184,11 @@ class Memory:
 
         Best before the first question: what was read without saving is read again.
         """
-        if len(self.sources) != 1:
+        if len(self._parts) != 1:
             raise ConfigError("more than one source", "each of them has a memory of its own")
         self.store = replace(self.store, save=True, name=name)
         *_, done = self.ingest()
-        saved = done.memories[0].id
+        saved = done.memories[0].id if isinstance(done, Ingested) else None
         if saved is None:
             raise MemoryFileError("the memory could not be saved", "look at the free disk space")
         return saved
@@ -208,6 +208,7 @@ class Memory:
             extract: answer with one span of the text, copied word by word.
         """
         *_, answer = self.events(question, AnswerConfig(max_tokens, temperature, seed, extract))
+        assert isinstance(answer, Answer), "it comes last"
         return answer
 
     def ingest(self) -> Iterator[Event]:
@@ -220,7 +221,7 @@ class Memory:
             yield from self._remember(plan, "", [])
         yield Ingested(
             memories=tuple(reading.remembered for reading in self._readings),
-            coverage=join_coverage([reading.coverage for reading in self._readings]),
+            coverage=join_coverage([r.coverage for r in self._readings if r.coverage is not None]),
             read_s=sum(reading.seconds for reading in self._readings),
         )
 
@@ -273,12 +274,12 @@ class Memory:
         from indexmem_cli.engine import make_reader
 
         engine, readings, config = self.engine, [], self.memory
-        several = len(self.sources) > 1 or self.is_looked_up
-        for part in self.sources:
+        several = len(self._parts) > 1 or self.is_looked_up
+        for part in self._parts:
             if isinstance(part, Manifest):
                 check_fits(part, engine)
                 plan = _plan_of(part, plan)
-                config = replace(config, policy=part.key.settings["policy"])
+                config = replace(config, policy=str(part.key.settings["policy"]))
             documents = Sources(name=part.source) if isinstance(part, Manifest) else part
             reader = make_reader(engine.backbone, plan, config, closing)
             reading = Reading(documents, reader, engine.tokenizer, engine.prompt.opening)
@@ -347,12 +348,13 @@ def explained(memory: MemoryConfig, model: ModelConfig) -> Iterator[None]:
 
 def _plan_of(manifest: Manifest, plan: Plan) -> Plan:
     """The plan that a saved memory was read by, to answer by what this one says of answers."""
-    settings = {f.name: manifest.key.settings.get(f.name) for f in fields(Plan)}
-    del settings["answer_from_tokens"]
-    if not all(type(value) is int for value in settings.values()):
+    names = {f.name for f in fields(Plan)} - {"answer_from_tokens"}
+    known = manifest.key.settings.items()
+    settings = {name: n for name, n in known if name in names and type(n) is int}
+    if settings.keys() != names:
         raise MemoryFileError(f"memory {manifest.id} does not say how it was read")
-    budget = settings["budget_tokens"]
-    return Plan(**settings, answer_from_tokens=min(plan.answer_from_tokens, budget))
+    answer_from = min(plan.answer_from_tokens, settings["budget_tokens"])
+    return Plan(**settings, answer_from_tokens=answer_from)
 
 
 def open_parts(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -71,7 +71,7 @@ class Session:
     id: str
     """12 hexadecimal digits."""
     model: str
-    budget_tokens: int | None
+    budget_tokens: int | Literal["auto"] | None
     sources: tuple[str, ...] = ()
     """Paths and ids of memories that are looked through too."""
     created_s: float = field(default_factory=time.time)

@@ -226,8 +226,7 @@ def test_a_run_measures_every_method_once_and_goes_on(run, monkeypatch):
 def test_a_task_and_a_method_are_added_in_one_file(run, monkeypatch):
     monkeypatch.setattr(suites, "SUITES", dict(suites.SUITES))
     monkeypatch.setattr(suites, "METHODS", dict(suites.METHODS))
-    for module in (cells, quality):
-        monkeypatch.setattr(module, "METHODS", suites.METHODS)
+    monkeypatch.setattr(cells, "METHODS", suites.METHODS)
     monkeypatch.setattr(cells, "SUITES", suites.SUITES)
     options = ["--add", str(ADDITIONS), "--suite", "mine", "--methods", "last-words"]
     done = run(*options, "--lengths", "220", "--budgets", "64")
@@ -458,3 +457,10 @@ def test_kvpress_is_asked_for_in_vain_where_it_is_not(run, monkeypatch):
     options = ["--suite", "needle", "--lengths", "220"]
     refused = run(*options, "--methods", "kvpress-keydiff")
     assert refused.exit_code == 2 and "kvpress is not installed" in refused.stderr
+
+
+def test_shares_of_heads_are_moved_and_joined():
+    shares = [1.0, 3.0, 0.5, 1.5]
+    assert variants.move(shares, 2) == [3.0, 0.5, 1.5, 1.0]
+    assert variants.join_heads(shares, 2) == [2.0, 1.0] and variants.join_heads(shares, 4) is shares
+    assert variants.level(shares, 2) == ()

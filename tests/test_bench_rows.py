@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from indexmem_cli.bench import drawing, pictures, tables
+from indexmem_cli.bench import cells, drawing, pictures, suites, tables
 from indexmem_cli.bench.compare import compare_rows
 from indexmem_cli.bench.rows import wilson_interval
 from indexmem_cli.cli.app import app
@@ -76,7 +76,7 @@ def measured(results):
         old = [json.loads(line) for line in file]
     more = {"read_s": 3.5, "budget_tokens": 1024, "above_model_bytes": 2**24, "answer_s": 0.5}
     more |= {"model": "mini"}
-    twin = {**rows[1], "method": "learned+centroids-swapped", "group": "twins"}
+    twin = {**rows[1], "method": "learned+centroids-swapped"}
     loss = {
         **rows[1],
         "group": "main",
@@ -124,10 +124,12 @@ def test_quality_against_bytes_has_a_point_for_each_budget(measured):
     with path.open("a") as file:
         file.write(json.dumps(fewer) + "\n")
     data = pictures.take_quality(measured / "results")
-    main, twins = data["groups"]["main"], data["groups"]["twins"]
-    assert {name: len(points) for name, points in main.items()} == {"full": 1, "recall": 2}
-    assert list(twins) == ["learned+centroids-swapped"]
-    assert main["full"][0] == pytest.approx([2**20, 0.5, 0.1, 0.9])
+    assert {name: len(points) for name, points in data["ways"].items()} == {
+        "full": 1,
+        "recall": 2,
+        "learned+centroids-swapped": 1,
+    }
+    assert data["ways"]["full"][0] == pytest.approx([2**20, 0.5, 0.1, 0.9])
 
 
 def test_costs_are_by_length_for_every_method(measured):
@@ -143,19 +145,34 @@ def test_losses_are_by_position(measured):
     data = pictures.take_loss(measured / "results")
     assert data["ways"] == {"recall": [[225.0, 5.5], [675.0, 4.5]]}
     assert data["title"] == "512 tokens of books, 50 % kept, n = 2, mini"
+    path = measured / "results" / "quality.jsonl"
+    whole = json.loads(path.read_text("utf-8").splitlines()[-1])
+    whole |= {"method": "full", "kept": None, "by_position": [5.25, 4.75]}
+    with path.open("a") as file:
+        file.write(json.dumps(whole) + "\n")
+    data = pictures.take_loss(measured / "results")
+    assert data["ways"] == {"recall": [[225.0, 0.25], [675.0, -0.25]]}
+    assert "above full" in data["above"]
 
 
 def test_a_card_has_numbers_and_few_methods(measured):
     data = pictures.take_card(measured / "results")
     assert (data["name"], data["facts"]) == ("mini", [["3,114", "tokens/s reading"]])
     assert list(data["parts"]) == ["quality", "needles", "memory", "answers"]
-    assert list(data["parts"]["quality"]["groups"]) == ["main"]
+    assert list(data["parts"]["quality"]["ways"]) == ["recall", "full"]
+
+
+def test_methods_are_drawn_in_the_panels_of_their_groups():
+    cells.usable_methods  # noqa: B018 - cells makes all methods known
+    for name, method in suites.METHODS.items():
+        assert drawing.group_of(name) == method.group or method.group == "added", name
 
 
 def test_a_method_looks_the_same_everywhere():
     taken = {}
     once, plain = (drawing.style_of(name, taken) for name in ("keydiff-once", "keydiff"))
-    assert once == plain == drawing.style_of("kvpress-keydiff", taken)
+    assert plain == drawing.style_of("kvpress-keydiff", taken)
+    assert once == plain | {"markerfacecolor": "none"}
     twin = drawing.style_of("keydiff+centroids-swapped", taken)
     assert twin["color"] == plain["color"] and twin["linestyle"] != plain["linestyle"]
     looks = {name: drawing.style_of(name, taken) for name in (*drawing.ORDER, "mine", "yours")}

@@ -10,7 +10,17 @@ from indexmem_cli.errors import ConfigError
 
 COLUMNS = ("of", "measure", "a", "b", "difference", "interval_95", "verdict")
 # What a row is of: rows that agree in all of these are compared.
-KEYS = ("benchmark", "suite", "set", "sort", "wordings", "texts", "book", "task", "measure")
+KEYS: tuple[str, ...] = (
+    "benchmark",
+    "suite",
+    "set",
+    "sort",
+    "wordings",
+    "texts",
+    "book",
+    "task",
+    "measure",
+)
 KEYS += ("length", "length_tokens", "method", "mode", "kept", "budget", "budget_tokens")
 KEYS += (
     "chunk_tokens",
@@ -23,7 +33,17 @@ KEYS += (
     "kind",
 )
 KEYS += ("scene", "part", "quant", "kv_dtype", "dtype", "seed", "run", "threads", "alone")
-SHOWN = ("benchmark", "suite", "set", "task", "length", "length_tokens", "method", "mode", "kept")
+SHOWN: tuple[str, ...] = (
+    "benchmark",
+    "suite",
+    "set",
+    "task",
+    "length",
+    "length_tokens",
+    "method",
+    "mode",
+    "kept",
+)
 SHOWN += ("weights", "kernel", "kind", "scene")
 HIGHER_IS_BETTER = {"value": True, "accuracy": True, "score": True, "tokens_per_s": True}
 HIGHER_IS_BETTER |= {"f1": True, "found": True, "of_bare": True, "of_roofline": True}

@@ -12,8 +12,22 @@ HEAT = ("#e5695b", "#f2d675", "#58b277")
 """None right, half of them, all: light enough for the numbers on them."""
 LEGEND = {"frameon": False, "fontsize": 9}
 # A method has the same colour and marker in every picture; what is made of one has its colour.
-ORDER = ("recall", "learned", "full", "keydiff", "recency", "question", "passages", "snapkv")
-ORDER += ("h2o", "expected-attention", "tova", "knorm", "random")
+ORDER = (
+    *("recall", "learned", "full", "keydiff", "recency", "question", "passages", "snapkv"),
+    *("h2o", "expected-attention", "tova", "knorm", "random"),
+)
+
+
+TWINS = ("-swapped", "-shuffled", "-even", "-moved")
+
+
+def group_of(method: str) -> str:
+    """Return the panel that a method is drawn in."""
+    if method.startswith("kvpress-"):
+        return "kvpress"
+    if method.endswith(TWINS):
+        return "twins"
+    return "memories" if "+" in method else "once" if method.endswith("-once") else "main"
 
 
 def style_of(name: str, taken: dict[str, int]) -> dict[str, Any]:
@@ -26,15 +40,52 @@ def style_of(name: str, taken: dict[str, int]) -> dict[str, Any]:
     parts = [part for part in ORDER if base == part or base.startswith(f"{part}-")]
     stem = max(parts, key=len, default=None)
     number = ORDER.index(stem) if stem else taken.setdefault(base, len(ORDER) + len(taken))
-    endings = ("+centroids", "+fast-weights", "-swapped", "-shuffled", "-even", "-moved")
+    endings = ("+centroids", "+fast-weights", *TWINS)
     dashes = ((4, 1.5), (1, 1), (6, 1, 1, 1), (3, 1, 1, 1), (2, 2), (5, 3))
     matching = [dash for end, dash in zip(endings, dashes, strict=True) if name.endswith(end)]
     line: Any = (0, matching[0]) if matching else "-" if number < len(COLOURS) else (0, (5, 1))
-    marker = MARKERS[number % len(MARKERS)]
-    return {"color": COLOURS[number % len(COLOURS)], "marker": marker, "linestyle": line}
+    look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    hollow = {"markerfacecolor": "none"} if name.endswith("-once") else {}
+    return look | hollow | {"linestyle": line}
 
 
-def draw_lines(axes: Any, ways: dict[str, list[tuple[float, float]]], faint: bool = False) -> None:
+def draw_panels(
+    figure: Any,
+    ways: dict[str, list[list[float]]],
+    colours: dict[str, str],
+    x: str,
+    y: str,
+    title: str,
+    logs: str = "",
+) -> None:
+    """Draw a line for each method, in a panel for each group; faint behind the others: the main.
+
+    Args:
+        ways: points [x, y] of each method, or [x, y, low, high] with an interval.
+    """
+    groups: dict[str, dict] = {}
+    for name, points in ways.items():
+        groups.setdefault(group_of(name), {})[name] = points
+    columns = min(2, len(groups))
+    panels = figure.subplots(-(-len(groups) // columns), columns, squeeze=False, sharey=True)
+    for axes in panels.flat[len(groups) :]:
+        axes.set_axis_off()
+    for axes, (group, found) in zip(panels.flat, groups.items(), strict=False):
+        if group != "main":
+            draw_lines(axes, groups.get("main", {}), faint=True)
+        draw_lines(axes, found)
+        label_axes(axes, colours, x, y, title if len(groups) == 1 else group, logs)
+    if len(groups) > 1:
+        figure.suptitle(title, color=colours["text"], fontsize=12)
+
+
+def size_of_panels(ways: dict[str, Any]) -> tuple[float, float]:
+    """Return the inches that `draw_panels` needs."""
+    panels = len({group_of(name) for name in ways})
+    return (7.6, 4.2) if panels == 1 else (14.0, 0.5 + 4.4 * -(-panels // 2))
+
+
+def draw_lines(axes: Any, ways: dict[str, list[list[float]]], faint: bool = False) -> None:
     """Draw a line for each way; a single point is a star where it stands for the whole cache."""
     taken: dict[str, int] = {}
     for name, points in ways.items():
@@ -43,7 +94,10 @@ def draw_lines(axes: Any, ways: dict[str, list[tuple[float, float]]], faint: boo
             style |= {"alpha": 0.25, "label": None}
         elif name == "full" and len(points) == 1:
             style |= {"marker": "*", "markersize": 12}
-        axes.plot(*zip(*sorted(points), strict=True), **style)
+        axes.plot(*zip(*sorted(point[:2] for point in points), strict=True), **style)
+        for at, _, *ends in () if faint else points:
+            if ends:
+                axes.plot([at] * 2, ends, color=style["color"], alpha=0.3, lw=1)
 
 
 def label_axes(

@@ -109,7 +109,7 @@ def measure_sampled(
     return measure_writing(model, method, asked, sample, 0.8)
 
 
-_WRITING = {"max_tokens": WRITTEN_TOKENS, "measure": f"repeated {GRAM}-grams"}
+_WRITING: dict[str, Any] = {"max_tokens": WRITTEN_TOKENS, "measure": f"repeated {GRAM}-grams"}
 add_task("loss", "books", Task(make_text, 0, run=measure_loss, measure="nats per token"))
 add_task("writing", "likeliest", Task(make_beginning, run=measure_writing, **_WRITING))
 add_task("writing", "sampled", Task(make_beginning, run=measure_sampled, **_WRITING))

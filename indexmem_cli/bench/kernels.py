@@ -265,10 +265,8 @@ def _attention_cases(size: Size, key: Tensor, value: Tensor, normal: Normal) -> 
     for name, softcap in (("", None), (", softcap", 30.0)):
         yield Case(
             f"attend_with_lse{name}",
-            lambda c=softcap: ops.attend_with_lse(chunk, key, value, scale, None, c),
-            lambda c=softcap: reference.attend_with_lse_reference(
-                chunk, key, value, scale, None, c
-            ),
+            partial(ops.attend_with_lse, chunk, key, value, scale, None, softcap),
+            partial(reference.attend_with_lse_reference, chunk, key, value, scale, None, softcap),
             3 * chunk.nbytes + key.nbytes + value.nbytes,
             4 * size.heads * size.tokens * (budget + size.tokens // 2) * size.head_size,
             lambda: ops.attend(chunk, key, value, scale, mask),

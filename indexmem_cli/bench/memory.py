@@ -245,7 +245,7 @@ def _settings(config: PeakConfig, mode: str, length: int, run: int) -> Row:
 
 def _in_new_process(config: PeakConfig, settings: Row, texts: dict[int, str]) -> Row | None:
     """Measure; None where it failed, as without memory enough."""
-    model = {"model": config.model.model, "quant": "none", "dtype": config.model.dtype}
+    model: Row = {"model": config.model.model, "quant": "none", "dtype": config.model.dtype}
     model |= {"device": config.model.device, "offline": True}
     job = [settings, model, texts[0], texts[settings["length_tokens"]]]
     threads = {"OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE"}

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from indexmem_cli.bench.baselines import best_passages
 from indexmem_cli.bench.streams import Stream, open_full, open_stream
@@ -60,7 +61,7 @@ answer_in_full = partial(answer_by_stream, open=open_full)
 """Keep everything, as an ordinary cache does; None beyond the model's trained window."""
 
 
-def answer_streamed(model: LanguageModel, asked: Asked, **settings: object) -> Reply:
+def answer_streamed(model: LanguageModel, asked: Asked, **settings: Any) -> Reply:
     """Read in a stream within the budget, as `indexmem ask` does.
 
     Args:

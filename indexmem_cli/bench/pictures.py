@@ -16,13 +16,12 @@ from indexmem_cli.bench.drawing import (
     DARK,
     HEAT,
     LIGHT,
-    draw_lines,
+    draw_panels,
     label_axes,
     shorten,
-    style_of,
+    size_of_panels,
 )
 from indexmem_cli.bench.rows import Row, read_rows
-from indexmem_cli.bench.suites import GROUPS, MAIN
 from indexmem_cli.errors import ConfigError
 
 MIB = 2**20
@@ -62,7 +61,7 @@ def stale_pictures(names: Iterable[str], results: Path, out: Path) -> list[str]:
     stale = []
     for name in names:
         path, expected = out / f"{name}.png", _hash(_picture(name).take(results))
-        if not path.exists() or Image.open(path).text.get(STAMP) != expected:
+        if not path.exists() or Image.open(path).info.get(STAMP) != expected:
             stale.append(name)
     return stale
 
@@ -83,13 +82,11 @@ def take_cost(results: Path, field: str, scale: float = 1) -> Any:
 
 def draw_cost(data: Any, figure: Any, colours: Colours, what: str, y: str) -> None:
     """Draw bytes or seconds against length, all methods in one."""
-    axes = figure.subplots()
-    draw_lines(axes, data["ways"])
-    label_axes(axes, colours, "tokens read", y, f"{what}, {data['of']}")
+    draw_panels(figure, data["ways"], colours, "tokens read", y, f"{what}, {data['of']}", logs="xy")
 
 
 def take_quality(results: Path) -> Any:
-    """Scores against bytes where most methods and budgets were measured: points by group, and n."""
+    """Scores against bytes where most methods and budgets were measured, by method; and n."""
     rows = [row for row in newest_cells(results) if "measure" not in row]
     cells: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -100,49 +97,32 @@ def take_quality(results: Path) -> Any:
         cells.items(), key=lambda item: len({(row["method"], row["kept"]) for row in item[1]})
     )
     tasks = {row["task"] for row in found}
-    methods: dict[tuple, dict] = {}
+    methods: dict[str, dict] = {}
     for row in found:
-        of = row.get("group", MAIN), row["method"]
-        methods.setdefault(of, {}).setdefault(row["kept"], []).append(row)
-    groups: dict[str, dict[str, list]] = {}
-    for (group, method), budgets in methods.items():
+        methods.setdefault(row["method"], {}).setdefault(row["kept"], []).append(row)
+    ways = {}
+    for method, budgets in methods.items():
         points = sorted(_mean_of(rows) for rows in budgets.values() if len(rows) == len(tasks))
         if points:
-            groups.setdefault(group, {})[method] = points
+            ways[method] = points
     numbers = [sum(r["n"] for r in rows) for each in methods.values() for rows in each.values()]
     n = f"{min(numbers)} to {max(numbers)}" if len(set(numbers)) > 1 else numbers[0]
     many = f" ({len(tasks)} tasks)" if len(tasks) > 1 else ""
     title = f"{suite}{many}, {length:,} tokens, n = {n}, {found[-1]['model']}"
-    return {"title": title, "groups": groups}
+    return {"title": title, "ways": ways}
 
 
 def draw_quality(data: dict, figure: Any, colours: Colours) -> None:
-    """Draw right answers against bytes kept, a panel for each group; faint behind it: the main."""
-    groups = [name for name in GROUPS if name in data["groups"]]
-    columns = min(2, len(groups))
-    panels = figure.subplots(-(-len(groups) // columns), columns, squeeze=False, sharey=True)
-    for axes in panels.flat[len(groups) :]:
-        axes.set_axis_off()
-    main = _points(data["groups"].get(MAIN, {}))
-    for axes, group in zip(panels.flat, groups, strict=False):
-        found = data["groups"][group]
-        if group != MAIN:
-            draw_lines(axes, main, faint=True)
-        draw_lines(axes, _points(found))
-        taken: dict[str, int] = {}
-        for name, points in found.items():
-            for size, _, low, high in points:
-                ends, colour = [100 * low, 100 * high], style_of(name, taken)["color"]
-                axes.plot([size / MIB] * 2, ends, color=colour, alpha=0.3, lw=1)
-        title = data["title"] if len(groups) == 1 else group
-        label_axes(axes, colours, "KV kept, MiB", "right, %", title, logs="x")
-        axes.set_ylim(-3, 103)
-    if len(groups) > 1:
-        figure.suptitle(f"{data['title']}; 95 % intervals", color=colours["text"], fontsize=12)
-
-
-def _points(methods: dict[str, list]) -> dict[str, list[tuple[float, float]]]:
-    return {name: [(p[0] / MIB, 100 * p[1]) for p in points] for name, points in methods.items()}
+    """Draw right answers against bytes kept."""
+    title = f"{data['title']}; 95 % intervals"
+    ways = {
+        name: [[size / MIB, *(100 * share for share in shares)] for size, *shares in points]
+        for name, points in data["ways"].items()
+    }
+    draw_panels(figure, ways, colours, "KV kept, MiB", "right, %", title, logs="x")
+    top = max(point[-1] for points in ways.values() for point in points)
+    for axes in figure.axes:
+        axes.set_ylim(-3, min(103, 1.1 * top))
 
 
 def take_needles(results: Path) -> Any:
@@ -188,7 +168,7 @@ def draw_needles(ways: dict, figure: Any, colours: Colours) -> None:
 
 
 def take_loss(results: Path) -> Any:
-    """Nats per token by position, at the length and budget most methods were measured at."""
+    """Loss by position over that of full attention, where most methods were measured."""
     rows = [row for row in newest_cells(results) if "by_position" in row]
     places: dict[tuple, dict[str, Row]] = {}
     for row in rows:
@@ -199,20 +179,22 @@ def take_loss(results: Path) -> Any:
     if not places:
         return None
     (length, kept), found = max(places.items(), key=lambda item: (len(item[1]), item[0]))
+    full = found.pop("full", None) if len(found) > 1 else None
+    base = full["by_position"] if full else [0.0] * len(rows[0]["by_position"])
     ways = {}
     for name, row in found.items():
-        step = row["tokens"] / len(row["by_position"])
-        ways[name] = [[(i + 0.5) * step, nats] for i, nats in enumerate(row["by_position"])]
+        step = row["tokens"] / len(base)
+        pairs = enumerate(zip(row["by_position"], base, strict=True))
+        ways[name] = [[(i + 0.5) * step, round(nats - less, 4)] for i, (nats, less) in pairs]
     n = min(row["n"] for row in found.values())
     title = f"{length:,} tokens of books, {100 * kept:.3g} % kept, n = {n}, {rows[-1]['model']}"
-    return {"title": title, "ways": ways}
+    above = "nats per token above full attention" if full else "nats per token"
+    return {"title": title, "ways": ways, "above": above}
 
 
 def draw_loss(data: dict, figure: Any, colours: Colours) -> None:
     """Draw nats per token by position."""
-    axes = figure.subplots()
-    draw_lines(axes, data["ways"])
-    label_axes(axes, colours, "position", "nats per token", data["title"], logs="")
+    draw_panels(figure, data["ways"], colours, "position", data["above"], data["title"])
 
 
 def take_card(results: Path) -> Any:
@@ -231,21 +213,21 @@ def draw_card(data: dict, figure: Any, colours: Colours) -> None:
 
 
 def _cost(field: str, scale: float, what: str, y: str) -> Picture:
-    return Picture(partial(take_cost, field=field, scale=scale), partial(draw_cost, what=what, y=y))
+    take = partial(take_cost, field=field, scale=scale)
+    return Picture(take, partial(draw_cost, what=what, y=y), _size)
 
 
-def _size_of_panels(data: dict) -> tuple[float, float]:
-    panels = len(data["groups"])
-    return (7.6, 4.2) if panels == 1 else (14.0, 0.5 + 4.4 * -(-panels // 2))
+def _size(data: dict) -> tuple[float, float]:
+    return size_of_panels(data["ways"])
 
 
 PICTURES = {
     "memory": _cost("above_model_bytes", MIB, "Peak memory", "above the loaded model, MiB"),
     "seconds": _cost("read_s", 1, "Time to read", "seconds"),
     "answers": _cost("answer_s", 1, "Time to answer, once read", "seconds"),
-    "quality": Picture(take_quality, draw_quality, _size_of_panels),
+    "quality": Picture(take_quality, draw_quality, _size),
     "needles": Picture(take_needles, draw_needles, lambda ways: (1.5 + 3.6 * len(ways), 4.0)),
-    "loss": Picture(take_loss, draw_loss),
+    "loss": Picture(take_loss, draw_loss, _size),
     "card": Picture(take_card, draw_card, lambda data: (11.0, 6.4)),
 }
 

@@ -79,7 +79,8 @@ class PressStream:
 
     @torch.no_grad()
     def write(self, closing: Sequence[int], config: AnswerConfig, stop: set[int]) -> list[int]:
-        chance, given = torch.Generator().manual_seed(config.seed), []
+        chance = torch.Generator().manual_seed(config.seed)
+        given: list[int] = []
         if self.press is not None:
             self.press.compression_interval = DECODE_BLOCK_TOKENS
         state = self._step(closing)[-1]  # not under the press: the question stays, as it does here

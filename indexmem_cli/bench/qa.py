@@ -6,6 +6,7 @@ else the part of the length around the passage that the question is about. Besid
 match and ROUGE-L.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def _read_long(data: Path, name: str) -> tuple[dict[str, str], list[dict]]:
     return documents, [r for r in records if r["answerable"] and r.get("evidence")]
 
 
-def _holds_one(given: str, answers: tuple[str, ...]) -> float:
+def _holds_one(given: str, answers: Sequence[str]) -> float:
     """Say whether any reference stands in an answer, in any case: RULER's metric for QA."""
     return float(any(answer.lower() in given.lower() for answer in answers))
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -19,7 +20,6 @@ from indexmem_cli.bench.cells import (
     usable_methods,
 )
 from indexmem_cli.bench.rows import Row, append_row, common_fields, read_rows
-from indexmem_cli.bench.suites import METHODS
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.language_model import LanguageModel, load_language_model
 
@@ -68,12 +68,11 @@ class Pace:
         self.seconds[cell.method] = self.seconds.get(cell.method, 0.0) + seconds
         self.costs[cell.method] = self.costs.get(cell.method, 0.0) + cell.cost
 
-    def expect(self, cell: Cell) -> float:
-        """Return the seconds that a sample will take."""
-        seconds, cost = self.seconds.get(cell.method), self.costs.get(cell.method)
-        if seconds is None or not cost:
-            seconds, cost = sum(self.seconds.values()), sum(self.costs.values()) or 1
-        return seconds / cost * cell.cost
+    def expect(self, method: str, cost: float) -> float:
+        """Return the seconds that a method will take for work of that cost."""
+        if self.costs.get(method):
+            return self.seconds[method] / self.costs[method] * cost
+        return sum(self.seconds.values()) / (sum(self.costs.values()) or 1) * cost
 
 
 @dataclass
@@ -120,7 +119,8 @@ def bench_quality(config: QualityConfig, out: Path | None) -> Iterator[Row | Pro
     started, todo = time.monotonic(), list(order_jobs(run.results, config.count))
     many = len(todo) >= PROBED_FROM or config.only_estimate
     probes = list({cell.method: (cell, number) for cell, number in reversed(todo)}.values())
-    todo = [*probes, *(job for job in todo if job not in probes)] if many else todo
+    chosen = set(probes)
+    todo = [*probes, *(job for job in todo if job not in chosen)] if many else todo
     for event in _measure_all(run, todo, len(cells) * config.count, begun):
         yield event
         if len(run.results[event.cell]) == config.count:
@@ -146,7 +146,8 @@ def _take_up(run: _Run, cells: Sequence[Cell], rows: Path | None, begun: Path | 
     run.written = {(*_identity(row), row["n"]) for row in finished}
     samples: dict[tuple, dict[int, Row]] = {}
     for row in known:
-        samples.setdefault(_identity(row), {})[row["number"]] = row
+        measured = {name: value for name, value in row.items() if name not in run.fields}
+        samples.setdefault(_identity(row), {})[row["number"]] = _cut_down(measured)
     for cell in cells:
         of = _identity(run.say(cell))
         if of in whole:
@@ -171,25 +172,32 @@ def order_jobs(results: dict[Cell, dict[int, Row]], count: int) -> Iterator[tupl
 def _measure_all(
     run: _Run, jobs: Sequence[tuple[Cell, int]], total: int, begun: Path | None
 ) -> Iterator[Progress]:
-    remaining = 0.0
+    left: Counter[str] = Counter()
+    for cell, _ in jobs:
+        left[cell.method] += cell.cost
     for at, (cell, number) in enumerate(jobs, 1):
         started = time.monotonic()
         sample = run.samples.get(cell, number)
-        result = run.say(cell) | {"number": number} | measure(run.model, cell, sample)
+        result = measure(run.model, cell, sample)
         run.pace.add(cell, time.monotonic() - started)
-        run.results[cell][number] = result
+        run.results[cell][number] = _cut_down(result)
         if begun:
-            append_row(begun, result)
-        if at % 50 == 1 or at == len(jobs):  # not every time: it is a sum over all that is left
-            remaining = sum(run.pace.expect(cell) for cell, _ in jobs[at:])
+            append_row(begun, run.say(cell) | {"number": number} | result)
+        left[cell.method] -= cell.cost
+        remaining = sum(run.pace.expect(method, cost) for method, cost in left.items() if cost)
         yield Progress(len(jobs) - at, total, cell, remaining)
+
+
+def _cut_down(sample: Row) -> Row:
+    """Leave out what a cell is not summed up from: there may be very many samples."""
+    unwanted = {"answer", "number", *Cell.__dataclass_fields__}
+    return {name: value for name, value in sample.items() if name not in unwanted}
 
 
 def _finish(run: _Run, cell: Cell, rows: Path | None) -> Row:
     """Sum up a cell, and append its row."""
     results = [result for _, result in sorted(run.results.pop(cell).items())]
-    known = {"n": len(results), "group": METHODS[cell.method].group}
-    row = run.say(cell) | known | summarise(cell, results)
+    row = run.say(cell) | {"n": len(results)} | summarise(cell, results)
     if rows and (*_identity(row), row["n"]) not in run.written:
         append_row(rows, row)
     return row
@@ -200,7 +208,7 @@ def estimate(run: _Run, todo: Sequence[tuple[Cell, int]]) -> Estimate:
     tasks: dict[str, list[float]] = {}
     methods: dict[str, list[float]] = {}
     for cell, _ in todo:
-        seconds = run.pace.expect(cell)
+        seconds = run.pace.expect(cell.method, cell.cost)
         tasks.setdefault(f"{cell.suite} {cell.task}", []).append(seconds)
         methods.setdefault(cell.method, []).append(seconds)
     by_task, by_method = (
@@ -252,5 +260,4 @@ def tabulate(rows: Sequence[Row]) -> list[Row]:
 def _identity(row: Row) -> tuple:
     """What a measurement is of: the same identity, the same result; uncommitted code has none."""
     names = ("commit", "dirty", "revision", "dtype", "quant", "kv_dtype", "adapter", "gpu")
-    names += tuple(Cell.__dataclass_fields__)
-    return tuple(row.get(name) for name in names)
+    return tuple(row.get(name) for name in (*names, *Cell.__dataclass_fields__))

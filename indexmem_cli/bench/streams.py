@@ -103,6 +103,7 @@ def open_stream(
     *,
     policy: str,
     once: bool = False,
+    share: Callable[[Sequence[float], int], Sequence[float]] = lambda shares, layers: shares,
     latent_slots: Callable[[int], int] = lambda budget: 0,
     change: Callable[[LanguageModel, Reader, int], None] = lambda model, reader, slots: None,
 ) -> EngineStream | None:
@@ -110,6 +111,7 @@ def open_stream(
 
     Args:
         once: whether all is read before anything is evicted; None is returned where it is too long.
+        share: what becomes of the adapter's shares of the budget, of layers or of all their heads.
         latent_slots: of the budget, to be taken away from it.
         change: what is done to the reader before anything is read, with those slots.
     """
@@ -126,6 +128,9 @@ def open_stream(
     slots = latent_slots(plan.budget_tokens)
     plan = replace(plan, budget_tokens=plan.budget_tokens - slots)
     reader = make_reader(model.backbone, plan, config, closing)
+    shares = share(reader.shares, model.backbone.layer_windows.count(None))
+    if shares is not reader.shares:  # a reader lays its memory out by them when it is made
+        reader = Reader(model.backbone, plan, reader.scorer, closing, shares)
     change(model, reader, slots)
     return EngineStream(model, reader, once)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from indexmem_cli.bench.drawing import LEGEND, ORDER
 from indexmem_cli.bench.rows import Row, read_rows
-from indexmem_cli.bench.suites import MAIN
 
 SHOWN = ("recall", "learned", "question", "full", "keydiff", "recency", "passages")
 """Methods of a card: it has no room for all."""
@@ -33,14 +32,12 @@ def take_card(results: Path, parts: dict[str, Any]) -> Any:
         for task, measure, said in FACTS
         if (task, measure) in found
     ]
-    if quality := parts.get("quality"):
-        main = _few(quality["groups"].get(MAIN, {}))
-        parts["quality"] = {**quality, "groups": {MAIN: main}} if main else None
     if needles := parts.get("needles"):
         parts["needles"] = dict(list(needles.items())[:NUM_HEATMAPS])
-    for name in ("memory", "answers", "loss"):
+    for name in ("quality", "memory", "answers", "loss"):
         if parts.get(name):
-            parts[name] = {**parts[name], "ways": _few(parts[name]["ways"])}
+            few = _few(parts[name]["ways"])
+            parts[name] = {**parts[name], "ways": few} if few else None
     parts = dict([(name, data) for name, data in parts.items() if data][:NUM_PARTS])
     if not parts:
         return None

@@ -15,7 +15,6 @@ from indexmem_cli.estimate import CARD_GIB, largest_budget
 
 README = ROOT / "README.md"
 MIB = 2**20
-Find = Callable[..., Row]
 
 # Label of a line in the table of facts, and which row it is of.
 FACTS: tuple[tuple[str, str, dict[str, Any]], ...] = (

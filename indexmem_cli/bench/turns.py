@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
@@ -113,8 +114,8 @@ def measure(checkpoint: Checkpoint, options: SpeedConfig) -> list[Row]:
     memories = [MemoryConfig(*sizes, policy, recall=False) for policy in options.policies]
     repeats = []
     for _ in range(options.repeats):
-        readers = {"bare": Plain(plain.decoder)}
-        readers |= {memory.policy: Engine(backbone, memory) for memory in memories}
+        engines = {str(memory.policy): Engine(backbone, memory) for memory in memories}
+        readers: dict[str, Plain | Engine] = {"bare": Plain(plain.decoder), **engines}
         readers["full"] = Plain(plain.decoder, DynamicCache())
         repeats.append(_take_turns(readers, checkpoint.config["vocab_size"], options))
     common = rows.common_fields(checkpoint, backbone.info.device) | {
@@ -131,7 +132,7 @@ def measure(checkpoint: Checkpoint, options: SpeedConfig) -> list[Row]:
     found = [{"mode": "bare", "kv_bytes": 0} | _beside_bare("bare", repeats, options.round_tokens)]
     allowed = _allowed_of_bare(plain, options)
     for name in options.policies:
-        kept = {"mode": name, "kv_bytes": readers[name].reader.state.nbytes}
+        kept = {"mode": name, "kv_bytes": engines[name].reader.state.nbytes}
         found.append(
             kept | _beside_bare(name, repeats, options.round_tokens) | {"allowed_of_bare": allowed}
         )
@@ -151,7 +152,7 @@ def _take_turns(readers: dict, vocabulary: int, options: SpeedConfig) -> Seconds
         size = options.chunk_tokens
         for chunk in ids[:, : WARMUP_CHUNKS * size].split(size, dim=1):
             reader.read(chunk)
-    seconds = {name: [] for name in readers}
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
     for tokens in ids.split(options.round_tokens, dim=1):
         for name, reader in readers.items():
             _wait(device)
@@ -195,7 +196,7 @@ def _beside_full(length: int, repeats: list[Seconds], round_tokens: int) -> Row:
     `x_over_full` is over all rounds up to the length, `x_over_full_last` in the last of them.
     """
     end = length // round_tokens
-    row = {"n": len(repeats), "length_tokens": length}
+    row: Row = {"n": len(repeats), "length_tokens": length}
     row["tokens_per_s"] = rows.spread(length / sum(run["full"][:end]) for run in repeats)
     row["last_tokens_per_s"] = rows.spread(round_tokens / run["full"][end - 1] for run in repeats)
     for name in [name for name in repeats[0] if name != "full"]:

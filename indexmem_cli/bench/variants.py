@@ -4,9 +4,10 @@ A feature counts only where it beats its twin: the same with its scores shuffled
 swapped, its budgets moved to another layer, or without it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Shuffled:
     def __init__(self, scorer: Scorer, seed: int = 0) -> None:
         self.scorer, self.chance = scorer, torch.Generator().manual_seed(seed)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.scorer, name)
 
     def score(self, block: Block) -> list[Tensor]:
@@ -67,7 +68,7 @@ class Swapped:
     def __init__(self, memory: LatentMemory, seed: int = 0) -> None:
         self.memory, self.chance = memory, torch.Generator().manual_seed(seed)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.memory, name)
 
     def write(self, keys: Tensor, values: Tensor) -> Tensor:
@@ -83,22 +84,33 @@ def take_slots(budget: int) -> int:
 
 def shuffle(model: LanguageModel, reader: Reader, slots: int) -> None:
     """Take every new token's score from another."""
-    reader.scorer = Shuffled(reader.scorer)
+    # All else is the scorer's own, which mypy does not see through __getattr__.
+    reader.scorer = Shuffled(reader.scorer)  # type: ignore[assignment]
 
 
-def level(model: LanguageModel, reader: Reader, slots: int) -> None:
-    """Give all layers the same budget."""
-    reader.shares = ()
+def level(shares: Sequence[float], layers: int) -> Sequence[float]:
+    """Give all layers and heads the same budget."""
+    return ()
 
 
-def move(model: LanguageModel, reader: Reader, slots: int) -> None:
-    """Give each layer the budget of the next one."""
-    reader.shares = [*reader.shares[1:], *reader.shares[:1]]
+def move(shares: Sequence[float], layers: int) -> Sequence[float]:
+    """Give each layer, or each head, the budget of the next one."""
+    return [*shares[1:], *shares[:1]]
 
 
-def remember(model: LanguageModel, reader: Reader, slots: int, kind: str, swapped: bool) -> None:
+def join_heads(shares: Sequence[float], layers: int) -> Sequence[float]:
+    """Give the heads of a layer the same budget."""
+    heads = len(shares) // layers
+    if heads < 2:
+        return shares
+    return [sum(shares[i : i + heads]) / heads for i in range(0, len(shares), heads)]
+
+
+def remember(
+    model: LanguageModel, reader: Reader, slots: int, kind: str, policy: str, swapped: bool
+) -> None:
     """Give every managed layer a latent memory."""
-    biases = model.backbone.adapter.log_mass if reader.shares else None
+    biases = model.backbone.adapter.log_mass if policy == LEARNED else None
     for i, layer in enumerate(reader.state.managed):
         memory: LatentMemory
         if kind == "centroids":
@@ -106,7 +118,8 @@ def remember(model: LanguageModel, reader: Reader, slots: int, kind: str, swappe
         else:
             info = model.backbone.info
             memory = FastWeightMemory(fit_slow_weights(model.name, info.dtype, info.device)[i])
-        layer.latent = Swapped(memory) if swapped else memory
+        # As in `shuffle`, the rest of a swapped memory is the memory's own.
+        layer.latent = Swapped(memory) if swapped else memory  # type: ignore[assignment]
 
 
 @lru_cache(maxsize=1)
@@ -141,7 +154,7 @@ def fit_slow_weights(name: str, dtype: str, device: str) -> list[FastWeights]:
     return fitted
 
 
-def add_streamed(name: str, group: str, **settings: object) -> None:
+def add_streamed(name: str, group: str, **settings: Any) -> None:
     """Make a method known that is a stream of the engine with settings of its own."""
     opened = partial(open_stream, **settings)
     answered = partial(answer_by_stream, open=opened)
@@ -149,22 +162,27 @@ def add_streamed(name: str, group: str, **settings: object) -> None:
     add_method(name, Method(answered, open=opened if can_go_on else None, group=group))
 
 
-def list_variants() -> Iterator[tuple[str, str, dict[str, object]]]:
+def list_variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name all variants, with their groups and the arguments of `open_stream`."""
     unfocused = [policy for policy in POLICIES if policy != FOCUS]
     for policy in unfocused:
         for kind in ("centroids", "fast-weights"):
             for twin in ("", "-swapped") if policy in (LEARNED, UNFOCUSED) else ("",):
-                change = partial(remember, kind=kind, swapped=bool(twin))
+                change = partial(remember, kind=kind, policy=policy, swapped=bool(twin))
                 # The paper's memory is of one size, whatever the budget.
                 slots: Callable[[int], int] = take_slots if kind == "centroids" else lambda b: 0
-                settings = {"policy": policy, "change": change, "latent_slots": slots}
+                settings: dict[str, Any] = {
+                    "policy": policy,
+                    "change": change,
+                    "latent_slots": slots,
+                }
+                settings["share"] = join_heads  # a latent memory is one of a layer
                 yield f"{policy}+{kind}{twin}", "twins" if twin else "memories", settings
     for policy in unfocused:
         if policy not in ("recency", "random"):
             yield f"{policy}-shuffled", "twins", {"policy": policy, "change": shuffle}
-    for name, change in (("even", level), ("moved", move)):
-        yield f"{LEARNED}-{name}", "twins", {"policy": LEARNED, "change": change}
+    for name, share in (("even", level), ("moved", move)):
+        yield f"{LEARNED}-{name}", "twins", {"policy": LEARNED, "share": share}
     for policy in POLICIES:
         yield f"{policy}-once", "once", {"policy": policy, "once": True}
 

@@ -149,16 +149,19 @@ def kernels(
         os.environ |= {"INDEXMEM_KERNELS": "interpret", "TRITON_INTERPRET": "1"}
     hush_libraries(False)
     if compile_only:
-        from indexmem_cli.bench.compiling import COLUMNS, compile_all
+        from indexmem_cli.bench.compiling import COLUMNS as FORMS
+        from indexmem_cli.bench.compiling import compile_all
 
+        columns: tuple[str, ...] = FORMS
         rows = _gather(compile_all(every), None)
     else:
         from indexmem_cli.bench.kernels import COLUMNS, bench_kernels, require_gpu
 
+        columns = COLUMNS
         if not rehearse:
             require_gpu("bench kernels")
         rows = _gather(bench_kernels(rehearse), None if rehearse else out)
-    _show_rows(rows, COLUMNS, as_json)
+    _show_rows(rows, columns, as_json)
 
 
 @bench.command()

@@ -1,7 +1,8 @@
 """`indexmem bench memory`, `speed` and `all`: what reading costs, and everything in one run."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -195,9 +196,14 @@ def everything(
         data=data,
         minutes=minutes,
     )
-    same = {"measured": measured, "device": device, "out": folder, "threads": threads}
+    same: dict[str, Any] = {
+        "measured": measured,
+        "device": device,
+        "out": folder,
+        "threads": threads,
+    }
     shared = {**same, "runs": 1, "lengths": reading, "full_lengths": reading}
-    steps = {
+    steps: dict[str, Callable[[], Any]] = {
         "memory": lambda: memory(**shared, methods=",".join(asked)),
         "speed": lambda: speed(**same, lengths=reading, repeats=1),
         "quality": lambda: run_quality(config, folder, as_json=False),
@@ -206,10 +212,16 @@ def everything(
     if look_at_machine().has_gpu("cuda"):
         steps["kernels"] = lambda: kernels(out=folder / "kernels.jsonl")
         steps["device"] = lambda: measure_device(out=folder / "device.jsonl")
-    steps["pictures"] = lambda: [
-        typer.echo(path)
-        for path in make_pictures(PICTURES, folder, folder / "pictures", dark=False)
-    ]
+    steps["pictures"] = lambda: make_pictures(PICTURES, folder, folder / "pictures", dark=False)
+    run_steps(steps)
+
+
+def run_steps(steps: dict[str, Callable[[], Any]]) -> None:
+    """Run one after the other, whatever fails.
+
+    Raises:
+        ConfigError: something failed; what, was said.
+    """
     failed = []
     for name, step in steps.items():
         typer.echo(f"== {name}", err=True)

@@ -137,7 +137,9 @@ class CentroidMemory:
         return torch.sigmoid(self._attend(query, scale)[1] - lse)
 
     def _attend(self, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return ops.attend_with_lse(query, *self.means(), scale, self._log_mass(), causal=False)
+        keys, values = self.means()
+        found = ops.attend_with_lse(query, keys, values, scale, self._log_mass(), causal=False)
+        return found[0], found[1]
 
     def _log_mass(self) -> Tensor:
         bias = self.count.log()  # -inf where nothing is

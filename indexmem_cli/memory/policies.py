@@ -317,4 +317,5 @@ SCORERS: dict[str, type] = {
 
 def make_scorer(policy: str, seed: int = 0) -> Scorer:
     """Make a fresh scorer for one stream; `policy` is a key of `SCORERS`."""
-    return SCORERS[policy](seed)
+    scorer: Scorer = SCORERS[policy](seed)
+    return scorer

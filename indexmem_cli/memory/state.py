@@ -5,6 +5,7 @@ Axes, everywhere in this package:
     N all slots that a pass attends to (S + T)    R rows: a few query tokens that are looked at
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -126,7 +127,7 @@ class LayerState:
         where = where.expand(-1, -1, -1, self.keys.shape[3])
         return self.all_keys().gather(2, where), self.all_values().gather(2, where)
 
-    def rotated_keys(self, rotate) -> Tensor:
+    def rotated_keys(self, rotate: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Return rotated keys [B, G, S, D]; only those not rotated since the last eviction cost.
 
         Args:
@@ -152,7 +153,7 @@ class LayerState:
         batch, heads, _, size = self.keys.shape
         latent = self.latent.nbytes if self.latent is not None else 0
         row = size * self.keys.element_size() + (4 if self.int8 else 0)
-        return 2 * batch * heads * self.held * row + latent
+        return int(2 * batch * heads * self.held * row + latent)
 
     def clone(self) -> "LayerState":
         """Return an independent copy of what is held."""
@@ -298,7 +299,7 @@ class MemoryState:
     @property
     def named_parts(self) -> list[tuple[str, LayerState | WindowState]]:
         """What holds tokens, in the order of the model: layers, or the heads of one, by name."""
-        parts = []
+        parts: list[tuple[str, LayerState | WindowState]] = []
         for i, layer in enumerate(self.layers):
             if isinstance(layer, HeadsState):
                 parts += [(f"{i}.heads.{h}", head) for h, head in enumerate(layer.heads)]

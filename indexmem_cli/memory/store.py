@@ -83,7 +83,7 @@ def load_state(
         index, _, head = place.partition(".")
         (heads, size), device = shapes[int(index)], devices[int(index)]
         parts = _take(tensors, f"layers.{place}.", _names(layer))
-        if getattr(layer, "latent", None) is not None:
+        if isinstance(layer, LayerState) and layer.latent is not None:
             latents.append((layer.latent, _take(tensors, f"layers.{place}.latent."), device))
         if parts:
             shape = (1 if head else heads, size)
@@ -112,8 +112,9 @@ def load_state(
 
 
 def _names(layer: LayerState | WindowState) -> tuple[str, ...]:
-    managed = isinstance(layer, LayerState)
-    return (*layer.buffers, "notes") if managed else ("keys", "values")
+    if isinstance(layer, LayerState):
+        return (*layer.buffers, "notes")
+    return ("keys", "values")
 
 
 def _take(

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from re import DOTALL, findall
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from fastapi.telemetry import TelemetryConfig
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -36,6 +35,9 @@ from indexmem_cli.server.protocol import (
 )
 from indexmem_cli.server.shelf import Brought, Shelf
 from indexmem_cli.server.worker import Worker
+
+if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig  # not in the last version for Python 3.10
 
 PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")

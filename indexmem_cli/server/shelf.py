@@ -172,7 +172,7 @@ class Shelf:
             if fresh and (text or not can_look_up) or not saved and not fresh:
                 fresh = [join_sources(fresh)]
             parts: list[Sources | Manifest] = [*saved, *fresh]
-            memory = replace(self._blank, sources=parts)
+            memory = replace(self._blank, sources=parts, library=Library())
         if ids and not text:
             self._memories[ids] = memory
             self._memories.move_to_end(ids)

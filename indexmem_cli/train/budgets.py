@@ -127,4 +127,4 @@ def calibrate_budgets(
     shares = shares_of(torch.stack(damage).mean(0), power)
     tables = {"head_shares": None, f"{unit}_shares": shares}
     save_adapter(replace(adapter, **tables), adapter_file)
-    return shares.flatten().tolist()
+    return list(map(float, shares.flatten()))

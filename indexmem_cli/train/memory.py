@@ -4,8 +4,9 @@ For rows of text the stream's evictions are replayed; the last rows then attend 
 what is kept with the memory, and to everything. Memories are judged by their distance to the last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,11 +86,11 @@ def replay(
         yield Replay(layer, slice(text, ids.shape[1]), writes, hidden[None, :, text].clone())
 
 
-def head_errors(replays: list[Replay], make) -> Tensor:
+def head_errors(replays: list[Replay], make: Callable[[], LatentMemory | None]) -> Tensor:
     """Squared distance to attention over everything, with a fresh memory each: fp32 [G].
 
     Args:
-        make: function of nothing that returns an empty memory, or None for no memory.
+        make: function of nothing that returns an empty memory, or None for none at all.
     """
     errors = []
     for each in replays:
@@ -113,7 +114,7 @@ def calibrate_centroids(by_layer: list[list[Replay]], slots: int) -> Tensor:
         errors = []
         for bias in BIASES[:-1]:
             mass = torch.full((heads,), bias, device=replays[0].kept.device)
-            errors.append(head_errors(replays, lambda mass=mass: CentroidMemory(slots, mass)))
+            errors.append(head_errors(replays, partial(CentroidMemory, slots, mass)))
         errors.append(head_errors(replays, lambda: None))
         best = torch.stack(errors).argmin(dim=0)
         table.append(torch.tensor(BIASES)[best.cpu()])

@@ -162,7 +162,9 @@ def _launch_all(dtype: torch.dtype, size: int, group: int) -> None:
     chunk_query = make(1, heads * group, tokens, size, dtype=dtype)
     chunk.attend_with_lse_triton(chunk_query, key, value, 0.1)
     chunk.attend_with_lse_triton(chunk_query, key, value, 0.1, None, 30.0, True, 4096)
-    chunk.attend_with_lse_triton(chunk_query, *centroids, 0.1, make(1, heads, memory), None, False)
+    means, values = centroids
+    bias = make(1, heads, memory)
+    chunk.attend_with_lse_triton(chunk_query, means, values, 0.1, bias, None, False)
     means, count = make(1, heads, memory, size), make(1, heads, memory)
     remember.assign_clusters_triton(key, chosen.evicted, means, count)
     remember.sum_clusters_triton(key, value, chosen.evicted, chosen.evicted, memory)

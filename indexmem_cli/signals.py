@@ -41,6 +41,8 @@ def signals_raised() -> Iterator[None]:
     finally:
         for signum in caught:
             signal.signal(signum, signal.SIG_DFL)
+            if signals.is_waiting(signum):
+                signal.raise_signal(signum)
 
 
 class _Signals:
@@ -62,6 +64,10 @@ class _Signals:
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
             raise _RAISED[signal.Signals(signum)]
+
+    def is_waiting(self, signum: int) -> bool:
+        """Whether a signal came that was not raised yet."""
+        return signum in self._waiting
 
     def show_unraisable(self, unraisable: Any) -> None:
         """Raise again what came in a callback, where Python drops it; show all else."""

@@ -256,16 +256,18 @@ def test_signals_at_every_stage(sent, moments, tiny_model_dir, tmp_path):
         ) as process:
             # Before 0.3 s the interpreter itself starts.
             time.sleep(0.3 + longest_s * number / moments)
-            has_ended = process.poll() is not None
+            sent_s = time.monotonic()
             if sent == signal.SIGPIPE:
                 process.stdout.close()
             else:
                 process.send_signal(sent)
             err = process.stderr.read()
             code = process.wait(60)
+            took_s = time.monotonic() - sent_s
         allowed = {signal.SIGINT: (130, -2), signal.SIGTERM: (-15, 143), signal.SIGPIPE: (141,)}
-        is_too_late = has_ended or sent == signal.SIGPIPE  # all may be written by then
-        assert code in allowed[sent] or (code == 0 and is_too_late), err
+        # By then all may be written, and the program about to end.
+        is_too_late = took_s < 1 or sent == signal.SIGPIPE
+        assert code in allowed[sent] or (code == 0 and is_too_late), (number, took_s, err)
         assert b"Traceback" not in err
         for memory_id in Library().ids():
             if (Library().folder(memory_id) / "manifest.json").exists():

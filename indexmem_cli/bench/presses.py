@@ -75,11 +75,13 @@ class PressStream:
 
     @torch.no_grad()
     def losses(self, ids: Sequence[int]) -> list[float]:
-        return predict_losses(self.plain, self._states(ids), ids)
+        found: list[float] = predict_losses(self.plain, self._states(ids), ids)
+        return found
 
     @torch.no_grad()
     def write(self, closing: Sequence[int], config: AnswerConfig, stop: set[int]) -> list[int]:
-        chance, given = torch.Generator().manual_seed(config.seed), []
+        chance = torch.Generator().manual_seed(config.seed)
+        given: list[int] = []
         if self.press is not None:
             self.press.compression_interval = DECODE_BLOCK_TOKENS
         state = self._step(closing)[-1]  # not under the press: the question stays, as it does here
@@ -104,7 +106,7 @@ class PressStream:
             for first, end in zip(cuts, cuts[1:], strict=False):
                 yield self._step(ids[first:end])
 
-    def _pressed(self) -> contextlib.AbstractContextManager:
+    def _pressed(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.press is None else self.press(self.plain)
 
     def _step(self, ids: Sequence[int]) -> Tensor:

@@ -62,7 +62,7 @@ class SpeedConfig:
 class Plain:
     """The plain model's forward, no logits: each chunk for itself, or with transformers' cache."""
 
-    def __init__(self, decoder, cache: DynamicCache | None = None) -> None:
+    def __init__(self, decoder: Any, cache: DynamicCache | None = None) -> None:
         self.decoder, self.cache = decoder, cache
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class Plain:
 class Engine:
     """The engine with one policy."""
 
-    def __init__(self, backbone, config: MemoryConfig) -> None:
+    def __init__(self, backbone: Any, config: MemoryConfig) -> None:
         question = list(range(QUESTION_TOKENS))
         window = backbone.info.window_tokens
         plan, notices = make_plan(config, window, OPENING_TOKENS, len(question))
@@ -115,7 +115,7 @@ def measure(checkpoint: Checkpoint, options: SpeedConfig) -> list[Row]:
     repeats = []
     for _ in range(options.repeats):
         readers: dict[str, Any] = {"bare": Plain(plain.decoder)}
-        readers |= {memory.policy: Engine(backbone, memory) for memory in memories}
+        readers |= {str(memory.policy): Engine(backbone, memory) for memory in memories}
         readers["full"] = Plain(plain.decoder, DynamicCache())
         repeats.append(_take_turns(readers, checkpoint.config["vocab_size"], options))
     common = rows.common_fields(checkpoint, backbone.info.device) | {
@@ -142,7 +142,7 @@ def measure(checkpoint: Checkpoint, options: SpeedConfig) -> list[Row]:
     return [common | row for row in found]
 
 
-def _take_turns(readers: dict, vocabulary: int, options: SpeedConfig) -> Seconds:
+def _take_turns(readers: dict[str, Any], vocabulary: int, options: SpeedConfig) -> Seconds:
     """Let every reader read random tokens, a round at a time, after a warm-up."""
     device = readers["full"].decoder.device
     chance = torch.Generator().manual_seed(0)
@@ -152,7 +152,7 @@ def _take_turns(readers: dict, vocabulary: int, options: SpeedConfig) -> Seconds
         size = options.chunk_tokens
         for chunk in ids[:, : WARMUP_CHUNKS * size].split(size, dim=1):
             reader.read(chunk)
-    seconds = {name: [] for name in readers}
+    seconds: Seconds = {name: [] for name in readers}
     for tokens in ids.split(options.round_tokens, dim=1):
         for name, reader in readers.items():
             _wait(device)
@@ -169,14 +169,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _allowed_of_bare(plain, options: SpeedConfig) -> float:
+def _allowed_of_bare(plain: Any, options: SpeedConfig) -> float:
     """Bare model's operations by the engine's, without scoring: no engine can reach more."""
     inner = plain.model.num_parameters() - plain.model.get_input_embeddings().weight.numel()
     config = plain.model.config.get_text_config()
     width = config.num_attention_heads * plain.decoder.layers[0].self_attn.head_dim
     own = (options.chunk_tokens + 1) / 2  # tokens of its chunk that one sees, on average
     per_slot = 4 * width * config.num_hidden_layers
-    return (2 * inner + per_slot * own) / (2 * inner + per_slot * (options.budget_tokens + own))
+    return float(2 * inner + per_slot * own) / (
+        2 * inner + per_slot * (options.budget_tokens + own)
+    )
 
 
 def _beside_bare(name: str, repeats: list[Seconds], round_tokens: int) -> Row:

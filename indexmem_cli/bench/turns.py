@@ -176,9 +176,8 @@ def _allowed_of_bare(plain: Any, options: SpeedConfig) -> float:
     width = config.num_attention_heads * plain.decoder.layers[0].self_attn.head_dim
     own = (options.chunk_tokens + 1) / 2  # tokens of its chunk that one sees, on average
     per_slot = 4 * width * config.num_hidden_layers
-    return float(2 * inner + per_slot * own) / (
-        2 * inner + per_slot * (options.budget_tokens + own)
-    )
+    whole = 2 * inner + per_slot * (options.budget_tokens + own)
+    return float((2 * inner + per_slot * own) / whole)
 
 
 def _beside_bare(name: str, repeats: list[Seconds], round_tokens: int) -> Row:

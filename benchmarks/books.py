@@ -1,6 +1,8 @@
 """Real and made-up questions on book-length documents: recall beside every other way, and sources.
 
 python benchmarks/books.py DATA --sets squadshifts,chains --lengths window,8k,all
+
+All that is compared is asked the same questions, in one run; `chains` asks questions of two steps.
 """
 
 import os
@@ -24,18 +26,27 @@ from indexmem_cli.archive import Archive, Block
 from indexmem_cli.bench import rows
 from indexmem_cli.bench.reader import ModelReader
 from indexmem_cli.bench.rows import Row, wilson_interval
-from indexmem_cli.bench.scores import normalise, refuses, score_f1, sum_up
+from indexmem_cli.bench.scores import compare, normalise, refuses, score_f1, sum_up
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import FOCUS, ModelConfig
+from indexmem_cli.config import FOCUS, ModelConfig, parse_size
 from indexmem_cli.memory.recall import find_candidates
 
 PASSAGE_TOKENS = {"passages": 512, "passage": 160}
 """The best passages by words, and no memory; 160 is what recall has in its first round."""
 MODES = ("recall", "no-recall", "focus", *PASSAGE_TOKENS, "full")
 FULL_TOKENS = 1.15 * WINDOW_TOKENS
-FOCUS_TOKENS = 10_000  # every question reads the text again, so no longer ones
+FOCUS_TOKENS = 10_000
+"""Every question reads the text again, so no longer ones unless they are asked for."""
 COLUMNS = ["set", "length", "mode", "tokens", "n", "right", "accuracy", "interval_95", "f1"]
-COLUMNS += ["refused", "found", "recalled", "source_of_right", "precision_of_right", "ask_s"]
+COLUMNS += [
+    "recall_ahead",
+    "refused",
+    "found",
+    "recalled",
+    "source_of_right",
+    "precision_of_right",
+    "ask_s",
+]
 
 
 class Ways:
@@ -94,7 +105,7 @@ class ReadBook:
             reply = self.ways.plain.answer(text, question)
             return None if reply.streamed else {"text": reply.text}
         if mode == "focus":
-            if self.tokens > FOCUS_TOKENS:
+            if self.tokens > self.ways.options.focus_tokens:
                 return None
             memory = self.ways.memory(self.path, recall=False, policy=FOCUS)
             return row_of(memory, question, self.ways.options.max_tokens)
@@ -196,6 +207,16 @@ def sum_mode(judged: Sequence[Row], seconds: Sequence[float]) -> Row:
     return row
 
 
+def ahead_of(ours: Sequence[Row], theirs: Sequence[Row]) -> Row:
+    """How far ours are ahead in F1, question by question of those that both were asked."""
+    known = {(one["book"], one["question"]): one["f1"] for one in ours}
+    both = [one for one in theirs if (one["book"], one["question"]) in known]
+    ahead = compare(
+        [known[one["book"], one["question"]] for one in both], [one["f1"] for one in both]
+    )
+    return {"recall_ahead": ahead["value"], "recall_ahead_interval_95": ahead["interval_95"]}
+
+
 def measure(name: str, length: str, ways: Ways, options: Namespace, folder: Path) -> Iterator[Row]:
     """Ask every question of one set at one length in every way."""
     if name == "pages":
@@ -211,7 +232,7 @@ def measure(name: str, length: str, ways: Ways, options: Namespace, folder: Path
     results: dict[str, list[Row]] = {mode: [] for mode in modes}
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     tokens = []
-    for path, book in books:
+    for number, (path, book) in enumerate(books):
         read = ways.read(path)
         tokens.append(read.tokens)
         for mode, asked in itertools.product(modes, book.asked):
@@ -219,12 +240,16 @@ def measure(name: str, length: str, ways: Ways, options: Namespace, folder: Path
             result = read.ask(mode, asked.question)
             if result is not None:
                 seconds[mode].append(round(time.perf_counter() - started, 4))
-                results[mode].append(judge(result, asked, book.text, read.archive))
+                judged = judge(result, asked, book.text, read.archive)
+                results[mode].append({"book": number, **judged})
     for mode in modes:
         if results[mode]:
             shared = {"set": name, "length": length, "mode": mode, "books": len(books)}
             shared["tokens"] = round(sum(tokens) / len(tokens))
-            yield shared | sum_mode(results[mode], seconds[mode]) | {"results": results[mode]}
+            row = shared | sum_mode(results[mode], seconds[mode])
+            if mode != "recall" and results.get("recall"):
+                row |= ahead_of(results["recall"], results[mode])
+            yield row | {"results": results[mode]}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -237,6 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--lengths", default="window,8k,all", help="window: what full attention can hold")
     add("--modes", default=",".join(MODES))
     add("--count", type=int, default=100, help="questions for each set and length")
+    add("--focus-tokens", type=parse_size, default=FOCUS_TOKENS, help="longest text for focus")
     add("--max-tokens", type=int, default=48, help="longest answer")
     add("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

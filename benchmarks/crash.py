@@ -120,7 +120,6 @@ class Scene:
         process = os.fork()
         if process == 0:
             with contextlib.suppress(BaseException):
-                Saver.is_due = lambda saver: True  # save after every chunk: most kills hit a save
                 self.work()
                 os._exit(0)
             traceback.print_exc()
@@ -202,7 +201,6 @@ class Chat(Scene):
 
     def work(self) -> None:
         """Go on with it."""
-        conversation.CHECKPOINT_S, conversation._MAX_COST = 0.0, 1e9
         talk = self.open(resumed=LAST)
         self.say(talk, range(3, 7))
         assert not talk.close()
@@ -282,7 +280,7 @@ def run(engine: LanguageModel, text: str, kind: str, kills: int, seed: int) -> d
             scene.prepare()
             started = time.monotonic()
             scene.work()
-        longest_s = 2.5 * (time.monotonic() - started)  # saving after every chunk takes longer
+        longest_s = 1.2 * (time.monotonic() - started)
         scene.expect()
         for _ in range(kills):
             scene.prepare()
@@ -298,15 +296,19 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", default=",".join(SCENES), help="those that are killed")
     parser.add_argument("--out", type=Path, default=RESULTS / "crash.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
+    Saver.is_due = lambda saver: True  # save after every chunk: most kills hit a save
+    conversation.CHECKPOINT_S, conversation._MAX_COST = 0.0, 1e9  # and after every turn
     engine = load_language_model(ModelConfig(model=options.model, device="cpu"))
     text = "".join(f"Line {i}: the mill passes to heir number {i * 7 % 101}.\n" for i in range(48))
     fields = common_fields(find_checkpoint(options.model), "cpu")
     rows = []
-    for number, kind in enumerate(SCENES):
-        kills = options.kills // len(SCENES) + (number < options.kills % len(SCENES))
+    scenes = options.scenes.split(",")
+    for number, kind in enumerate(scenes):
+        kills = options.kills // len(scenes) + (number < options.kills % len(scenes))
         rows.append({**fields, **run(engine, text, kind, kills, options.seed + number)})
         append_row(options.out, rows[-1])
     print_table(rows, COLUMNS)

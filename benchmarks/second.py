@@ -9,6 +9,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
 
+import itertools
 import json
 import subprocess
 import sys
@@ -25,15 +26,20 @@ from indexmem_cli.config import parse_size
 from indexmem_cli.tokens import load_tokenizer
 
 COLUMNS = ["tokens", "tokens_reused", "cores_used", "n", "process_s", "process_cpu_s", "load_s"]
-COLUMNS += ["first_token_s", "saved_bytes"]
+COLUMNS += ["first_token_s", "first_word_s", "saved_bytes"]
 QUESTIONS = ("Who lives in the house?", "Where does the road lead?", "What was said of the king?")
+
+
+def command_of(source: Path, question: str, options: Namespace) -> list[str]:
+    """What a user would type."""
+    command = [sys.executable, "-m", "indexmem_cli", "ask", str(source), question]
+    command += ["--model", options.model, "--dtype", options.dtype, "--device", options.device]
+    return [*command, "--budget", str(options.budget), "--chunk", str(options.chunk), "--offline"]
 
 
 def ask(source: Path, question: str, options: Namespace) -> rows.Row:
     """Ask in a process of its own, from its start to its end."""
-    command = [sys.executable, "-m", "indexmem_cli", "ask", str(source), question, "--json"]
-    command += ["--model", options.model, "--dtype", options.dtype, "--device", options.device]
-    command += ["--budget", str(options.budget), "--chunk", str(options.chunk), "--offline"]
+    command = [*command_of(source, question, options), "--json"]
     before, started = os.times(), time.perf_counter()
     done = subprocess.run(command, capture_output=True, check=True)
     wall, after = time.perf_counter() - started, os.times()
@@ -46,11 +52,24 @@ def ask(source: Path, question: str, options: Namespace) -> rows.Row:
     }
 
 
+def wait_for_first_word(source: Path, question: str, options: Namespace) -> float:
+    """Seconds from the start of the process to the first byte of its answer."""
+    command, started = [*command_of(source, question, options), "-q"], time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        process.stdout.read(1)
+        waited = time.perf_counter() - started
+        process.stdout.read()
+    return waited
+
+
 def measure(source: Path, options: Namespace) -> rows.Row:
     """Read a text, then ask it again and again."""
     first = ask(source, QUESTIONS[0], options)
-    turns = [ask(source, QUESTIONS[i % len(QUESTIONS)], options) for i in range(options.runs)]
-    spreads = ("process_s", "process_cpu_s", "load_s", "first_token_s")
+    turns = []
+    for question, _ in zip(itertools.cycle(QUESTIONS), range(options.runs)):
+        waited = wait_for_first_word(source, question, options)
+        turns.append({**ask(source, question, options), "first_word_s": waited})
+    spreads = ("process_s", "process_cpu_s", "load_s", "first_token_s", "first_word_s")
     return {
         "tokens": first["tokens"],
         "tokens_reused": min(turn["tokens_reused"] for turn in turns),

@@ -67,8 +67,9 @@ class _Signals:
         """Raise again what came in a callback, where Python drops it; show all else."""
         for signum, error in _RAISED.items():
             if unraisable.exc_type is error:
-                return self._wait(signum)
-        return self._show_unraisable(unraisable)
+                self._wait(signum)
+                return
+        self._show_unraisable(unraisable)
 
     def _wait(self, signum: int) -> None:
         self._waiting.add(signum)

@@ -21,6 +21,8 @@ class LazyPackage(ModuleType):
     Modules inside it can be imported before that, until it is closed.
     """
 
+    _has_run = False
+
     def __init__(self, spec: ModuleSpec, **known: Any) -> None:
         """Stand for the package of `spec`.
 
@@ -30,7 +32,7 @@ class LazyPackage(ModuleType):
         super().__init__(spec.name)
         self.__spec__, self.__loader__, self.__package__ = spec, spec.loader, spec.name
         self.__file__, self.__path__ = spec.origin, spec.submodule_search_locations or []
-        vars(self).update(known, _has_run=False)
+        vars(self).update(known)
 
     def close(self) -> None:
         """From now on have the code run before a module inside it is imported, as always."""
@@ -43,7 +45,7 @@ class LazyPackage(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         self._has_run = True
         self.__path__ = self.__spec__.submodule_search_locations or []
-        self.__loader__.exec_module(self)
+        self.__spec__.loader.exec_module(self)
         return getattr(sys.modules[self.__name__], name)
 
 
@@ -82,14 +84,16 @@ def _lean() -> Iterator[None]:
 
     marks = dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _unmarked)
     compiler = _import_lazily("torch._dynamo", **marks)
-    with mock.patch.object(torch.distributed, "is_available", return_value=False):
-        import transformers  # noqa: F401
+    try:
+        with mock.patch.object(torch.distributed, "is_available", return_value=False):
+            import transformers  # noqa: F401
 
-        # It has read its 3,300 files for their names, and this package would do so again.
-        _import_lazily("transformers.models")
-        yield
-    if isinstance(compiler, LazyPackage):
-        compiler.close()
+            # It has read its 3,300 files for their names, and this package would do so again.
+            _import_lazily("transformers.models")
+            yield
+    finally:
+        if isinstance(compiler, LazyPackage):
+            compiler.close()
 
 
 def _import_lazily(name: str, **known: Any) -> ModuleType:

@@ -254,6 +254,7 @@ def test_second_question_reads_nothing_again(script, tiny_model_dir, tmp_path, m
     [row] = map(json.loads, out.read_text("utf-8").splitlines())
     assert row["tokens_reused"] == row["tokens"] > 900
     assert row["process_s"]["median"] > row["load_s"]["median"] > row["first_token_s"]["median"] > 0
+    assert row["first_word_s"]["median"] > row["first_token_s"]["median"]
 
 
 @pytest.fixture
@@ -267,14 +268,23 @@ def reading_data(tmp_path):
         records.append({"context": text, "question": question, **about})
     folder = tmp_path / "data"
     write_records(folder / "qa" / "dev" / "squadshifts.jsonl.xz", records)
-    write_records(folder / "qa" / "dev" / "docs.jsonl.xz", [])
+    # As meetings and stories are: the text apart, and where the evidence stands.
+    documents = [{"doc_id": f"meeting {n}", "text": r["context"]} for n, r in enumerate(records)]
+    write_records(folder / "qa" / "dev" / "docs.jsonl.xz", documents)
+    apart = [
+        {"doc_id": f"meeting {n}", "question": r["question"], "answers": r["answers"]}
+        | {"answer_start": None, "evidence": [[0, len(r["context"])]]}
+        for n, r in enumerate(records)
+    ]
+    write_records(folder / "qa" / "dev" / "qmsum.jsonl.xz", apart)
     books = [{"id": str(n), "text": make_prose(n) * 4} for n in range(14)]
     write_records(folder / "prose" / "gutenberg-03.jsonl.xz", books)
     return folder
 
 
 @pytest.mark.parametrize(
-    "name, length", [("squadshifts", "window"), ("squadshifts", "all"), ("chains", "window")]
+    "name, length",
+    [("squadshifts", "window"), ("squadshifts", "all"), ("chains", "window"), ("qmsum", "all")],
 )
 def test_evidence_stands_where_the_books_say(script, reading_data, name, length):
     options = Namespace(data=reading_data, count=5, seed=0)
@@ -297,6 +307,9 @@ def test_books_are_asked_in_every_way(script, tiny_model_dir, reading_data, tmp_
     assert found[0]["found"] == found[3]["found"] == 1 and found[0]["recalled"] > 0
     assert "source" in found[0] and "source" not in found[3]
     assert [row["policy"] for row in found] == ["keydiff", "keydiff", "question", None]
+    mean = [sum(one["f1"] for one in row["results"]) / 3 for row in found]
+    ahead = [row["recall_ahead"] for row in found[1:]]
+    assert ahead == pytest.approx([mean[0] - other for other in mean[1:]], abs=2e-3)
 
 
 def test_sources_count_if_the_true_line_is_among_them(script):

@@ -180,6 +180,31 @@ def test_a_reading_that_is_killed_goes_on(tiny_model_dir, books):
     assert "cut short" in notices[0] and memory._readings[0].tokens_reused >= 5 * 32
 
 
+def test_a_reading_that_is_interrupted_ends_its_chunk_and_goes_on(tiny_model_dir, books):
+    (books / "long.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 150)
+    code = (
+        "import signal\n"
+        "from indexmem_cli.reading import Reading\n"
+        "keep = Reading._keep\n"
+        "def interrupted(reading, *chunk):\n"
+        "    if len(reading.chain.links) == 9: signal.raise_signal(signal.SIGINT)\n"
+        "    keep(reading, *chunk)\n"
+        "Reading._keep = interrupted\n"
+        "from indexmem_cli.__main__ import main\n"
+        "main()\n"
+    )
+    command = ["ingest", "long.txt", "--model", str(tiny_model_dir), "-b", "96", "--chunk", "32"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    stopped = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, env=environment
+    )
+    assert stopped.returncode == 130
+    assert stopped.stderr.endswith("the same command goes on from there\ninterrupted\n")
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(result.stdout)["memories"][0]["tokens_reused"] == 10 * 32
+    assert "cut short" in result.stderr
+
+
 def test_stdin_is_named_as_such(run):
     ask(run, "Who?", stdin=io.StringIO("the quick fox\n" * 40).getvalue())
     assert "stdin" in CliRunner().invoke(app, ["memories", "list"]).stdout

@@ -56,7 +56,7 @@ def test_a_broken_model_is_named_and_nothing_of_it_is_saved(
 def test_a_broken_adapter_is_named(value, tiny_model_dir, tmp_path):
     indexer = make_indexer(IndexerConfig("shared", (0, 1), 32, 2, 4, 16))
     path, hashes = tmp_path / "adapter.safetensors", hash_model(tiny_model_dir)
-    save_adapter(Adapter(indexer, *hashes, log_mass=torch.tensor([float("-inf")])), path)
+    save_adapter(Adapter(indexer, *hashes, log_mass=torch.full((2, 2), float("-inf"))), path)
     load_adapter(path, tiny_model_dir)
     next(indexer.parameters()).data.view(-1)[0] = value
     save_adapter(Adapter(indexer, *hashes), path)

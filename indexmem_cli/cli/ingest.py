@@ -1,14 +1,19 @@
 """`indexmem ingest`: read the sources now, ask later."""
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from indexmem_cli.cli import options
+from indexmem_cli.cli.interrupts import Interrupts
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, StoreConfig
 from indexmem_cli.errors import ConfigError, NotFullyRead
+
+if TYPE_CHECKING:
+    from indexmem_cli.events import Event
 
 
 def ingest(
@@ -98,9 +103,20 @@ def ingest(
         events = session.ingest(
             sources, stdin=stdin, read=read, memory=memory, model=backbone, store=store
         )
-    done = show_ingestion(events, quiet, as_json)
+    done = show_ingestion(_until_interrupted(events, goes_on=not fresh), quiet, as_json)
     if strict and not done.coverage.complete:
         raise NotFullyRead(
             "not everything was read, and --strict asks for that",
             "`indexmem inspect` says what is missing",
         )
+
+
+def _until_interrupted(events: "Iterator[Event]", goes_on: bool) -> "Iterator[Event]":
+    """Pass events on; at Ctrl-C let the chunk end and be saved first."""
+    interrupts = Interrupts()
+    with interrupts.caught():
+        yield from interrupts.until_stopped(events)
+    if interrupts.is_stopping:
+        if goes_on:
+            typer.echo("what was read is saved: the same command goes on from there", err=True)
+        raise KeyboardInterrupt

@@ -1,16 +1,14 @@
 """The loop of a conversation: lines in, answers out, commands, and what Ctrl-C means."""
 
-import contextlib
 import shlex
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexmem_cli.cli.editor import edit_lines
+from indexmem_cli.cli.interrupts import Interrupts
 from indexmem_cli.config import AnswerConfig, parse_size
 from indexmem_cli.errors import ConfigError, IndexMemError
 from indexmem_cli.render import JsonRenderer, View, show_error
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from indexmem_cli.conversation import Conversation
     from indexmem_cli.events import Answer, Event
 
-TWICE_S = 2.0
-"""A second Ctrl-C within this time leaves."""
 COMMANDS = {
     "/add SOURCE...": "look through more files, folders or saved memories",
     "/sources": "what is looked through, and how long it is",
@@ -42,46 +38,6 @@ COMMANDS = {
 }
 HISTORY = 1000
 """Questions of earlier sessions that the arrow keys bring back."""
-
-
-@dataclass
-class Interrupts:
-    """Ctrl-C: the first one stops what is going on, a second one soon after leaves."""
-
-    is_stopping: bool = False
-    _last_s: float = float("-inf")
-
-    def press(self) -> None:
-        """Note Ctrl-C.
-
-        Raises:
-            KeyboardInterrupt: it is the second one.
-        """
-        now_s = time.monotonic()
-        is_second, self._last_s = now_s - self._last_s < TWICE_S, now_s
-        self.is_stopping = True
-        if is_second:
-            raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
-        """Take Ctrl-C as a wish to stop between two events, not as an exception anywhere."""
-        self.is_stopping = False
-        before = signal.getsignal(signal.SIGINT)
-        if before is not signal.SIG_IGN:  # as of programs in the background
-            signal.signal(signal.SIGINT, lambda *_: self.press())
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def until_stopped(self, events: "Iterator[Event]") -> "Iterator[Event]":
-        """Pass events on until Ctrl-C; whoever yields them is told at once."""
-        with contextlib.closing(events):  # type: ignore[type-var]
-            for event in events:
-                yield event
-                if self.is_stopping:
-                    return
 
 
 @dataclass

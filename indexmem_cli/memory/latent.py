@@ -137,7 +137,10 @@ class CentroidMemory:
         return torch.sigmoid(self._attend(query, scale)[1] - lse)
 
     def _attend(self, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return ops.attend_with_lse(query, *self.means(), scale, self._log_mass(), causal=False)
+        found: tuple[Tensor, Tensor] = ops.attend_with_lse(
+            query, *self.means(), scale, self._log_mass(), causal=False
+        )
+        return found
 
     def _log_mass(self) -> Tensor:
         bias = self.count.log()  # -inf where nothing is

@@ -298,7 +298,7 @@ class MemoryState:
     @property
     def named_parts(self) -> list[tuple[str, LayerState | WindowState]]:
         """What holds tokens, in the order of the model: layers, or the heads of one, by name."""
-        parts = []
+        parts: list[tuple[str, LayerState | WindowState]] = []
         for i, layer in enumerate(self.layers):
             if isinstance(layer, HeadsState):
                 parts += [(f"{i}.heads.{h}", head) for h, head in enumerate(layer.heads)]

@@ -66,8 +66,8 @@ pictures: install  ## record README's terminal session anew (needs tmux; some mi
 
 # Within 20 minutes on two cores; the longer runs stand in benchmarks/README.md.
 bench: install  ## measure memory, speed and quality, remake README's tables (under 20 minutes)
-	@.venv/bin/indexmem bench memory --runs 1 --lengths 16k,64k,256k --full-lengths 16k
-	@.venv/bin/indexmem bench memory --methods $(BENCH_METHODS) --runs 1 --lengths 4k,16k --full-lengths 4k
+	@.venv/bin/indexmem bench memory --runs 1 --lengths 4k,16k,64k,256k --full-lengths 4k,16k
+	@.venv/bin/indexmem bench memory --methods recall,passages,learned,keydiff --runs 1 --lengths 4k,16k --full-lengths none
 	@.venv/bin/indexmem bench speed --repeats 1 --lengths 16k
 	@.venv/bin/indexmem bench quality --suite needle --count 20 --methods $(BENCH_METHODS)
 	@.venv/bin/indexmem bench quality --count 3 --methods $(BENCH_METHODS)

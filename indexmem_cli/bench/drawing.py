@@ -63,7 +63,7 @@ def draw_panels(
     Args:
         ways: points [x, y] of each method, or [x, y, low, high] with an interval.
     """
-    groups: dict[str, dict] = {}
+    groups: dict[str, dict[str, list[list[float]]]] = {}
     for name, points in ways.items():
         groups.setdefault(group_of(name), {})[name] = points
     columns = min(2, len(groups))

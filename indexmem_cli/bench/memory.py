@@ -206,7 +206,7 @@ def _reset_peak(device: str) -> int:
     if device == "cpu":
         return _status_bytes("VmRSS")
     torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
+    return int(torch.cuda.memory_allocated(device))
 
 
 def _peaks(device: str, before: int) -> Row:
@@ -219,7 +219,7 @@ def _peaks(device: str, before: int) -> Row:
 
 def _status_bytes(name: str) -> int:
     status = Path("/proc/self/status").read_text("utf-8")
-    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024
+    return int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) * 1024
 
 
 def _settings(config: PeakConfig, mode: str, length: int, run: int) -> Row:
@@ -266,7 +266,7 @@ def _in_new_process(config: PeakConfig, settings: Row, texts: dict[int, str]) ->
     if done.returncode:
         print(what, f"failed ({done.returncode})\n{done.stderr}", file=sys.stderr, flush=True)
         return None
-    row = json.loads(done.stdout.splitlines()[-1])
+    row: Row = json.loads(done.stdout.splitlines()[-1])
     above, seconds = row["above_model_bytes"] / 2**20, row["read_s"]
     print(what, f"{above:.1f} MiB above the model, {seconds:.0f} s", file=sys.stderr, flush=True)
     return row

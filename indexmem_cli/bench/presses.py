@@ -75,7 +75,8 @@ class PressStream:
 
     @torch.no_grad()
     def losses(self, ids: Sequence[int]) -> list[float]:
-        return predict_losses(self.plain, self._states(ids), ids)
+        found: list[float] = predict_losses(self.plain, self._states(ids), ids)
+        return found
 
     @torch.no_grad()
     def write(self, closing: Sequence[int], config: AnswerConfig, stop: set[int]) -> list[int]:
@@ -105,7 +106,7 @@ class PressStream:
             for first, end in zip(cuts, cuts[1:], strict=False):
                 yield self._step(ids[first:end])
 
-    def _pressed(self) -> contextlib.AbstractContextManager:
+    def _pressed(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.press is None else self.press(self.plain)
 
     def _step(self, ids: Sequence[int]) -> Tensor:

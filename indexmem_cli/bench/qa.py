@@ -9,6 +9,7 @@ match and ROUGE-L.
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from indexmem_cli.bench.scores import score_exact, score_f1, score_rouge
 from indexmem_cli.bench.suites import Draw, Sample, Task, add_task
@@ -79,7 +80,7 @@ def _read(data: Path, name: str) -> list[Question]:
 
 
 @lru_cache(maxsize=2)
-def _read_long(data: Path, name: str) -> tuple[dict[str, str], list[dict]]:
+def _read_long(data: Path, name: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Documents by id, and the questions that say where their evidence is."""
     folder = data / "qa" / "dev"
     documents = {r["doc_id"]: r["text"] for r in read_records(folder / "docs.jsonl.xz")}

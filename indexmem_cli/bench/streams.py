@@ -74,7 +74,8 @@ class EngineStream:
             finally:
                 hook.remove()
 
-        return predict_losses(self.model.backbone.model, states(), ids)
+        found: list[float] = predict_losses(self.model.backbone.model, states(), ids)
+        return found
 
     def write(self, closing: Sequence[int], config: AnswerConfig, stop: set[int]) -> list[int]:
         return [step.token_id for step in self.reader.answer(closing, config, stop)]
@@ -128,7 +129,8 @@ def open_stream(
     slots = latent_slots(plan.budget_tokens)
     plan = replace(plan, budget_tokens=plan.budget_tokens - slots)
     reader = make_reader(model.backbone, plan, config, closing)
-    shares = share(reader.shares, model.backbone.layer_windows.count(None))
+    num_managed = sum(window is None for window in model.backbone.layer_windows)
+    shares = share(reader.shares, num_managed)
     if shares is not reader.shares:  # a reader lays its memory out by them when it is made
         reader = Reader(model.backbone, plan, reader.scorer, closing, shares)
     change(model, reader, slots)

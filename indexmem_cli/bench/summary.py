@@ -59,7 +59,12 @@ def _few(ways: dict[str, Any]) -> dict[str, Any]:
     return {name: ways[name] for name in known}
 
 
-def draw_card(data: dict, figure: Any, colours: dict[str, str], draw: dict[str, Callable]) -> None:
+def draw_card(
+    data: dict[str, Any],
+    figure: Any,
+    colours: dict[str, str],
+    draw: dict[str, Callable[..., None]],
+) -> None:
     """Draw the numbers above, the pictures below, two beside each other."""
     parts = data["parts"]
     rows = -(-len(parts) // 2)
@@ -79,7 +84,7 @@ def draw_card(data: dict, figure: Any, colours: dict[str, str], draw: dict[str, 
                 axes.legend(**{**LEGEND, "fontsize": 8}, labelcolor=colours["text"])
 
 
-def _write_facts(top: Any, data: dict, colours: dict[str, str]) -> None:
+def _write_facts(top: Any, data: dict[str, Any], colours: dict[str, str]) -> None:
     text = colours["text"]
     top.text(0.015, 0.85, data["name"], color=text, fontsize=14, weight="bold", va="center")
     top.text(0.985, 0.85, data["of"], color=text, fontsize=9, va="center", ha="right")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
@@ -61,7 +62,7 @@ class SpeedConfig:
 class Plain:
     """The plain model's forward, no logits: each chunk for itself, or with transformers' cache."""
 
-    def __init__(self, decoder, cache: DynamicCache | None = None) -> None:
+    def __init__(self, decoder: Any, cache: DynamicCache | None = None) -> None:
         self.decoder, self.cache = decoder, cache
 
     @torch.no_grad()
@@ -73,7 +74,7 @@ class Plain:
 class Engine:
     """The engine with one policy."""
 
-    def __init__(self, backbone, config: MemoryConfig) -> None:
+    def __init__(self, backbone: Any, config: MemoryConfig) -> None:
         question = list(range(QUESTION_TOKENS))
         window = backbone.info.window_tokens
         plan, notices = make_plan(config, window, OPENING_TOKENS, len(question))
@@ -113,8 +114,8 @@ def measure(checkpoint: Checkpoint, options: SpeedConfig) -> list[Row]:
     memories = [MemoryConfig(*sizes, policy, recall=False) for policy in options.policies]
     repeats = []
     for _ in range(options.repeats):
-        engines = {str(memory.policy): Engine(backbone, memory) for memory in memories}
-        readers: dict[str, Plain | Engine] = {"bare": Plain(plain.decoder), **engines}
+        readers: dict[str, Any] = {"bare": Plain(plain.decoder)}
+        readers |= {str(memory.policy): Engine(backbone, memory) for memory in memories}
         readers["full"] = Plain(plain.decoder, DynamicCache())
         repeats.append(_take_turns(readers, checkpoint.config["vocab_size"], options))
     common = rows.common_fields(checkpoint, backbone.info.device) | {
@@ -131,7 +132,7 @@ def measure(checkpoint: Checkpoint, options: SpeedConfig) -> list[Row]:
     found = [{"mode": "bare", "kv_bytes": 0} | _beside_bare("bare", repeats, options.round_tokens)]
     allowed = _allowed_of_bare(plain, options)
     for name in options.policies:
-        kept = {"mode": name, "kv_bytes": engines[name].reader.state.nbytes}
+        kept = {"mode": name, "kv_bytes": readers[name].reader.state.nbytes}
         found.append(
             kept | _beside_bare(name, repeats, options.round_tokens) | {"allowed_of_bare": allowed}
         )
@@ -141,7 +142,7 @@ def measure(checkpoint: Checkpoint, options: SpeedConfig) -> list[Row]:
     return [common | row for row in found]
 
 
-def _take_turns(readers: dict, vocabulary: int, options: SpeedConfig) -> Seconds:
+def _take_turns(readers: dict[str, Any], vocabulary: int, options: SpeedConfig) -> Seconds:
     """Let every reader read random tokens, a round at a time, after a warm-up."""
     device = readers["full"].decoder.device
     chance = torch.Generator().manual_seed(0)
@@ -151,7 +152,7 @@ def _take_turns(readers: dict, vocabulary: int, options: SpeedConfig) -> Seconds
         size = options.chunk_tokens
         for chunk in ids[:, : WARMUP_CHUNKS * size].split(size, dim=1):
             reader.read(chunk)
-    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    seconds: Seconds = {name: [] for name in readers}
     for tokens in ids.split(options.round_tokens, dim=1):
         for name, reader in readers.items():
             _wait(device)
@@ -168,14 +169,15 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _allowed_of_bare(plain, options: SpeedConfig) -> float:
+def _allowed_of_bare(plain: Any, options: SpeedConfig) -> float:
     """Bare model's operations by the engine's, without scoring: no engine can reach more."""
     inner = plain.model.num_parameters() - plain.model.get_input_embeddings().weight.numel()
     config = plain.model.config.get_text_config()
     width = config.num_attention_heads * plain.decoder.layers[0].self_attn.head_dim
     own = (options.chunk_tokens + 1) / 2  # tokens of its chunk that one sees, on average
     per_slot = 4 * width * config.num_hidden_layers
-    return (2 * inner + per_slot * own) / (2 * inner + per_slot * (options.budget_tokens + own))
+    whole = 2 * inner + per_slot * (options.budget_tokens + own)
+    return float((2 * inner + per_slot * own) / whole)
 
 
 def _beside_bare(name: str, repeats: list[Seconds], round_tokens: int) -> Row:

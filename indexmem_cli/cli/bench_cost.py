@@ -125,9 +125,10 @@ def speed(
         repeats,
         threads,
     )
-    rows, file = list(bench_speed(config)), _file(out, "speed")
-    for row in rows if file else ():
-        append_row(file, row)
+    rows = list(bench_speed(config))
+    if file := _file(out, "speed"):
+        for row in rows:
+            append_row(file, row)
     if as_json:
         show_json({"schema": 1, "rows": rows})
         return

@@ -11,7 +11,8 @@ from indexmem_cli.config import DEFAULT_MODEL, ModelConfig, parse_size
 from indexmem_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from indexmem_cli.bench.quality import Estimate, QualityConfig
+    from indexmem_cli.bench.cells import QualityConfig
+    from indexmem_cli.bench.quality import Estimate
 
 
 def quality(
@@ -96,7 +97,8 @@ def quality(
       indexmem bench quality --full --methods main --minutes 60
     """
     hush_libraries(False)
-    from indexmem_cli.bench.quality import FULL_COUNT, FULL_SHARES, QualityConfig
+    from indexmem_cli.bench.cells import QualityConfig
+    from indexmem_cli.bench.quality import FULL_COUNT, FULL_SHARES
     from indexmem_cli.bench.suites import load_additions
 
     for path in add or ():

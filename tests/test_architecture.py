@@ -141,6 +141,7 @@ ALLOWED = {
     "bench": {
         "backbone",
         "checkpoint",
+        "decoding",
         "documents",
         "engine",
         "estimate",

@@ -21,23 +21,19 @@ quant=nf4
 "$python" -c 'import bitsandbytes' 2>/dev/null || quant=none
 failed=()
 
-step() {  # a part has ten minutes: what it measured by then lies in the folder
+step() {
     local name=$1
     shift
     echo "== $name ($SECONDS s)"
-    "$@" >"$out/$name.log" 2>&1 &
-    local work=$!
-    (sleep 580; kill $work) 2>/dev/null &
-    local clock=$!
-    if wait $work; then tail -n 40 "$out/$name.log"; else
+    if "$@" >"$out/$name.log" 2>&1; then tail -n 40 "$out/$name.log"; else
         failed+=("$name")
         tail -n 20 "$out/$name.log"
     fi
-    kill $clock 2>/dev/null
 }
 
-indexmem() { "$python" -m indexmem_cli "$@"; }
-tests() { "$python" -m pytest -q -p no:cacheprovider "$@"; }
+# A part has ten minutes: what it measured by then lies in the folder.
+indexmem() { timeout 580 "$python" -m indexmem_cli "$@"; }
+tests() { timeout 580 "$python" -m pytest -q -p no:cacheprovider "$@"; }
 ask() {  # the same words from the same memory on both devices
     local book=examples/short-history-of-the-world.pdf question="Which dynasty did Kublai Khan found?"
     for device in cuda cpu; do

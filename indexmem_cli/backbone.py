@@ -325,7 +325,7 @@ class Backbone:
         run = Pass(state, len(ids), want_queries, want_attention, state.watched_layers)
         tokens, before = torch.tensor([ids], device=self.device), state.marks()
         try:
-            out = self.run(model, run, tokens, layers, **options)
+            out = self.pass_tokens(model, run, tokens, layers, **options)
         except (RuntimeError, MemoryError, OutOfMemory):
             state.undo(before)
             raise
@@ -333,7 +333,7 @@ class Backbone:
         state.note_hidden(run.hidden)
         return run, out
 
-    def run(self, model, run: Pass, tokens: Tensor, layers: list[CacheLayer], **options):
+    def pass_tokens(self, model, run: Pass, tokens: Tensor, layers: list[CacheLayer], **options):
         """Pass tokens [B, T] through the model, whose attention looks into `run`."""
         self._run, options["past_key_values"] = run, Cache(layers=layers)
         try:

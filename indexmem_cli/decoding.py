@@ -252,7 +252,9 @@ class FixedDecoder:
         run = self.run
         run.queries, run.attention, run.hidden = [], [], {}
         layers = [_FixedCacheLayer(self, i) for i in range(len(self.parts_of))]
-        out = self.backbone.run(self.backbone.model, run, self.ids, layers, logits_to_keep=1)
+        out = self.backbone.pass_tokens(
+            self.backbone.model, run, self.ids, layers, logits_to_keep=1
+        )
         return out.logits[:, -1].float(), find_attended(self.state, run.attention, self.end)
 
     def write(self, index: int, keys: Tensor, values: Tensor) -> None:

@@ -64,7 +64,8 @@ def test_kernels_and_models_are_rehearsed_without_a_device():
     assert len(rows) == 14 and all(row["ms"]["median"] > 0 for row in rows[1:])
     tasks = [row["task"] for row in rows_of("device", "--rehearse")]
     decoded = ["decode", "decode, no graph", "decode"]
-    assert tasks == ["read", "estimate", *decoded, "full cache", "full cache"]
+    shares = ["read by recency", "read with an indexer", "read with an indexer and memory"]
+    assert tasks == ["read", "estimate", *shares, *decoded, "full cache", "full cache"]
 
 
 @pytest.mark.parametrize(

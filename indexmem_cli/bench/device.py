@@ -20,8 +20,11 @@ from indexmem_cli.config import MemoryConfig, ModelConfig
 from indexmem_cli.decoding import FixedDecoder, find_attended, read_back
 from indexmem_cli.engine import Reader, make_reader
 from indexmem_cli.estimate import GPU_OVERHEAD_BYTES, estimate_need
+from indexmem_cli.memory.indexer import IndexerConfig, make_indexer, make_indexer_scorer
+from indexmem_cli.memory.latent import CentroidMemory
+from indexmem_cli.memory.policies import make_scorer
 from indexmem_cli.memory.state import LayerState, MemoryState
-from indexmem_cli.plan import make_plan
+from indexmem_cli.plan import Plan, make_plan
 
 COLUMNS = (
     "model",
@@ -29,11 +32,11 @@ COLUMNS = (
     "kv_dtype",
     "task",
     "batch",
-    "graph",
     "tokens",
     "tokens_per_s",
     "ms_per_token",
     "of_floor",
+    "share",
     "peak_bytes",
     "kv_bytes",
     "weight_bytes",
@@ -43,6 +46,8 @@ COLUMNS = (
     "out_of_memory",
 )
 DECODE_TOKENS = 64
+LATENT_SLOTS = 64
+SHARE_CHUNKS = 16
 ROUNDS = 5
 
 
@@ -84,6 +89,7 @@ def bench_device(config: DeviceConfig) -> Iterator[Row]:
         reader = make_reader(backbone, plan, memory, [])
         yield from (row | measured for measured in _read(reader, config))
         yield row | _compare_estimate(name, config, dtype, weights, _peak(device) - before)
+        yield from (row | r for r in _shares(backbone, plan, config))
         yield from (row | r for r in _decode(reader, weights, ceilings["bytes_per_s"], config))
         del reader
         model = backbone.model
@@ -131,40 +137,68 @@ def _compare_estimate(name: str, config: DeviceConfig, dtype: str, weights: int,
     }
 
 
+def _shares(backbone: Backbone, plan: Plan, config: DeviceConfig) -> Iterator[Row]:
+    """What an indexer, and a latent memory beside it, take of the time to read."""
+    torch.manual_seed(0)
+    kv_heads, size = backbone.kv_shapes[0]
+    shape = backbone.model.config
+    heads, width = shape.num_attention_heads, shape.hidden_size
+    layers = tuple(range(len(backbone.layer_windows)))
+    indexer = make_indexer(IndexerConfig("retention", layers, width, kv_heads, heads, size))
+    indexer = indexer.to(backbone.device, backbone.model.dtype).requires_grad_(False)
+    bare = 0.0
+    for task, scorer, slots in (
+        ("read by recency", make_scorer("recency"), 0),
+        ("read with an indexer", make_indexer_scorer(indexer), 0),
+        ("read with an indexer and memory", make_indexer_scorer(indexer), LATENT_SLOTS),
+    ):
+        reader = Reader(backbone, plan, scorer)
+        for part in reader.state.managed:
+            part.latent = CentroidMemory(slots) if slots else None
+        chunks = [_tokens(backbone, config.chunk_tokens, i) for i in range(SHARE_CHUNKS)]
+        list(reader.read(chunks[: SHARE_CHUNKS // 2]))  # fills the budget, tunes the kernels
+        started = _now(backbone)
+        list(reader.read(chunks[SHARE_CHUNKS // 2 :]))
+        seconds = _now(backbone) - started
+        bare = bare or seconds
+        tokens = config.chunk_tokens * SHARE_CHUNKS // 2
+        yield {"task": task, "tokens_per_s": tokens / seconds, "share": 1 - bare / seconds}
+
+
 def _decode(
     reader: Reader, weights: int, bytes_per_s: float, config: DeviceConfig
 ) -> Iterator[Row]:
     """Steps of one token over the kept slots, beside the time to read weights and slots once."""
     backbone = reader.backbone
-    for batch in config.batches:
-        state = _repeat(reader.state, batch)
-        decoder = FixedDecoder(backbone, state, state.seen)
-        room = (ROUNDS + 1) * DECODE_TOKENS
+    room = (ROUNDS + 1) * DECODE_TOKENS
 
-        def step(decoder: FixedDecoder = decoder, room: int = room) -> tuple[Tensor, Tensor]:
+    def replayed(state: MemoryState) -> Callable[[], tuple[Tensor, Tensor]]:
+        decoder = FixedDecoder(backbone, state, state.seen)
+
+        def step() -> tuple[Tensor, Tensor]:
             logits, _, found = decoder.predict(17, room)
             return logits[0], found
 
-        def plain(state: MemoryState = state) -> tuple[Tensor, Tensor]:
+        return step
+
+    def plain(state: MemoryState) -> Callable[[], tuple[Tensor, Tensor]]:
+        def step() -> tuple[Tensor, Tensor]:
             logits, _, paid = backbone.predict([17], state, want_attention=True)
             return logits, find_attended(state, paid, state.seen)
 
-        ways = {"decode": step} | ({"decode, no graph": plain} if batch == 1 else {})
-        for task, run in ways.items():
-            held = state.held
+        return step
 
-            def read_one(_: int, run: Callable[[], tuple[Tensor, Tensor]] = run) -> Any:
-                logits, found = run()
-                return read_back(logits, found, True)
-
-            seconds = _time_steps(backbone, read_one)
+    for batch in config.batches:
+        ways = {"decode": replayed} | ({"decode, no graph": plain} if batch == 1 else {})
+        for task, make in ways.items():
+            run = make(_repeat(reader.state, batch))
+            seconds = _time_steps(backbone, lambda _, run=run: read_back(*run(), True))
             floor = (weights + batch * reader.state.nbytes) / bytes_per_s
             yield {
                 "task": task,
                 "batch": batch,
                 "tokens": reader.state.seen,
-                "slots": held,
-                "graph": decoder.graph is not None,
+                "slots": reader.state.held,
                 "ms_per_token": spread(1e3 * s for s in seconds),
                 "of_floor": floor / spread(seconds)["median"] if weights else None,
             }

@@ -94,7 +94,7 @@ class WholeModel(Backbone):
         """Attend in one layer, called by transformers; queries and keys arrive unrotated."""
         run = self._run
         positions = torch.arange(query.shape[2], device=query.device)[None]
-        angles = self._angles(module, query, positions)
+        angles = self.angles(module, query, positions)
         turned, keys = (turn(module, x, *angles) for x in (query, key))
         managed = module.layer_idx in self.managed
         gates = None

@@ -192,7 +192,12 @@ def _decode(
         ways = {"decode": replayed} | ({"decode, no graph": plain} if batch == 1 else {})
         for task, make in ways.items():
             run = make(_repeat(reader.state, batch))
-            seconds = _time_steps(backbone, lambda _, run=run: read_back(*run(), True))
+
+            def read_one(_: int, run: Callable[[], tuple[Tensor, Tensor]] = run) -> Any:
+                logits, found = run()
+                return read_back(logits, found, True)
+
+            seconds = _time_steps(backbone, read_one)
             floor = (weights + batch * reader.state.nbytes) / bytes_per_s
             yield {
                 "task": task,

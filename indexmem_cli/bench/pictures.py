@@ -56,14 +56,19 @@ def make_pictures(names: Iterable[str], results: Path, out: Path, dark: bool) ->
 
 def stale_pictures(names: Iterable[str], results: Path, out: Path) -> list[str]:
     """Return the pictures that are there and not of these rows, or not there at all."""
+    wanted = {name: _hash(_picture(name).take(results)) for name in names}
+    return [name for name, stamp in wanted.items() if _stamp_of(out / f"{name}.png") != stamp]
+
+
+def _stamp_of(path: Path) -> str | None:
+    """Of which rows a picture is, if it is there and says so."""
     from PIL import Image
 
-    stale = []
-    for name in names:
-        path, expected = out / f"{name}.png", _hash(_picture(name).take(results))
-        if not path.exists() or Image.open(path).info.get(STAMP) != expected:
-            stale.append(name)
-    return stale
+    if not path.exists():
+        return None
+    with Image.open(path) as picture:
+        stamp = picture.info.get(STAMP)
+    return None if stamp is None else str(stamp)
 
 
 def take_cost(results: Path, field: str, scale: float = 1) -> Any:

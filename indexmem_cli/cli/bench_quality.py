@@ -93,7 +93,6 @@ def quality(
     \b
     Examples:
       indexmem bench quality --methods full,recency,keydiff,recall --count 5
-      indexmem bench quality --suite needle --lengths 1k,4k,16k --budgets 512 --count 50 --json
       indexmem bench quality --full --methods main --minutes 60
     """
     hush_libraries(False)

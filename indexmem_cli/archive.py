@@ -177,6 +177,10 @@ class Archive:
 
     def find(self, position: int) -> Entry | None:
         """Return the passage that a stream position lies in, if it is in a block by now."""
+        return next(self.back_from(position), None)
+
+    def back_from(self, position: int) -> Iterator[Entry]:
+        """Yield the passage that a stream position lies in, then those before it; maybe none."""
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
@@ -186,8 +190,10 @@ class Archive:
             elif block.first > position:
                 high = middle
             else:
-                return next(entry for entry in block.entries if position < entry.end)
-        return None
+                yield from (entry for entry in block.entries[::-1] if entry.first <= position)
+                for number in range(middle - 1, -1, -1):
+                    yield from self.block(number).entries[::-1]
+                return
 
     def __len__(self) -> int:
         """Blocks written."""

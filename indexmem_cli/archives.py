@@ -4,7 +4,7 @@ Blocks are numbered through, and each archive's positions begin at a multiple of
 for whoever looks something up they are one long text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from indexmem_cli.archive import Archive, Block
@@ -54,9 +54,14 @@ class Archives:
 
     def find(self, position: int) -> Entry | None:
         """Return the passage that a position over all lies in."""
+        return next(self.back_from(position), None)
+
+    def back_from(self, position: int) -> Iterator[Entry]:
+        """Yield the passage that a position over all lies in, then those before it; maybe none."""
         index, inside = divmod(position, STRIDE)
-        entry = self.parts[index].find(inside) if 0 <= index < len(self.parts) else None
-        return None if entry is None else self._here(index, entry)
+        if 0 <= index < len(self.parts):
+            for entry in self.parts[index].back_from(inside):
+                yield self._here(index, entry)
 
     def _here(self, index: int, entry: Entry) -> Entry:
         """An entry under its position and file name over all."""

@@ -170,11 +170,12 @@ def _cut(text: str, terms: frozenset[str]) -> tuple[str, int, int]:
 def _chars_before(entry: Entry, places: Archives) -> int:
     """Characters of the same line or message that stand in passages before this one."""
     count = 0
-    while (before := places.find(entry.first - 1)) and before.place == entry.place:
+    for before in places.back_from(entry.first - 1):
         text = places.text_of(before)
-        if before.place.unit == "line" and text.endswith("\n"):
-            break  # the path of a file, which is told before its first line
-        count, entry = count + len(text), before
+        path_of_file = before.place.unit == "line" and text.endswith("\n")  # before its first line
+        if before.place != entry.place or path_of_file:
+            break
+        count += len(text)
     return count
 
 

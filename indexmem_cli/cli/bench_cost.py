@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from indexmem_cli.cli import options
-from indexmem_cli.cli.bench_quality import names_in, parse_kept, run_quality
+from indexmem_cli.cli.bench_quality import Data, names_in, parse_kept, run_quality
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, ModelConfig, parse_size
 from indexmem_cli.errors import ConfigError, IndexMemError
@@ -157,10 +157,7 @@ def everything(
     minutes: Annotated[
         float | None, typer.Option(metavar="NUMBER", min=0, help="Most for quality.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Held-out books and questions: prose/, qa/dev/."),
-    ] = None,
+    data: Data = None,
     threads: Threads = 1,
     device: options.Device = "cpu",
     out: Out = None,

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from indexmem_cli.bench.cells import QualityConfig
     from indexmem_cli.bench.quality import Estimate
 
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Held-out books and questions: prose/, qa/dev/."),
+]
+
 
 def quality(
     measured: options.Model = DEFAULT_MODEL,
@@ -67,10 +72,7 @@ def quality(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A Python file that adds tasks or methods. It is run."),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Held-out books and questions: prose/, qa/dev/."),
-    ] = None,
+    data: Data = None,
     out: Annotated[
         Path | None,
         typer.Option(

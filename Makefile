@@ -75,7 +75,7 @@ bench: install  ## measure memory, speed and quality, remake README's tables (un
 	$(remake_tables)
 
 soak: install  ## the long tests of reliability (hours; rows go to benchmarks/results)
-	@.venv/bin/python -m pytest -m slow tests/test_hostile.py tests/test_faults.py
+	@.venv/bin/python -m pytest --timeout 0 -m slow tests/test_hostile.py tests/test_faults.py
 	@.venv/bin/python benchmarks/fuzz.py --mutations 2000 $(if $(CORPUS),--corpus $(CORPUS))
 	@.venv/bin/python benchmarks/fuzz_memories.py --cases 10000
 	@.venv/bin/python benchmarks/crash.py --kills 500

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,17 @@ if not Path("/dev/nvidiactl").exists():
 # Whoever runs the tests in the background hands down an ignored Ctrl-C, also to what they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(process: subprocess.Popen[Any], kind: type[BaseException] | None, *_: object) -> None:
+    """Leave a process's `with`; after a failure inside, nothing else would end the process."""
+    if kind is not None:
+        process.kill()
+    leave(process, kind, *_)
+
+
+leave = subprocess.Popen.__exit__
+subprocess.Popen.__exit__ = _end  # type: ignore[method-assign]
 
 # The same examples in every run, and no time limit that a busy machine could break.
 settings.register_profile("indexmem", deadline=None, database=None, derandomize=True)

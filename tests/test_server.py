@@ -4,8 +4,10 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig
 from indexmem_cli.events import Answer
 from indexmem_cli.library import Library
 from indexmem_cli.server.protocol import LONG_QUESTION_CHARS, ChatRequest
+from indexmem_cli.server.run import listen
 from indexmem_cli.server.shelf import Shelf
 from indexmem_cli.server.worker import Overloaded, Worker
 from indexmem_cli.session import Memory
@@ -431,7 +434,13 @@ class TestProgram:
     def test_a_model_that_is_not_here(self) -> None:
         assert self.run("-m", "test/none", "--offline").exit_code == 5
 
-    def test_started_asked_and_interrupted(self, tiny_model_dir: Path, tmp_path: Path) -> None:
+    def test_whoever_knows_the_address_can_connect(self) -> None:
+        with listen("127.0.0.1", 0) as listener:
+            socket.create_connection(listener.getsockname(), timeout=5).close()
+
+    def test_started_asked_and_interrupted(
+        self, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "key.txt").write_text("k\n")
         command = [sys.executable, "-m", "indexmem_cli", "serve", "--port", "0", "--device", "cpu"]
         command += ["-m", str(tiny_model_dir), "--api-key-file", str(tmp_path / "key.txt")]
@@ -442,8 +451,10 @@ class TestProgram:
             assert process.stderr is not None
             address = process.stderr.readline().strip()
             assert httpx2.get(f"{address}/health").json()["loaded"] is False
+            monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
             taken = self.run("--port", address.rpartition(":")[2], "-m", str(tiny_model_dir))
             process.send_signal(signal.SIGINT)
             rest = process.stderr.read()
         assert (process.returncode, rest) == (130, "interrupted\n")
         assert taken.exit_code == 1 and "cannot be listened on" in taken.stderr
+        assert not list(tmp_path.glob("indexmem-serve-*"))

@@ -62,12 +62,13 @@ def serve(
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     from indexmem_cli.checkpoint import find_checkpoint
     from indexmem_cli.server.app import LOCAL_HOSTS, Server, ServerConfig, make_app
-    from indexmem_cli.server.run import run_server
+    from indexmem_cli.server.run import listen, run_server
 
     if host not in LOCAL_HOSTS and key is None:
         raise ConfigError(
             f"whoever reaches {host} could read what is asked", "add --api-key-file key.txt"
         )
     find_checkpoint(backbone.model, backbone.offline)  # a missing model is said now
+    listener = listen(host, port)
     server = Server(ServerConfig(host, port, key), memory, backbone, answer)
-    run_server(make_app(server), host, port, verbose)
+    run_server(make_app(server), listener, verbose)

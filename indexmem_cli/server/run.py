@@ -1,4 +1,4 @@
-"""Run the application until Ctrl-C."""
+"""Listen on an address, and run the application there until Ctrl-C."""
 
 import socket
 import sys
@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from indexmem_cli.errors import IndexMemError
 
 
-def run_server(app: FastAPI, host: str, port: int, verbose: bool) -> None:
-    """Listen, say where on standard error, and serve until the process is told to end.
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address; whoever connects from now on waits to be served.
 
     Raises:
         IndexMemError: the address cannot be listened on.
@@ -20,13 +20,20 @@ def run_server(app: FastAPI, host: str, port: int, verbose: bool) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except OSError as error:
         listener.close()
         raise IndexMemError(
             f"{host}:{port} cannot be listened on: {error.strerror}", "another --port, or 0"
         ) from error
+    return listener
+
+
+def run_server(app: FastAPI, listener: socket.socket, verbose: bool) -> None:
+    """Say on standard error where it listens, and serve until the process is told to end."""
+    host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    print(f"http://{shown}:{port}", file=sys.stderr, flush=True)
     level = "info" if verbose else "error"
     config = uvicorn.Config(
         app, log_level=level, access_log=verbose, timeout_graceful_shutdown=5, log_config=None

@@ -2,7 +2,6 @@
 
 import hashlib
 import secrets
-import shutil
 import tempfile
 import threading
 from collections import OrderedDict
@@ -47,7 +46,9 @@ class Shelf:
 
     def __init__(self, memory: MemoryConfig, model: ModelConfig, most: int) -> None:
         self.memory, self.model, self._most = memory, model, most
-        self._folder = Path(tempfile.mkdtemp(prefix="indexmem-serve-"))
+        self._kept = tempfile.TemporaryDirectory(
+            prefix="indexmem-serve-", ignore_cleanup_errors=True
+        )
         self._brought: OrderedDict[str, Brought] = OrderedDict()
         self._memories: OrderedDict[tuple[str, ...], Memory] = OrderedDict()
         # Every memory is made of this one, and shares the model that one of them loaded.
@@ -68,7 +69,7 @@ class Shelf:
                 self._brought.move_to_end(digest)
                 return self._brought[digest]
         # Nothing of the name ever reaches the disk; and two clients may bring the same at once.
-        path = self._folder / f"{digest}-{secrets.token_hex(4)}"
+        path = Path(self._kept.name) / f"{digest}-{secrets.token_hex(4)}"
         path.write_bytes(data)
         try:
             (document,) = open_sources([str(path)], ReadConfig()).documents
@@ -153,7 +154,7 @@ class Shelf:
 
     def close(self) -> None:
         """Remove what was kept on the disk."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._kept.cleanup()
 
     def _memory_of(self, ids: tuple[str, ...], text: str) -> Memory:
         """Return the memory of these documents, sharing the model that is loaded already."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from indexmem_cli.database import Kind, configured, explained
 from indexmem_cli.documents import Place
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.terms import searchable
@@ -22,15 +23,10 @@ BLOCK_TOKENS = 128
 """A block ends before the passage that would make it longer than this."""
 QUESTION = "question"
 """Passages of this unit are kept but not found: nothing is as like a question as itself."""
-FORMAT = 1
 _PLACE = [field.name for field in fields(Place)][1:]
 _DEFAULTS = {field.name: field.default for field in fields(Place)}
-_APPLICATION = 0x494D454D  # "IMEM", in the header of the file
-_CACHE_KIB = 256  # as fast as 2,048, and long texts take no more than short ones
 _MOST_PASSAGES = 256  # in a block: none is without a token
-_SCHEMA = f"""
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {FORMAT};
+_TABLES = """
 CREATE TABLE files (number INTEGER PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE blocks (
     number INTEGER PRIMARY KEY,
@@ -40,7 +36,7 @@ CREATE TABLE blocks (
 );
 CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='porter unicode61');
 """
-
+ARCHIVE = Kind("archive", 0x494D454D, 1, _TABLES)  # "IMEM"
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -96,10 +92,7 @@ class Archive:
         Raises:
             MemoryFileError: the file exists, or cannot be written.
         """
-        archive = cls(path, _make(path) if path else _configured(""), decode)
-        with _explained(path):
-            archive._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        return archive
+        return cls(path, ARCHIVE.create(path), decode)
 
     @classmethod
     def open(cls, path: Path, decode: Decode) -> "Archive":
@@ -108,7 +101,7 @@ class Archive:
         Raises:
             MemoryFileError: it is missing, damaged, or of another version.
         """
-        return cls(path, _checked(path, "ro"), decode)
+        return cls(path, ARCHIVE.open(path), decode)
 
     @classmethod
     def append(cls, path: Path, decode: Decode, end: int | None = None) -> "Archive":
@@ -120,7 +113,7 @@ class Archive:
         Raises:
             MemoryFileError: as in `open`.
         """
-        archive = cls(path, _checked(path, "rw"), decode)
+        archive = cls(path, ARCHIVE.open(path, "rw"), decode)
         archive.reopen_last(sys.maxsize if end is None else end)
         return archive
 
@@ -151,14 +144,14 @@ class Archive:
         if last and self._open:
             self._write(self._open)
             self._open = []
-        with _explained(self.path):
+        with explained(self.path):
             self._db.commit()
         self._uncommitted = list(self._open)
 
     def copied(self, path: Path | None = None) -> "Archive":
         """Return a copy of all that was committed, to go on writing in; `path` as in `create`."""
-        with _explained(path):
-            connection = _make(path) if path else _configured("")
+        connection = ARCHIVE.create(path)
+        with explained(path):
             self._db.backup(connection)
         copy = Archive(path, connection, self._decode)
         copy.end = copy.block(len(copy) - 1).end if len(copy) else 0
@@ -168,8 +161,8 @@ class Archive:
         """Return a copy of all that was added, also of what could not be written any more."""
         with contextlib.suppress(sqlite3.Error):  # there may be nothing to take back
             self._db.rollback()
-        copy = Archive(None, _configured(":memory:"), self._decode)
-        copy._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        copy = Archive(None, configured(":memory:"), self._decode)
+        copy._db.executescript(f"BEGIN; {ARCHIVE.schema} COMMIT;")
         for block in self:
             copy.add(block.entries)
         copy.add(self._uncommitted)
@@ -301,66 +294,8 @@ class Archive:
 
     def _run(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
-        with _explained(self.path):
+        with explained(self.path):
             return self._db.execute(statement, values).fetchall()
-
-
-def _make(path: Path) -> sqlite3.Connection:
-    """Make an empty file for its owner alone, where SQLite would make it for everybody."""
-    try:
-        path.touch(mode=0o600, exist_ok=False)
-    except FileExistsError as error:
-        raise MemoryFileError(f"{path}: there is an archive already") from error
-    except OSError as error:
-        raise MemoryFileError(f"{path}: {error.strerror or error}") from error
-    return _connect(path, "rw")
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    with _explained(path):
-        return _configured(f"{path.absolute().as_uri()}?mode={mode}")
-
-
-def _configured(uri: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(uri, uri=uri.startswith("file:"), check_same_thread=False)
-    for pragma in (
-        "trusted_schema = OFF",
-        "cell_size_check = ON",
-        "mmap_size = 0",
-        f"cache_size = -{_CACHE_KIB}",
-        # An archive that was not finished is never opened again, and a finished one is synced.
-        "synchronous = OFF",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-    return connection
-
-
-def _checked(path: Path, mode: str) -> sqlite3.Connection:
-    """Connect to an archive that is there, and see that it is one."""
-    if not path.is_file():
-        raise MemoryFileError(f"{path}: no such archive")
-    connection = _connect(path, mode)
-    with _explained(path):
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if (application, version) != (_APPLICATION, FORMAT):
-        connection.close()
-        raise MemoryFileError(f"{path}: not an archive of version {FORMAT}")
-    return connection
-
-
-class _explained:
-    """Turns SQLite's errors into one that names the file."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._name = path or "the archive"
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sqlite3.Error):
-            raise MemoryFileError(f"{self._name}: {error}") from error
 
 
 def _pack(ids: Sequence[int]) -> bytes:
@@ -375,26 +310,3 @@ def _unpack(data: bytes) -> list[int]:
     if sys.byteorder == "big":
         ids.byteswap()
     return ids.tolist()
-
-
-def check_archive(path: Path) -> None:
-    """See that a file is an archive and nothing else, and have SQLite look at every page of it.
-
-    Raises:
-        MemoryFileError: it is damaged, or holds tables that no archive has.
-    """
-    expected = sqlite3.connect(":memory:")
-    expected.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-    query = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
-    found = _checked(path, "ro")
-    try:
-        with _explained(path):
-            # What is defined in the file is looked at before anything of it is run.
-            if found.execute(query).fetchall() != expected.execute(query).fetchall():
-                raise MemoryFileError(f"{path}: it defines what no archive has")
-            (result,) = found.execute("PRAGMA quick_check(1)").fetchone()
-            if result != "ok":
-                raise MemoryFileError(f"{path}: {result}")
-    finally:
-        found.close()
-        expected.close()

@@ -185,10 +185,10 @@ def _check_archive(library: Library, manifest: Manifest) -> None:
     """Open the text as it will be opened, and have SQLite look at every page of it."""
     if manifest.archive is None:
         return
-    from indexmem_cli.archive import check_archive
+    from indexmem_cli.archive import ARCHIVE
 
     try:
-        check_archive(library.folder(manifest.id) / manifest.archive)
+        ARCHIVE.check(library.folder(manifest.id) / manifest.archive)
     except MemoryFileError as error:
         raise damaged(manifest.id, error.message) from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from indexmem_cli.archive import Block
-from indexmem_cli.archives import Archives
+from indexmem_cli.archives import STRIDE, Archives
 from indexmem_cli.config import FOCUS, LEARNED, AnswerConfig, MemoryConfig
 from indexmem_cli.copying import Copying
 from indexmem_cli.coverage import join_coverage
@@ -41,7 +41,7 @@ class Grounds:
     blocks: Sequence[Block] = ()
     """What was looked up, or all there is where that fits; in the order of the text."""
     origins: dict[int, int] = field(default_factory=dict)
-    """First position of the tokens read again, by their new one."""
+    """First position of the tokens read again, by their new one; that of those brought back."""
     rounds: tuple[RecallRound, ...] | None = None
     """None: nothing was looked up."""
 
@@ -78,11 +78,14 @@ def find_grounds(
     budget = plan.budget_tokens - plan.sink_tokens
     recall = Recall(places, question, load_gate())
     recall.run(min(max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS), budget), budget)
-    entries = [entry for block in recall.blocks for entry in block.entries]
+    stored = None if stands_alone else first.reader.stored
+    spans = [(b.first, b.end) for b in recall.blocks if stored is not None and b.first < STRIDE]
+    back = {place: place for span in spans for place in range(*span)}
+    entries = [e for block in recall.blocks for e in block.entries if e.first not in back]
     again = [entry.first + i for entry in entries for i in range(len(entry.ids))]
-    origins = dict(zip(range(state.seen, state.seen + len(again)), again, strict=True))
-    if entries:
-        reader.recall([i for entry in entries for i in entry.ids])
+    origins = back | dict(zip(range(state.seen, state.seen + len(again)), again, strict=True))
+    if origins:
+        reader.recall([i for entry in entries for i in entry.ids], stored, spans)
     rounds = tuple(
         RecallRound(query, tuple(_describe(one.block, one.odds) for one in found))
         for query, found in recall.rounds

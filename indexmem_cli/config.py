@@ -27,6 +27,9 @@ ALL_GPUS = "all"
 QUANTS = ("auto", "none", "int8", "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_DTYPES = ("model", "int8")
+TEXT = "text"
+"""What passages are recalled from: their text, which is read again."""
+RECALL_FROM = (TEXT, "int8", "int4")
 AUTO = "auto"
 POSITIONS = ("auto", "original", "compact")
 DATE_ORDERS = ("dmy", "mdy", "ymd")
@@ -197,6 +200,9 @@ class MemoryConfig:
     one reading serves every question, and `FOCUS` without."""
     recall: bool = True
     """Whether passages are looked up in the archive and read again when a question comes."""
+    recall_from: str | None = None
+    """text | int8 | int4: read the passages again, or bring back their keys and values, which
+    reading then writes to the disk in so many bits. None: text; of a saved memory what it holds."""
     sink_tokens: int = 4
     """First tokens of the stream that always stay, besides the prompt's own opening."""
     recent_tokens: int | None = None
@@ -217,6 +223,10 @@ class MemoryConfig:
             object.__setattr__(self, "policy", BY_MODEL if self.recall else FOCUS)
         _check_choice("policy", self.policy, (*POLICIES, BY_MODEL))
         _check_choice("position mode", self.positions, POSITIONS)
+        if self.recall_from is not None:
+            _check_choice("form to recall from", self.recall_from, RECALL_FROM)
+            if self.recall_from != TEXT and not self.recall:
+                raise ConfigError("--recall-from and --no-recall contradict each other")
         if self.budget_tokens != "auto":
             hint = "it counts tokens: --budget 1k keeps 1,024 of them in every layer"
             _check_at_least("budget", self.budget_tokens, LEAST_BUDGET_TOKENS, hint)

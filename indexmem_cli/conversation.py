@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from indexmem_cli.asking import answer as answer_question
-from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.config import FOCUS, TEXT, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
 from indexmem_cli.config import StoreConfig as Store
 from indexmem_cli.documents import Sources
 from indexmem_cli.documents.text import clean
@@ -66,6 +66,8 @@ def open_conversation(
     """
     if memory.policy == FOCUS:
         raise ConfigError("a conversation cannot be read with one question in mind")
+    if memory.recall_from not in (None, TEXT):
+        raise ConfigError("what was said in a conversation is read again as text")
     notices: list[str] = []
     try:
         store = SessionStore(sessions_folder() if save or resumed is not None else None)

@@ -1,4 +1,4 @@
-"""SQLite files that are parts of a memory: made for their owner alone, opened and checked with care.
+"""SQLite files that are parts of a memory: made for their owner alone, and checked when opened.
 
 Nothing that such a file defines is ever run: only the tables that its kind has are looked at.
 """

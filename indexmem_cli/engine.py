@@ -17,6 +17,7 @@ from indexmem_cli.decoding import (
     read_back,
 )
 from indexmem_cli.errors import OutOfMemory
+from indexmem_cli.memory.bring_back import Spans, StoredKeys, bring_back
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import Scorer, make_scorer
 from indexmem_cli.memory.state import MemoryState
@@ -59,6 +60,8 @@ class Reader:
     shares: Sequence[float] = ()
     """Of the budget, by managed layer or by each head of them, as in `memory.update.split_budget`;
     none for all alike."""
+    stored: StoredKeys | None = None
+    """Where keys and values of all that is read go too; None: what is evicted is gone."""
     state: MemoryState = field(init=False)
     step_tokens: int = field(init=False)
     """Most tokens that pass the model at once; halved where memory runs out."""
@@ -80,6 +83,12 @@ class Reader:
         copy.state = self.state.clone()
         return copy
 
+    def forget_stored(self) -> None:
+        """Write no more keys and values down, and bring none back."""
+        if self.stored is not None:
+            self.stored.shards.close()
+            self.stored = None
+
     def fork_for(self, closing_ids: list[int]) -> "Reader":
         """Like `fork`, with a question that decides from now on what stays."""
         copy = Reader(self.backbone, self.plan, make_scorer("question"), closing_ids)
@@ -87,13 +96,23 @@ class Reader:
         copy.state.watched_layers, copy.state.hidden = (), {}
         return copy
 
-    def recall(self, ids: Sequence[int]) -> None:
+    def recall(
+        self, ids: Sequence[int], stored: StoredKeys | None = None, spans: Spans = ()
+    ) -> None:
         """Read passages again on top of what the question attends to most of the memory.
 
         Both together take no more than an answer is written from, or what the passages and the
         sinks need: the caller sees to it that this is within the budget.
+
+        Args:
+            stored, spans: passages of this text whose keys and values are brought back instead.
         """
-        self._keep_best(max(self.plan.sink_tokens, self.plan.answer_from_tokens - len(ids)))
+        tokens = len(ids) + sum(end - first for first, end in spans)
+        keep = max(self.plan.sink_tokens, self.plan.answer_from_tokens - tokens)
+        if stored is not None and spans:
+            bring_back(self.state, self._score(0, []), keep, self.plan.span_tokens, stored, spans)
+        else:
+            self._keep_best(keep)
         self.plan = replace(self.plan, answer_from_tokens=self.plan.budget_tokens)
         step = self.plan.chunk_tokens
         for first in range(0, len(ids), step):
@@ -110,7 +129,11 @@ class Reader:
         for ids in chunks:
             self.number_slots(len(ids) + len(self.closing_ids))
             queries = self._take_in(ids, self.scorer.needs_queries)
+            if self.stored is not None:
+                self.stored.append(self.state, len(ids))
             self._fit(len(ids), queries, self.plan.budget_tokens)
+            if self.stored is not None:
+                self.stored.note_evicted(self.state)
             yield len(ids)
 
     def _take_in(self, ids: Sequence[int], want_queries: bool) -> list[Tensor]:
@@ -213,12 +236,17 @@ class Reader:
         full = self.state.held > budget or self.shares  # a small layer is full before the others
         if not self.state.managed or not (full or self.scorer.accumulates):
             return
+        scores = self._score(new_tokens, queries)
+        evict(self.state, scores, budget, self.plan.span_tokens, self.shares)
+        self.state.hidden = {}
+
+    @torch.no_grad()
+    def _score(self, new_tokens: int, queries: list[Tensor]) -> list[Tensor]:
+        """Score all slots, by managed part."""
         block = self.backbone.block(self.state, new_tokens, queries)
         if self.scorer.needs_question:
             block.question_attention = self.backbone.probe(self.closing_ids, self.state)
-        scores = self.scorer.score(block)
-        evict(self.state, scores, budget, self.plan.span_tokens, self.shares)
-        self.state.hidden = {}
+        return self.scorer.score(block)
 
 
 def only(logits: Tensor, ids: Sequence[int]) -> Tensor:

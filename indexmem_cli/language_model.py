@@ -1,7 +1,7 @@
 """The model that reads and answers, with its tokenizer and prompt; loaded when it is needed."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from indexmem_cli.checkpoint import Checkpoint, find_checkpoint
@@ -9,7 +9,7 @@ from indexmem_cli.config import MemoryConfig, ModelConfig
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library.disk import blake2b
 from indexmem_cli.library.manifest import Manifest
-from indexmem_cli.plan import make_plan
+from indexmem_cli.plan import Plan, make_plan
 from indexmem_cli.startup import collecting_later, wait_for_imports
 from indexmem_cli.tokens import Tokenizer, load_tokenizer
 
@@ -108,3 +108,19 @@ def check_fits(manifest: Manifest, model: LanguageModel) -> None:
             f"memory {manifest.id} was made by {manifest.model} with another {' and '.join(wrong)}",
             f"choose --model {manifest.model} as it was then, or ingest {manifest.source} again",
         )
+
+
+def plan_of(manifest: Manifest, plan: Plan, model: LanguageModel) -> Plan:
+    """The plan that a saved memory was read by, to answer by what this one says of answers.
+
+    Raises:
+        MemoryFileError: another model or tokenizer read it, or it does not say how.
+    """
+    check_fits(manifest, model)
+    names = {f.name for f in fields(Plan)} - {"answer_from_tokens"}
+    known = manifest.key.settings.items()
+    settings = {name: n for name, n in known if name in names and type(n) is int}
+    if settings.keys() != names:
+        raise MemoryFileError(f"memory {manifest.id} does not say how it was read")
+    answer_from = min(plan.answer_from_tokens, settings["budget_tokens"])
+    return Plan(**settings, answer_from_tokens=answer_from)

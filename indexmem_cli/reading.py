@@ -9,10 +9,11 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexmem_cli.archive import Archive
-from indexmem_cli.config import StoreConfig
+from indexmem_cli.config import TEXT, StoreConfig
 from indexmem_cli.coverage import coverage_of
 from indexmem_cli.documents import Document, Passage, Sources
 from indexmem_cli.errors import LockTimeout, MemoryFileError
@@ -51,6 +52,8 @@ class Reading:
     tokenizer: Tokenizer
     opening: list[int]
     """Tokens of the prompt before the document."""
+    recall_from: str | None = None
+    """What passages shall be recalled from, of `RECALL_FROM`. None: text, or what is saved."""
     archive: Archive = field(init=False)
     chain: Chain = field(default_factory=Chain)
     coverage: Coverage | None = None
@@ -144,7 +147,7 @@ class Reading:
         if manifest.archive is None:
             raise damaged(manifest.id, "its text is missing")
         if with_state:
-            self._restore(library, manifest, manifest.states[-1])
+            self._restore(library, manifest, manifest.states[-1], library.folder(manifest.id))
         path = library.check_part(manifest, manifest.archive)
         self.archive = Archive.open(path, self.tokenizer.decode)
         known = {part.name for part in fields(Coverage)}
@@ -168,6 +171,7 @@ class Reading:
     def forget_state(self) -> None:
         """Let go of what was kept; the text stays."""
         self.reader.state = self.reader.backbone.new_state(0)
+        self.reader.forget_stored()
 
     def _find(self, library: Library, blank: Manifest, with_state: bool) -> bool:
         manifest = library.find(blank.key)
@@ -213,7 +217,7 @@ class Reading:
             return
         older = None if store.fresh else begun or library.find_older(blank)
         if older is not None:
-            base, notice = self._go_on_from(library, older, blank)
+            base, notice = self._go_on_from(saver, older)
             yield notice
         if older and older.name and not blank.name:
             saver.blank = blank.renamed(older.name)
@@ -221,45 +225,48 @@ class Reading:
         if self.manifest and older and older.id != blank.id:
             library.supersede(older, self.manifest, is_continued=base is not None)
 
-    def _go_on_from(
-        self, library: Library, older: Manifest, blank: Manifest
-    ) -> tuple[SavedState | None, Notice]:
+    def _go_on_from(self, saver: Saver, older: Manifest) -> tuple[SavedState | None, Notice]:
         """Fill the memory with what is saved of the beginning of this text, if anything is."""
-        chunk_tokens = self.reader.plan.chunk_tokens
+        blank, chunk_tokens = saver.blank, self.reader.plan.chunk_tokens
         chunks = read_chunks(self._passages(), self.tokenizer, chunk_tokens, len(self.opening))
         known = known_chunks((chunk.ids for chunk in chunks), older.chain)
         base = find_base(older, known, chunk_tokens)
         if base is not None:
             try:
-                self._restore(library, older, base)
-            except MemoryFileError as error:
-                return None, Notice(f"{error.message}: {self.source} is read from its beginning")
+                saver.take_over(older, base)
+                self._restore(saver.library, older, base, saver.folder)
+            except (MemoryFileError, OSError) as error:
+                return None, Notice(f"{_reason(error)}: {self.source} is read from its beginning")
         kept = f"{base.tokens:,} tokens are not read again" if base else "all of it is read again"
         if older.id == blank.id:
             return base, Notice(f"reading of {self.source} was cut short: {kept}")
         what = describe_changes(older.files, blank.files, known >= len(older.chain) - 1)
         return base, Notice(f"{self.source}: {what} since memory {older.id} was made: {kept}")
 
-    def _restore(self, library: Library, manifest: Manifest, saved: SavedState) -> None:
+    def _restore(
+        self, library: Library, manifest: Manifest, saved: SavedState, folder: Path
+    ) -> None:
+        stored = None
+        if TEXT not in (self.recall_from, manifest.recall_from):
+            from indexmem_cli.memory.bring_back import open_stored
+
+            stored = open_stored(manifest.recall_from, [folder / name for name in saved.shards])
+            if stored.shards.end != saved.layout.get("seen"):
+                raise damaged(manifest.id, "its keys and values are not those of its text")
         if saved.layout.get("seen") != len(self.opening) + saved.tokens:
             raise damaged(manifest.id, f"{saved.part} is not of the text it is said to be of")
         backbone, reader = self.reader.backbone, self.reader
-        restore(
-            library,
-            manifest,
-            saved,
-            reader.state,
-            reader.scorer,
-            backbone.kv_shapes,
-            backbone.model.dtype,
-            backbone.layer_devices,
-        )
+        like = backbone.kv_shapes, backbone.model.dtype, backbone.layer_devices
+        restore(library, manifest, saved, reader.state, reader.scorer, *like)
+        reader.stored = stored
 
     def _read(self, saver: Saver | None, base: SavedState | None = None) -> Iterator[Event]:
         """Read what comes after the base, chunk by chunk; all of the text goes to the archive."""
         started, self._saver = time.perf_counter(), saver
         notices: list[str] = []
         self._open_archive(notices)
+        if self.recall_from not in (None, TEXT):
+            self._store_keys(base)
         if base is None:
             for _ in self.reader.read([self.opening] if self.opening else []):
                 pass  # the prompt's opening is not counted as text
@@ -275,6 +282,7 @@ class Reading:
                     step = self.reader.step_tokens
                     for _ in self.reader.read([chunk.ids]):
                         pass
+                    self._check_keys(notices)
                     if self.reader.step_tokens < step:
                         step = self.reader.step_tokens
                         notices.append(
@@ -285,7 +293,8 @@ class Reading:
                     yield Notice(notices.pop())
                 self.seconds = time.perf_counter() - started
                 name = self._current.name if self._current else ""
-                yield Progress(name, self.chain.tokens, self._fraction(), self.seconds)
+                share = self.sources.fraction(self._current)
+                yield Progress(name, self.chain.tokens, share, self.seconds)
             self._finish(notices)
             yield from map(Notice, notices)
         except GeneratorExit:  # between two chunks, so what is kept is whole
@@ -295,6 +304,7 @@ class Reading:
         finally:
             if self._saver is not None and self.manifest is None:
                 self.archive.close()
+                self.reader.forget_stored()
                 self._saver.abandon()
 
     def _open_archive(self, notices: list[str]) -> None:
@@ -302,6 +312,25 @@ class Reading:
         with self._saving(notices):
             if self._saver is not None:
                 self.archive = Archive.create(self._saver.new_archive(), self.tokenizer.decode)
+
+    def _store_keys(self, base: SavedState | None) -> None:
+        """Write down all keys and values from now on."""
+        if base is None:
+            from indexmem_cli.memory.bring_back import open_stored
+
+            self.reader.stored = open_stored(self.recall_from)
+        if self._saver is not None:
+            self._saver.shards = self.reader.stored.shards
+            self._saver.shards.new_path = self._saver.new_shard
+
+    def _check_keys(self, notices: list[str]) -> None:
+        """Go on without keys and values where they cannot be written."""
+        stored = self.reader.stored
+        if stored is not None and stored.failure is not None:
+            notices.append(f"passages will be read again as text: {_reason(stored.failure)}")
+            if self._saver is not None:
+                self._stop_saving(_reason(stored.failure), notices)
+            self.reader.forget_stored()
 
     def _keep(self, chunk: Chunk, notices: list[str]) -> None:
         """Put a chunk that was read into the archive, and save the memory when it is time to."""
@@ -353,6 +382,7 @@ class Reading:
         archive, saver = self.archive, self._saver
         self.archive, self._saver = archive.in_memory(), None
         archive.close()
+        self.reader.forget_stored()  # its files go with what is not saved
         if saver is not None:
             saver.abandon(keep_checkpoint)
         notices.append(f"the memory of {self.source} is not saved: {reason}")
@@ -361,16 +391,6 @@ class Reading:
         for document in self.sources.documents:
             self._current = document
             yield from document.passages()
-
-    def _fraction(self) -> float | None:
-        """Share of all bytes read so far; None where a size is not known."""
-        documents = self.sources.documents
-        sizes = [document.size_bytes for document in documents if document.size_bytes is not None]
-        if len(sizes) < len(documents) or not sum(sizes) or self._current is None:
-            return None
-        at = next(i for i, document in enumerate(documents) if document is self._current)
-        share = self._current.fraction
-        return None if share is None else (sum(sizes[:at]) + sizes[at] * share) / sum(sizes)
 
 
 def _unsaved(error: Exception) -> Notice:

@@ -13,6 +13,7 @@ from indexmem_cli.asking import answer as answer_question
 from indexmem_cli.config import (
     FOCUS,
     LEARNED,
+    TEXT,
     AnswerConfig,
     MemoryConfig,
     ModelConfig,
@@ -32,7 +33,7 @@ from indexmem_cli.events import (
     Notice,
 )
 from indexmem_cli.fitting import describe_shortage, settle_budget
-from indexmem_cli.language_model import LanguageModel, check_fits, load_language_model
+from indexmem_cli.language_model import LanguageModel, load_language_model, plan_of
 from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
 from indexmem_cli.plan import Plan, make_plan, room_for_question
@@ -275,14 +276,20 @@ class Memory:
 
         engine, readings, config = self.engine, [], self.memory
         several = len(self._parts) > 1 or self.is_looked_up
+        wanted = config.recall_from or TEXT
+        if several and wanted != TEXT:
+            yield Notice("several sources share no keys and values: passages are read as text")
         for part in self._parts:
             if isinstance(part, Manifest):
-                check_fits(part, engine)
-                plan = _plan_of(part, plan)
+                if wanted not in (TEXT, part.recall_from):
+                    how = f"to be recalled from {part.recall_from}, not from {wanted}"
+                    yield Notice(f"memory {part.id} was read {how}")
+                plan = plan_of(part, plan, engine)
                 config = replace(config, policy=str(part.key.settings["policy"]))
             documents = Sources(name=part.source) if isinstance(part, Manifest) else part
             reader = make_reader(engine.backbone, plan, config, closing)
-            reading = Reading(documents, reader, engine.tokenizer, engine.prompt.opening)
+            prompt = engine.tokenizer, engine.prompt.opening
+            reading = Reading(documents, reader, *prompt, config.recall_from)
             if isinstance(part, Manifest):
                 reading.load(self.library, part, with_state=not several)
             else:
@@ -305,10 +312,11 @@ class Memory:
             "seed": self.memory.seed,
             "dtype": info.dtype,
             "quant": info.quant,
-            **({} if info.kv_dtype == "model" else {"kv_dtype": info.kv_dtype}),
             # Which files of a folder are read shows in the content; the rest of it is said here.
             "read": str(replace(read, password=None, include=(), exclude=())),
         }
+        chosen = {"kv_dtype": info.kv_dtype, "recall_from": self.memory.recall_from or TEXT}
+        settings |= {name: how for name, how in chosen.items() if how not in ("model", TEXT)}
         focused = question if self.memory.policy == FOCUS else None
         adapter = self.engine.adapter_hash if self.memory.policy == LEARNED else None
         return Key(
@@ -344,17 +352,6 @@ def explained(memory: MemoryConfig, model: ModelConfig) -> Iterator[None]:
         yield
     except OutOfMemory as error:
         raise describe_shortage(memory, model) from error
-
-
-def _plan_of(manifest: Manifest, plan: Plan) -> Plan:
-    """The plan that a saved memory was read by, to answer by what this one says of answers."""
-    names = {f.name for f in fields(Plan)} - {"answer_from_tokens"}
-    known = manifest.key.settings.items()
-    settings = {name: n for name, n in known if name in names and type(n) is int}
-    if settings.keys() != names:
-        raise MemoryFileError(f"memory {manifest.id} does not say how it was read")
-    answer_from = min(plan.answer_from_tokens, settings["budget_tokens"])
-    return Plan(**settings, answer_from_tokens=answer_from)
 
 
 def open_parts(

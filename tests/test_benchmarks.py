@@ -353,12 +353,17 @@ def test_a_place_is_the_expected_one_if_every_part_of_it_is(script):
     assert not stands_at(source, {"page": [1, 2]})
 
 
-def test_keys_and_values_come_back_as_they_were_stored(script, tmp_path):
-    store_of = script("kv_recall").Store
-    numbers = torch.randn(70, 2, 2, 3, 8, generator=torch.Generator().manual_seed(0))
-    for bits, most in ((32, 0.0), (8, 0.02), (4, 0.3)):
-        store = store_of(tmp_path / str(bits), bits)
-        store.append(numbers[:50])
-        store.append(numbers[50:])
-        assert (store.read(45, 60) - numbers[45:60]).abs().max() <= most
-        assert store.path.stat().st_size == 70 * (96 * bits // 8 + (24 if bits < 32 else 0))
+def test_recall_is_measured_from_text_and_from_keys_and_values(
+    script, tiny_model_dir, reading_data, tmp_path
+):
+    kv_recall, out = script("kv_recall"), tmp_path / "rows.jsonl"
+    options = "--sets squadshifts --forms text,int8,int4 --count 2 --max-tokens 2 --budget 160"
+    options += f" --chunk 32 --model {tiny_model_dir} --out {out}"
+    kv_recall.main([str(reading_data), *options.split()])
+    text, int8, int4 = read(out)
+    assert [row["recall_from"] for row in (text, int8, int4)] == ["text", "int8", "int4"]
+    for row in (text, int8, int4):
+        assert row["n"] == 2 and all(one["recalled"] > 0 for one in row["results"])
+    # 2 layers of 2 heads, 16 numbers each, keys and values: 8 vectors with a scale of 2 bytes.
+    assert 8 * 18 < int8["bytes_per_token"] < 8 * 18 + 60
+    assert 8 * 10 < int4["bytes_per_token"] < 8 * 10 + 60

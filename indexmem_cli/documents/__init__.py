@@ -51,6 +51,19 @@ class Sources:
     name: str = ""
     """As the user named it."""
 
+    def fraction(self, current: Document | None) -> float | None:
+        """Share of all bytes read so far; None where a size is not known.
+
+        Args:
+            current: the document that is being read.
+        """
+        sizes = [d.size_bytes for d in self.documents if d.size_bytes is not None]
+        if len(sizes) < len(self.documents) or not sum(sizes) or current is None:
+            return None
+        at = next(i for i, document in enumerate(self.documents) if document is current)
+        share = current.fraction
+        return None if share is None else (sum(sizes[:at]) + sizes[at] * share) / sum(sizes)
+
 
 def open_sources(
     sources: Sequence[str], config: ReadConfig, stdin: BinaryIO | None = None

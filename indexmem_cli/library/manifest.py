@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from indexmem_cli import __version__
+from indexmem_cli.config import TEXT
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library.disk import blake2b
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 64 << 20
 ID = re.compile(r"[0-9a-f]{12}")
-PART = re.compile(r"(?:state|text)-[0-9a-f]{8}\.(?:safetensors|sqlite)")
+PART = re.compile(r"(?:state|text|kv)-[0-9a-f]{8}\.(?:safetensors|sqlite)")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,16 @@ class SavedState:
     layout: dict[str, Any]
     """What the file does not say of itself; see `memory/store.py`."""
 
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the files of all keys and values up to there, where they are stored."""
+        return tuple(self.layout.get("shards", ()))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that it needs."""
+        return (self.part, *self.shards)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -114,6 +125,11 @@ class Manifest:
     def id(self) -> str:
         """Name of the folder: 12 hexadecimal digits."""
         return self.key.id
+
+    @property
+    def recall_from(self) -> str:
+        """What passages of it are recalled from: one of `RECALL_FROM`."""
+        return str(self.key.settings.get("recall_from", TEXT))
 
     @property
     def num_bytes(self) -> int:
@@ -174,7 +190,7 @@ def wrong_version(memory_id: str, found: object) -> MemoryFileError:
 
 def _check_parts(manifest: Manifest) -> None:
     """See that the manifest agrees with itself."""
-    named = {state.part for state in manifest.states}
+    named = {name for state in manifest.states for name in state.files}
     if manifest.archive is not None:
         named.add(manifest.archive)
     if named != manifest.parts.keys() or not all(map(PART.fullmatch, named)):

@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import os
+import shutil
 import sys
 import time
 from array import array
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from indexmem_cli.memory.policies import Scorer
+    from indexmem_cli.memory.shards import Shards
     from indexmem_cli.memory.state import MemoryState
 
 CHECKPOINT_S = 30.0
@@ -74,6 +77,8 @@ class Saver:
     chunk_tokens: int
     checkpoint_s: float = CHECKPOINT_S
     chain: Chain = field(default_factory=Chain)
+    shards: "Shards | None" = None
+    """All keys and values, where they are stored: sealed with every state that is written."""
     _base: SavedState | None = None
     _parts: dict[str, Part] = field(default_factory=dict)
     _saved_at_s: float = field(default_factory=time.monotonic)
@@ -98,6 +103,26 @@ class Saver:
         """Return a path for the text of this reading."""
         return self.folder / new_name("text", ".sqlite")
 
+    def new_shard(self) -> Path:
+        """Return a path for keys and values of this reading."""
+        return self.folder / new_name("kv", ".sqlite")
+
+    def take_over(self, older: Manifest, base: SavedState) -> None:
+        """Have the shards of a state that this reading goes on from.
+
+        Raises:
+            MemoryFileError: one is not as it was written.
+            OSError: there is no room for them.
+        """
+        for name in base.shards:
+            there, here = self.library.check_part(older, name), self.folder / name
+            if older.id != self.blank.id:
+                try:
+                    os.link(there, here)  # what is sealed never changes
+                except OSError:
+                    shutil.copyfile(there, here)
+            self._parts[name] = older.parts[name]
+
     def is_due(self) -> bool:
         """Tell whether it is time for a checkpoint; they never take much of the reading time."""
         wait_s = max(self.checkpoint_s, self._cost_s / _MAX_COST)
@@ -113,7 +138,7 @@ class Saver:
         if before is not None and before.chunks == len(self.chain.links):
             return
         self._base = self._write_state(state, scorer)
-        parts = {self._base.part: self._parts[self._base.part]}
+        parts = {name: self._parts[name] for name in self._base.files}
         self.library.write(self._manifest((self._base,), None, parts), CHECKPOINT)
         if before is not None:
             self._forget(before)
@@ -146,7 +171,8 @@ class Saver:
         if archive is not None:
             sync(archive)
             self._parts[archive.name] = Part(*checksum(archive))
-        names = {saved.part for saved in states} | ({archive.name} if archive else set())
+        names = {name for saved in states for name in saved.files}
+        names |= {archive.name} if archive else set()
         parts = {name: self._parts[name] for name in sorted(names)}
         manifest = replace(
             self._manifest(states, archive.name if archive else None, parts),
@@ -186,8 +212,13 @@ class Saver:
         path = self.folder / new_name("state", ".safetensors")
         try:
             layout = save_state(path, state, scorer)
-            sync(path)
-            self._parts[path.name] = Part(*checksum(path))
+            written = [path]
+            if self.shards is not None:
+                written += filter(None, [self.shards.seal()])
+                layout["shards"] = [shard.name for shard in self.shards.sealed]
+            for file in written:
+                sync(file)
+                self._parts[file.name] = Part(*checksum(file))
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()

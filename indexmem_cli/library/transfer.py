@@ -182,13 +182,16 @@ def verify_memory(library: Library, memory_id: str) -> Manifest:
 
 
 def _check_archive(library: Library, manifest: Manifest) -> None:
-    """Open the text as it will be opened, and have SQLite look at every page of it."""
-    if manifest.archive is None:
-        return
+    """Have SQLite look at every page of the text, and of keys and values that are stored."""
     from indexmem_cli.archive import ARCHIVE
+    from indexmem_cli.memory.shards import SHARD
 
+    folder = library.folder(manifest.id)
     try:
-        ARCHIVE.check(library.folder(manifest.id) / manifest.archive)
+        if manifest.archive is not None:
+            ARCHIVE.check(folder / manifest.archive)
+        for name in {name for state in manifest.states for name in state.shards}:
+            SHARD.check(folder / name)
     except MemoryFileError as error:
         raise damaged(manifest.id, error.message) from error
 

@@ -42,6 +42,8 @@ class LayerState:
         self.rotated: Tensor | None = None  # [B, G, capacity, D]
         self.num_rotated = 0
         self.latent: LatentMemory | None = None  # takes in what is evicted
+        # Positions and tags, int64 [B, G, E], of what the latent memory took in last.
+        self.evicted: tuple[Tensor, Tensor] | None = None
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -80,9 +82,9 @@ class LayerState:
         """Keys before rotation of the slots held, from `first` on: [B, G, S, D] in `dtype`."""
         return self._rows(self.keys, self.key_scales, first)
 
-    def all_values(self) -> Tensor:
-        """Values of the slots held, [B, G, S, D] in `dtype`."""
-        return self._rows(self.values, self.value_scales, 0)
+    def all_values(self, first: int = 0) -> Tensor:
+        """Values of the slots held, from `first` on: [B, G, S, D] in `dtype`."""
+        return self._rows(self.values, self.value_scales, first)
 
     def _rows(self, rows: Tensor, scales: Tensor | None, first: int) -> Tensor:
         held = slice(first, self.held)
@@ -101,31 +103,49 @@ class LayerState:
         """Keep only these slots: int64 [B, G, K], ascending along K. In place; frees nothing."""
         kept = index.shape[2]
         if self.latent is not None:
-            self.latent.write(*self._all_but(index))
-        buffers = [getattr(self, name) for name in self.buffers]
+            positions, keys, values = self._all_but(index)
+            self.evicted = positions, self.latent.write(keys, values)
         if uses_kernels(self.keys):
+            buffers = [getattr(self, name) for name in self.buffers]
             count = torch.full(index.shape[:2], kept, device=index.device)
             compact_slots(buffers, index, count, None)
         else:
-            for buffer in buffers:
-                where = index if buffer.dim() == 3 else index.unsqueeze(-1)
-                where = where.expand(*index.shape, *buffer.shape[3:])
-                buffer[:, :, :kept] = buffer[:, :, : self.held].gather(2, where)
+            self._gather(index)
         if self.notes is not None:
             where = index[:, :1, :, None].expand(-1, -1, -1, self.notes.shape[3])
             self.notes = self.notes.gather(2, where)
         self.held = kept
         self.rotated, self.num_rotated = None, 0
 
-    def _all_but(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, G, E, D] of the slots that are not in `index`."""
+    def insert(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """Add tokens in their own places of the text: keys and values [B, G, T, D].
+
+        Args:
+            positions: int64 [T], none of which is held.
+        """
+        self.append(keys.to(self.dtype), values.to(self.dtype), 0)
+        self.positions[:, :, self.held - len(positions) : self.held] = positions
+        self._gather(self.positions[:, :, : self.held].argsort(dim=2))
+        self.notes = None  # nothing is noted of what comes back
+        self.forget_rotation()
+
+    def _gather(self, index: Tensor) -> None:
+        """Put these slots first: int64 [B, G, K]."""
+        for buffer in (getattr(self, name) for name in self.buffers):
+            where = index if buffer.dim() == 3 else index.unsqueeze(-1)
+            where = where.expand(*index.shape, *buffer.shape[3:])
+            buffer[:, :, : index.shape[2]] = buffer[:, :, : self.held].gather(2, where)
+
+    def _all_but(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions [B, G, E], keys and values [B, G, E, D] of the slots not in `index`."""
         gone = torch.ones(*index.shape[:2], self.held, dtype=torch.int8, device=index.device)
         gone.scatter_(2, index, 0)
         left = self.held - index.shape[2]
         # A sort, so that the host need not wait to learn how many there are.
-        where = gone.argsort(dim=2, descending=True, stable=True)[..., :left].unsqueeze(-1)
-        where = where.expand(-1, -1, -1, self.keys.shape[3])
-        return self.all_keys().gather(2, where), self.all_values().gather(2, where)
+        slots = gone.argsort(dim=2, descending=True, stable=True)[..., :left]
+        where = slots.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[3])
+        positions = self.positions.gather(2, slots)
+        return positions, self.all_keys().gather(2, where), self.all_values().gather(2, where)
 
     def rotated_keys(self, rotate: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Return rotated keys [B, G, S, D]; only those not rotated since the last eviction cost.

@@ -225,8 +225,6 @@ class MemoryConfig:
         _check_choice("position mode", self.positions, POSITIONS)
         if self.recall_from is not None:
             _check_choice("form to recall from", self.recall_from, RECALL_FROM)
-            if self.recall_from != TEXT and not self.recall:
-                raise ConfigError("--recall-from and --no-recall contradict each other")
         if self.budget_tokens != "auto":
             hint = "it counts tokens: --budget 1k keeps 1,024 of them in every layer"
             _check_at_least("budget", self.budget_tokens, LEAST_BUDGET_TOKENS, hint)
@@ -238,7 +236,16 @@ class MemoryConfig:
             raise ConfigError(f"span must be an odd number of tokens, not {self.span_tokens}")
 
     def settled(self, backbone: Any) -> "MemoryConfig":
-        """Return it with the policy that `BY_MODEL` comes to for a loaded model."""
+        """Return it with the policy that `BY_MODEL` comes to for a loaded model.
+
+        Raises:
+            ConfigError: keys and values are to be brought back, and the model drops them all.
+        """
+        if self.recall_from not in (None, TEXT) and None not in backbone.layer_windows:
+            raise ConfigError(
+                f"--recall-from {self.recall_from}: all layers of this model have a sliding window",
+                "leave it out: passages are read again as text",
+            )
         if self.policy != BY_MODEL:
             return self
         return replace(self, policy=LEARNED if backbone.reads_by_adapter else UNFOCUSED)

@@ -316,6 +316,8 @@ class SavedMemory:
     """Tokens of text read."""
     num_bytes: int
     """Bytes on the disk."""
+    recall_from: str
+    """What passages come back from: text | int8 | int4."""
     created_s: float
     used_s: float
     """When it was saved and last used, in seconds since 1970."""

@@ -26,6 +26,7 @@ from indexmem_cli.library.saver import (
     Saver,
     find_base,
     known_chunks,
+    open_keys,
     restore,
 )
 from indexmem_cli.library.sources import (
@@ -246,13 +247,8 @@ class Reading:
     def _restore(
         self, library: Library, manifest: Manifest, saved: SavedState, folder: Path
     ) -> None:
-        stored = None
-        if TEXT not in (self.recall_from, manifest.recall_from):
-            from indexmem_cli.memory.bring_back import open_stored
-
-            stored = open_stored(manifest.recall_from, [folder / name for name in saved.shards])
-            if stored.shards.end != saved.layout.get("seen"):
-                raise damaged(manifest.id, "its keys and values are not those of its text")
+        by_text = TEXT in (self.recall_from, manifest.recall_from)
+        stored = None if by_text else open_keys(folder, manifest, saved)
         if saved.layout.get("seen") != len(self.opening) + saved.tokens:
             raise damaged(manifest.id, f"{saved.part} is not of the text it is said to be of")
         backbone, reader = self.reader.backbone, self.reader
@@ -265,8 +261,8 @@ class Reading:
         started, self._saver = time.perf_counter(), saver
         notices: list[str] = []
         self._open_archive(notices)
-        if self.recall_from not in (None, TEXT):
-            self._store_keys(base)
+        if self.recall_from is not None and self.recall_from != TEXT:
+            self._store_keys(self.recall_from, base)
         if base is None:
             for _ in self.reader.read([self.opening] if self.opening else []):
                 pass  # the prompt's opening is not counted as text
@@ -313,12 +309,12 @@ class Reading:
             if self._saver is not None:
                 self.archive = Archive.create(self._saver.new_archive(), self.tokenizer.decode)
 
-    def _store_keys(self, base: SavedState | None) -> None:
+    def _store_keys(self, form: str, base: SavedState | None) -> None:
         """Write down all keys and values from now on."""
-        if base is None:
-            from indexmem_cli.memory.bring_back import open_stored
+        from indexmem_cli.memory.bring_back import open_stored
 
-            self.reader.stored = open_stored(self.recall_from)
+        if base is None or self.reader.stored is None:
+            self.reader.stored = open_stored(form)
         if self._saver is not None:
             self._saver.shards = self.reader.stored.shards
             self._saver.shards.new_path = self._saver.new_shard
@@ -327,9 +323,10 @@ class Reading:
         """Go on without keys and values where they cannot be written."""
         stored = self.reader.stored
         if stored is not None and stored.failure is not None:
-            notices.append(f"passages will be read again as text: {_reason(stored.failure)}")
             if self._saver is not None:
                 self._stop_saving(_reason(stored.failure), notices)
+            else:
+                notices.append(f"passages are read again as text: {_reason(stored.failure)}")
             self.reader.forget_stored()
 
     def _keep(self, chunk: Chunk, notices: list[str]) -> None:
@@ -382,10 +379,11 @@ class Reading:
         archive, saver = self.archive, self._saver
         self.archive, self._saver = archive.in_memory(), None
         archive.close()
+        told = "" if self.reader.stored is None else "; its passages are read again as text"
         self.reader.forget_stored()  # its files go with what is not saved
         if saver is not None:
             saver.abandon(keep_checkpoint)
-        notices.append(f"the memory of {self.source} is not saved: {reason}")
+        notices.append(f"the memory of {self.source} is not saved: {reason}{told}")
 
     def _passages(self) -> Iterator[Passage]:
         for document in self.sources.documents:

@@ -29,6 +29,7 @@ def ask(
     budget: options.Budget = None,
     chunk: options.Chunk = None,
     recall: options.Recall = MemoryConfig.recall,
+    recall_from: options.RecallFrom = None,
     focus: options.Focus = False,
     policy: options.Policy = None,
     span: options.Span = MemoryConfig.span_tokens,
@@ -99,7 +100,8 @@ def ask(
     named = _check_sources(sources or (), question)
     chosen = (authors, since, until, date_order, allow_network and not offline)
     read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
-    memory = options.memory_config(budget, chunk, policy, span, seed, answer_from, recall, focus)
+    how = (seed, answer_from, recall, focus, recall_from)
+    memory = options.memory_config(budget, chunk, policy, span, *how)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     store = StoreConfig(save=save, fresh=fresh)
     explain = explain or picture is not None

@@ -33,6 +33,7 @@ def ingest(
     chunk: options.Chunk = None,
     policy: options.Policy = None,
     span: options.Span = MemoryConfig.span_tokens,
+    recall_from: options.RecallFrom = None,
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
@@ -79,7 +80,7 @@ def ingest(
             raise ConfigError("nothing to read: no source is given", "indexmem ingest book.pdf")
         sources = ["-"]
     read = options.read_config(pages, encoding, password_file, include, exclude)
-    memory = options.memory_config(budget, chunk, policy, span)
+    memory = options.memory_config(budget, chunk, policy, span, recall_from=recall_from)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     store = StoreConfig(fresh=fresh, name=name)
 

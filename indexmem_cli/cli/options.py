@@ -16,6 +16,7 @@ from indexmem_cli.config import (
     KV_DTYPES,
     POLICIES,
     QUANTS,
+    RECALL_FROM,
     MemoryConfig,
     ModelConfig,
     ReadConfig,
@@ -80,6 +81,18 @@ Recall = Annotated[
     typer.Option(
         "--recall/--no-recall",
         help="Look passages up on disk and read them again for the question.",
+    ),
+]
+RecallFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--recall-from",
+        metavar="FORM",
+        envvar="INDEXMEM_RECALL_FROM",
+        autocompletion=_complete(*RECALL_FROM),
+        help="What passages come back from: text, which is read again, or keys and values (int8, "
+        "int4), which reading then stores, a hundred times as much. Default: text; of a saved "
+        "memory what it has.",
     ),
 ]
 Focus = Annotated[
@@ -270,6 +283,7 @@ def memory_config(
     answer_from: str | None = None,
     recall: bool = MemoryConfig.recall,
     focus: bool = False,
+    recall_from: str | None = None,
 ) -> MemoryConfig:
     """Check the options that say what to keep.
 
@@ -283,6 +297,7 @@ def memory_config(
         chunk_tokens=parse_size(chunk) if chunk is not None else None,
         policy=FOCUS if focus else policy,
         recall=recall,
+        recall_from=recall_from,
         span_tokens=span,
         seed=seed,
         answer_from_tokens=parse_size(answer_from) if answer_from is not None else None,

@@ -36,6 +36,7 @@ def serve(
     policy: options.Policy = MemoryConfig.policy,
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
+    recall_from: options.RecallFrom = None,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
     temperature: options.Temperature = AnswerConfig.temperature,
     seed: options.Seed = AnswerConfig.seed,
@@ -51,7 +52,8 @@ def serve(
       indexmem serve --budget 4k
       indexmem serve --port 9000 --api-key-file key.txt
     """
-    memory = options.memory_config(budget, chunk, policy, span, seed, answer_from)
+    how = (budget, chunk, policy, span, seed, answer_from)
+    memory = options.memory_config(*how, recall_from=recall_from)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     answer = AnswerConfig(max_tokens, temperature, seed)
     key = options.read_first_line(api_key_file, "API key") if api_key_file else None

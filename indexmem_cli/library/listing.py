@@ -128,6 +128,7 @@ def _describe(
         question=manifest.key.question,
         tokens=manifest.tokens,
         num_bytes=num_bytes,
+        recall_from=manifest.recall_from,
         created_s=manifest.created_s,
         used_s=used_s,
     )
@@ -148,6 +149,7 @@ def _damaged(memory_id: str, num_bytes: int, error: MemoryFileError) -> SavedMem
         question=None,
         tokens=0,
         num_bytes=num_bytes,
+        recall_from="?",
         created_s=0.0,
         used_s=0.0,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from indexmem_cli.config import RECALL_FROM
 from indexmem_cli.library import CHECKPOINT, MANIFEST, Library
 from indexmem_cli.library.disk import checksum, make_folder, new_name, sync
 from indexmem_cli.library.manifest import Manifest, Part, SavedState, damaged
@@ -19,6 +20,7 @@ from indexmem_cli.library.manifest import Manifest, Part, SavedState, damaged
 if TYPE_CHECKING:
     import torch
 
+    from indexmem_cli.memory.bring_back import StoredKeys
     from indexmem_cli.memory.policies import Scorer
     from indexmem_cli.memory.shards import Shards
     from indexmem_cli.memory.state import MemoryState
@@ -229,6 +231,25 @@ class Saver:
         del self._parts[saved.part]
         with contextlib.suppress(OSError):
             (self.folder / saved.part).unlink()
+
+
+def open_keys(folder: Path, manifest: Manifest, saved: SavedState) -> "StoredKeys":
+    """Open the keys and values of all that was read up to a state.
+
+    Args:
+        folder: where the files are.
+
+    Raises:
+        MemoryFileError: they are damaged, or not of this text.
+    """
+    from indexmem_cli.memory.bring_back import open_stored
+
+    if manifest.recall_from not in RECALL_FROM:
+        raise damaged(manifest.id, f"it is to be recalled from {manifest.recall_from!r:.40}")
+    stored = open_stored(manifest.recall_from, [folder / name for name in saved.shards])
+    if stored.shards.end != saved.layout.get("seen"):
+        raise damaged(manifest.id, "its keys and values are not those of its text")
+    return stored
 
 
 def restore(

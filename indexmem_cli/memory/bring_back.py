@@ -6,7 +6,8 @@ what a latent memory took in is taken out of it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,21 +47,24 @@ class StoredKeys:
             first = part.held - tokens
             both = torch.cat([part.all_keys(first), part.all_values(first)], dim=1)[0]
             rows.append(pack(both.transpose(0, 1), self.bits).cpu())
-        self._try(lambda: self.shards.append(torch.cat(rows, dim=1).numpy().tobytes(), tokens))
+        data = torch.cat(rows, dim=1).numpy().tobytes()
+        self._try(partial(self.shards.append, data, tokens))
 
     def note_evicted(self, state: MemoryState) -> None:
         """Write down where the latent memories put what was evicted last."""
-        head = 0
+        gone: list[list[int]] = []
+        first = 0
         for part in state.managed:
-            assert part.positions is not None, "what holds nothing was not read into"
+            heads, _ = _shape(part)
             if part.evicted is not None:
                 positions, tags = part.evicted
-                heads = torch.arange(head, head + positions.shape[1], device=positions.device)
-                heads = heads[:, None].expand_as(positions[0])
-                gone = torch.stack([positions[0], heads, tags[0]]).flatten(1).T.tolist()
-                self._try(lambda gone=gone: self.shards.note_evicted(map(tuple, gone)))
+                numbers = torch.arange(first, first + heads, device=positions.device)
+                numbers = numbers[:, None].expand_as(positions[0])
+                gone += torch.stack([positions[0], numbers, tags[0]]).flatten(1).T.tolist()
                 part.evicted = None
-            head += part.positions.shape[1]
+            first += heads
+        if gone:
+            self._try(partial(self.shards.note_evicted, gone))
 
     def read(self, state: MemoryState, spans: Spans) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values of the tokens of the spans, by managed part: [1, G, T, D] fp32.
@@ -96,7 +100,7 @@ class StoredKeys:
                 tags[head, place[position]] = tag
         return list(tags[None].split(heads, dim=1))
 
-    def _try(self, write) -> None:
+    def _try(self, write: Callable[[], None]) -> None:
         """Write, or remember why not: a reading goes on without."""
         if self.failure is None:
             try:
@@ -199,24 +203,24 @@ def bring_back(
         pooled = pooled.nan_to_num(nan=float("-inf")).masked_fill(is_back, float("-inf"))
         pinned = ~is_back & (held < state.sink_tokens)
         part.keep(select_kept(pooled, pinned, min(keep_tokens, int((~is_back).sum(-1).min()))))
-        if part.latent is not None and part.latent.count is not None:
-            _take_out(part, keys, values, back, tag)
+        if isinstance(part.latent, CentroidMemory) and part.latent.count is not None:
+            part.latent.remove(keys, values, _tags_now(part, back, tag))
         part.insert(keys, values, back)
     state.uniform = state.uniform and shared
 
 
-def _take_out(part: LayerState, keys: Tensor, values: Tensor, back: Tensor, tags: Tensor) -> None:
-    """Take tokens out of a latent memory, which by now holds all of them."""
+def _tags_now(part: LayerState, back: Tensor, tags: Tensor) -> Tensor:
+    """The tags that tokens have in a latent memory, which by now holds all of them."""
     if part.evicted is not None:  # what was held till now has been evicted just now
         positions, given = part.evicted
         where, is_new = _find(positions, back)
         tags = torch.where(is_new, given.gather(2, where), tags)
     if bool((tags < 0).any()):
         raise MemoryFileError(
-            "it is not stored where a latent memory keeps these tokens",
-            "read its text instead: recall_from='text'",
+            "it is not stored where a latent memory has these tokens",
+            "read their text instead: recall_from='text'",
         )
-    part.latent.remove(keys, values, tags)
+    return tags
 
 
 def _find(places: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ class Shards:
                 connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (*row, digest))
         self.end += tokens
 
-    def note_evicted(self, gone: Iterable[tuple[int, int, int]]) -> None:
+    def note_evicted(self, gone: Iterable[Sequence[int]]) -> None:
         """Note (position, head, tag) of tokens that a latent memory took in.
 
         Raises:

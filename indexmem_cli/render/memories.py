@@ -75,6 +75,7 @@ def show_memory(memory: SavedMemory, folder: str) -> None:
         "model": memory.model,
         "read": f"{memory.tokens:,} tokens",
         "kept": kept + (f", for the question: {memory.question}" if memory.question else ""),
+        "recalled": f"from {memory.recall_from}",
         "size": format_bytes(memory.num_bytes),
         "created": _time(memory.created_s),
         "used": _time(memory.used_s),

@@ -29,38 +29,46 @@ from indexmem_cli.language_model import load_language_model
 from indexmem_cli.library import Library
 
 COLUMNS = ["set", "recall_from", "tokens", "n", "right", "accuracy", "interval_95", "f1"]
-COLUMNS += ["bytes_per_token", "mib_per_million", "read_s", "ask_s"]
+COLUMNS += ["bytes_per_token", "mib_per_million", "read_s", "ask_s", "ask_cpu_s"]
 
 
-def measure(book: Part, form: str, options: Namespace, engine) -> Iterator[Row]:
-    """Read a book once into a saved memory, and ask every question of it."""
+def measure(book: Part, forms: list[str], options: Namespace, engine) -> Iterator[tuple[str, Row]]:
+    """Read a book once for each form, then ask each question from one form after the other."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "book.txt"
         path.write_text(book.text, encoding="utf-8")
-        how = {"model": options.model, "offline": True, "recall_from": form}
-        how |= {"budget": options.budget, "chunk_tokens": options.chunk, "save": True}
-        memory = Memory.read(path, **how)
-        memory.library, memory.engine = Library(Path(folder) / "memories"), engine
+        how = {"model": options.model, "offline": True, "save": True}
+        how |= {"budget": options.budget, "chunk_tokens": options.chunk}
+        memories = [Memory.read(path, **how, recall_from=form) for form in forms]
+        for memory in memories:
+            memory.library, memory.engine = Library(Path(folder) / "memories"), engine
+            for _ in memory.ingest():
+                pass
         for asked in book.asked:
-            started = time.perf_counter()
-            answer = memory.ask(asked.question, max_tokens=options.max_tokens)
-            seconds = time.perf_counter() - started - answer.timing.read_s
-            f1 = score_f1(answer.text, asked.answers)
-            [reading] = memory._readings
-            kind = "text-" if form == TEXT else "kv-"
-            parts = reading.manifest.parts.items()
-            yield {
-                "question": asked.question,
-                "expected": asked.answers[0],
-                "text": answer.text,
-                "right": holds_words(answer.text, asked.answers) or f1 >= 0.5,
-                "f1": f1,
-                "recalled": sum(b.tokens for each in answer.recall for b in each.blocks),
-                "s": seconds,
-                "read_s": answer.timing.read_s,
-                "tokens": reading.tokens,
-                "bytes": sum(part.size_bytes for name, part in parts if kind in name),
-            }
+            for form, memory in zip(forms, memories, strict=True):
+                started = time.perf_counter(), time.process_time()
+                answer = memory.ask(asked.question, max_tokens=options.max_tokens)
+                ended = time.perf_counter(), time.process_time()
+                f1 = score_f1(answer.text, asked.answers)
+                [reading] = memory._readings
+                kind = "text-" if form == TEXT else "kv-"
+                parts = reading.manifest.parts.items()
+                yield (
+                    form,
+                    {
+                        "question": asked.question,
+                        "expected": asked.answers[0],
+                        "text": answer.text,
+                        "right": holds_words(answer.text, asked.answers) or f1 >= 0.5,
+                        "f1": f1,
+                        "recalled": sum(b.tokens for each in answer.recall for b in each.blocks),
+                        "s": ended[0] - started[0] - answer.timing.read_s,
+                        "cpu_s": ended[1] - started[1],
+                        "read_s": answer.timing.read_s,
+                        "tokens": reading.tokens,
+                        "bytes": sum(part.size_bytes for name, part in parts if kind in name),
+                    },
+                )
 
 
 def facts_in_prose(options: Namespace) -> Part:
@@ -91,8 +99,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.sets.split(","):
         facts = name == "facts"
         books = [facts_in_prose(options)] if facts else make_books(name, options.length, options)
-        for form in options.forms.split(","):
-            found = [one for book in books for one in measure(book, form, options, engine)]
+        forms = options.forms.split(",")
+        asked = [pair for book in books for pair in measure(book, forms, options, engine)]
+        for form in forms:
+            found = [one for of, one in asked if of == form]
             right, size = sum(one["right"] for one in found), found[-1]["bytes"]
             tokens = found[-1]["tokens"]
             row = rows.common_fields(checkpoint, options.device)
@@ -104,7 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
             row |= {"bytes_per_token": round(size / tokens)}
             row |= {"mib_per_million": round(size / tokens * 1e6 / 2**20)}
             row |= {"read_s": round(sum(one["read_s"] for one in found), 1)}
-            row |= {"ask_s": rows.spread(one["s"] for one in found), "results": found}
+            row |= {"ask_s": rows.spread(one["s"] for one in found)}
+            row |= {"ask_cpu_s": rows.spread(one["cpu_s"] for one in found), "results": found}
             rows.append_row(options.out, row)
             measured.append(row)
         rows.print_table(measured, COLUMNS)

@@ -125,6 +125,7 @@ def _unpack(stream: BinaryIO, path: Path, staging: Library) -> str:
         raise OSError(f"there is no room for {total:,} bytes: {free:,} are free")
     folder = staging.folder(memory_id)
     make_folder(folder)
+    (folder / MANIFEST).touch(mode=0o600)
     (folder / MANIFEST).write_bytes(data)
     missing = dict(manifest.parts)
     for name, size in members:
@@ -133,6 +134,7 @@ def _unpack(stream: BinaryIO, path: Path, staging: Library) -> str:
             raise _refused(path, f"it holds {name!r}, which belongs to no memory")
         if missing.pop(file).size_bytes != size:
             raise _refused(path, f"{name} has {size:,} bytes, which is not what it should have")
+        (folder / file).touch(mode=0o600)
         with (folder / file).open("wb") as out:
             while size:
                 block = _read(stream, min(size, BLOCK_BYTES), path)

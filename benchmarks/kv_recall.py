@@ -62,7 +62,7 @@ def measure(book: Part, forms: list[str], options: Namespace, engine) -> Iterato
                         "right": holds_words(answer.text, asked.answers) or f1 >= 0.5,
                         "f1": f1,
                         "recalled": sum(b.tokens for each in answer.recall for b in each.blocks),
-                        "s": ended[0] - started[0] - answer.timing.read_s,
+                        "s": ended[0] - started[0],
                         "cpu_s": ended[1] - started[1],
                         "read_s": answer.timing.read_s,
                         "tokens": reading.tokens,

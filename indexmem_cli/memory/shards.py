@@ -75,6 +75,7 @@ class Shards:
                 row = (self.end + at, min(ROW_TOKENS, tokens - at), data)
                 digest = _digest(row[0], data)
                 connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (*row, digest))
+            connection.commit()  # a full disk shows now, and not when a question comes
         self.end += tokens
 
     def note_evicted(self, gone: Iterable[Sequence[int]]) -> None:
@@ -86,6 +87,7 @@ class Shards:
         path, connection = self._writable()
         with explained(path, _PLACE):
             connection.executemany("INSERT OR REPLACE INTO evicted VALUES (?, ?, ?)", gone)
+            connection.commit()
 
     def read(self, first: int, end: int) -> bytes:
         """Return the bytes of the tokens [first, end).
@@ -122,7 +124,6 @@ class Shards:
             return None
         path, connection = self._open
         with explained(path):
-            connection.commit()
             connection.close()
         self._open = None
         self._connections.append(SHARD.open(path))

@@ -164,7 +164,8 @@ def _explain(readings: Sequence[Reading], grounds: Grounds, closing: list[int]) 
     from indexmem_cli.explain import explain
 
     memory = readings[0].reader if len(readings) == 1 else grounds.reader
-    return explain(memory, grounds.reader, closing)
+    back = [place for place, origin in grounds.origins.items() if place == origin]
+    return explain(memory, grounds.reader, closing, back)
 
 
 def _copying(model: LanguageModel, grounds: Grounds) -> Copying:

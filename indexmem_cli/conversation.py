@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from indexmem_cli.asking import answer as answer_question
-from indexmem_cli.config import FOCUS, TEXT, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
 from indexmem_cli.config import StoreConfig as Store
 from indexmem_cli.documents import Sources
 from indexmem_cli.documents.text import clean
@@ -66,8 +66,6 @@ def open_conversation(
     """
     if memory.policy == FOCUS:
         raise ConfigError("a conversation cannot be read with one question in mind")
-    if memory.recall_from not in (None, TEXT):
-        raise ConfigError("what was said in a conversation is read again as text")
     notices: list[str] = []
     try:
         store = SessionStore(sessions_folder() if save or resumed is not None else None)
@@ -294,8 +292,9 @@ class Conversation:
 
     def _read_source(self, name: str, part: Sources | Manifest) -> Iterator[Event]:
         store = Store(save=self.save_turns)
+        as_text = replace(self.memory, recall_from=None)  # the state is that of what was said
         memory = Memory(
-            [part], self.memory, self.model, store=store, is_looked_up=True, engine=self._engine
+            [part], as_text, self.model, store=store, is_looked_up=True, engine=self._engine
         )
         for event in memory.ingest():
             if isinstance(event, Notice | Progress):
@@ -320,7 +319,8 @@ class Conversation:
         for saved in (manifest, None):
             reader = make_reader(engine.backbone, plan, self.memory, [])
             documents = Sources(name=NAME)
-            talk = GrowingReading(documents, reader, engine.tokenizer, engine.prompt.opening)
+            prompt = engine.tokenizer, engine.prompt.opening
+            talk = GrowingReading(documents, reader, *prompt, self.memory.recall_from)
             talk.question_tokens = room
             try:
                 talk.resume(self.library, saved) if saved else talk.begin()

@@ -1,6 +1,6 @@
 """What a memory kept of a text, and what a question makes of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -13,20 +13,23 @@ from indexmem_cli.memory.state import MemoryState
 Part = TypeVar("Part")
 
 
-def explain(memory: Reader, grounds: Reader, closing_ids: list[int]) -> Explanation:
+def explain(
+    memory: Reader, grounds: Reader, closing_ids: list[int], back: Sequence[int] = ()
+) -> Explanation:
     """Say what `memory` kept, and what the question attends to; both readers stay as they were.
 
     Args:
         grounds: what the answer is written from: `memory` itself, or a fork of it that has read
             passages again since.
         closing_ids: the question with what surrounds it.
+        back: positions whose keys and values were brought back instead.
     """
     seen = memory.state.seen
     layers = [i for i, window in enumerate(memory.backbone.layer_windows) if window is None]
     return Explanation(
         tokens=seen,
         kept=tuple(_kept_by_layers(memory.state, layers)),
-        attention=tuple(_attention(grounds.fork(), closing_ids, layers, seen)),
+        attention=tuple(_attention(grounds.fork(), closing_ids, layers, seen, back)),
     )
 
 
@@ -64,7 +67,7 @@ def _runs(share: Tensor) -> tuple[tuple[int, int, float], ...]:
 
 
 def _attention(
-    fork: Reader, closing_ids: list[int], numbers: list[int], seen: int
+    fork: Reader, closing_ids: list[int], numbers: list[int], seen: int, back: Sequence[int]
 ) -> Iterator[LayerMass]:
     """Yield where the question's attention goes in each layer; `fork` is used up."""
     fork.narrow()
@@ -78,8 +81,11 @@ def _attention(
         weights, places = block.attention(i, 0, question)[0], block.positions(i)[0]
         memory = block.remembered(i)[0].mean().item()
         asked, again = places >= before, (places >= seen) & (places < before)
-        sinks = places < state.sink_tokens
-        recent = (places >= seen - state.recent_tokens) & (places < seen) & ~sinks
+        again |= torch.isin(
+            places, torch.tensor(list(back), dtype=torch.int64, device=places.device)
+        )
+        sinks = (places < state.sink_tokens) & ~again
+        recent = (places >= seen - state.recent_tokens) & ~(sinks | again | asked)
         kept = ~(sinks | recent | again | asked)
         grouped = weights.unflatten(0, (len(places), -1)).mean(dim=(1, 2))  # [G, N]
         parts = [

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from indexmem_cli.archive import QUESTION, Archive
+from indexmem_cli.config import TEXT
 from indexmem_cli.documents import Passage, Place
 from indexmem_cli.documents.chats.messages import Message, show_time, write_message
 from indexmem_cli.events import Coverage
@@ -37,6 +38,8 @@ class GrowingReading(Reading):
     def begin(self) -> None:
         """Start with an empty text."""
         self.archive = Archive.create(None, self.tokenizer.decode)
+        if self.recall_from is not None and self.recall_from != TEXT:
+            self._store_keys(self.recall_from, None)
         for _ in self.reader.read([self.opening] if self.opening else []):
             pass
         self._count()
@@ -80,6 +83,8 @@ class GrowingReading(Reading):
                 started = time.perf_counter()
                 for _ in self.reader.read([chunk.ids]):
                     pass
+                if self.reader.stored is not None and self.reader.stored.failure is not None:
+                    self.reader.forget_stored()  # from now on passages are read again as text
                 self.chain.add(chunk.ids)
                 self.archive.reopen_last()
                 self.archive.add(chunk.entries)
@@ -132,6 +137,10 @@ class GrowingReading(Reading):
         with library.lock(key.id, timeout_s=10):
             saver = Saver(library, blank, plan.chunk_tokens, chain=self.chain)
             saver.begin()
+            if reader.stored is not None:
+                saver.shards, reader.stored.shards.new_path = reader.stored.shards, saver.new_shard
+                if self.manifest is not None:
+                    saver.take_over(self.manifest, self.manifest.states[-1])
             path, coverage = saver.new_archive(), vars(self.coverage)
             try:
                 self.archive.copied(path).close()
@@ -141,6 +150,9 @@ class GrowingReading(Reading):
             except BaseException:
                 saver.abandon()
                 raise
+            finally:
+                if reader.stored is not None:  # what comes next has no name until it is saved
+                    reader.stored.shards.new_path = None
         if not self.saved_turns:  # those of another model or budget
             forget(library, key.content, but=key.id)
         self.saved_turns = self.turns

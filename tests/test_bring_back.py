@@ -216,7 +216,8 @@ class TestShards:
     def test_they_go_on_where_the_last_ends(self, tmp_path):
         shards = self.written(tmp_path)
         shards.append(self.ROWS, 128)
-        first = shards.seal()
+        shards.seal()
+        [first] = shards.sealed
         shards.append(self.ROWS[:40], 10)
         assert shards.read(100, 138) == self.ROWS[400:] + self.ROWS[:40]
         again = self.written(tmp_path, [first])
@@ -225,7 +226,17 @@ class TestShards:
         again.note_evicted([(3, 1, 7)])
         assert again.read(100, 138) == shards.read(100, 138)
         assert again.tags(0, 200) == [(3, 1, 7)] and shards.tags(0, 200) == []
-        assert again.seal() and again.seal() is None and again.end == 138
+        again.seal(), again.seal()
+        assert len(again.sealed) == 2 and again.end == 138
+
+    def test_what_had_no_name_gets_one(self, tmp_path):
+        shards = Shards()
+        shards.append(self.ROWS, 128)
+        shards.seal()
+        assert shards.sealed == []
+        shards.new_path = lambda: tmp_path / "named.sqlite"
+        shards.seal()
+        assert Shards(shards.sealed).read(0, 128) == shards.read(0, 128) == self.ROWS
 
     def test_what_is_missing_is_an_error(self, tmp_path):
         shards = self.written(tmp_path)

@@ -9,6 +9,7 @@ from test_reading import LINES
 
 from indexmem_cli import Memory, session
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, StoreConfig
+from indexmem_cli.conversation import open_conversation
 from indexmem_cli.errors import ConfigError, MemoryFileError
 from indexmem_cli.events import Notice, Progress
 from indexmem_cli.library import CHECKPOINT, MANIFEST, Library
@@ -254,6 +255,40 @@ class TestDamage:
         for answer, said in answers:
             assert "passages are read again as text" in said[0] and answer.text == text.text
         assert not any((Library().folder(i) / MANIFEST).exists() for i in Library().ids())
+
+
+def test_what_was_said_in_a_chat_is_brought_back_on_another_day_too(book, tiny_model_dir):
+    """Its own turns come back as keys and values, and what its sources hold as text."""
+
+    def talk(said, resumed=None):
+        opened = open_conversation(
+            [str(book)] if resumed is None else [],
+            memory=MemoryConfig(160, 32, recall_from="int8"),
+            model=ModelConfig(str(tiny_model_dir), device="cpu", offline=True),
+            resumed=resumed,
+        )
+        answers = [list(opened.ask(message, AnswerConfig(max_tokens=4))) for message in said]
+        assert opened.close() == []
+        notices = [e for events in answers for e in events if isinstance(e, Notice)]
+        return opened, [events[-1] for events in answers], notices
+
+    foxes = [f"The quick brown fox number {n} jumps over the lazy dog." for n in range(6)]
+    first, _, said = talk([*foxes, "My cat is called Moritz."])
+    assert not said and first._growing.manifest.states[-1].shards
+    for question, file in (("Moritz?", "conversation"), (QUESTION, str(book))):
+        again, [answer], said = talk([question], first.session.id)
+        assert not said and file in [b.file for r in answer.recall for b in r.blocks]
+        assert again._growing.reader.stored.shards.end == again._growing.reader.state.seen
+    assert len(again._growing.manifest.states[-1].shards) == 3
+    assert verify_memory(Library(), again._growing.manifest.id)
+    assert Library().load(again._others[str(book)].manifest.id).recall_from == "text"
+
+
+def test_what_was_brought_back_is_explained_as_what_was_read_again(book, tiny_model_dir):
+    memory = open_memory(book, tiny_model_dir)
+    config = AnswerConfig(max_tokens=2, explain=True)
+    *_, answer = memory.events(QUESTION, config)
+    assert all(mass.recalled > 0 for mass in answer.explanation.attention)
 
 
 def test_it_moves_to_another_machine_and_goes_without_a_trace(

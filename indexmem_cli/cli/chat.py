@@ -32,6 +32,7 @@ def chat(
     policy: options.Policy = None,
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
+    recall_from: options.RecallFrom = None,
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
@@ -78,7 +79,8 @@ def chat(
     resumed = "" if continue_last else session
     if resumed is not None and not save:
         raise ConfigError("a session that goes on is saved", "leave --no-save out")
-    memory = options.memory_config(budget, chunk, policy, span, seed, answer_from)
+    how = (budget, chunk, policy, span, seed, answer_from)
+    memory = options.memory_config(*how, recall_from=recall_from)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
 

@@ -216,7 +216,8 @@ class Saver:
             layout = save_state(path, state, scorer)
             written = [path]
             if self.shards is not None:
-                written += filter(None, [self.shards.seal()])
+                self.shards.seal()
+                written += [shard for shard in self.shards.sealed if shard.name not in self._parts]
                 layout["shards"] = [shard.name for shard in self.shards.sealed]
             for file in written:
                 sync(file)

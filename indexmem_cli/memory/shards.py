@@ -6,6 +6,7 @@ rows of tokens, each with a digest of its own: a question reads few of them, and
 looked at. It holds too what became of tokens that were evicted, where a latent memory took them.
 """
 
+import contextlib
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -114,21 +115,23 @@ class Shards:
         query = "SELECT position, head, tag FROM evicted WHERE position >= ? AND position < ?"
         return [row for _, row in self._all(query, first, end)]
 
-    def seal(self) -> Path | None:
-        """End the shard that is being written, if it has a name; return its path.
+    def seal(self) -> None:
+        """End the shard that is being written, if there is one and a path for it.
 
         Raises:
-            MemoryFileError: it cannot be written.
+            MemoryFileError: it cannot be written; what it holds is held still.
         """
-        if self._open is None or self._open[0] is None:
-            return None
+        if self._open is None or self.new_path is None:
+            return
         path, connection = self._open
-        with explained(path):
-            connection.close()
+        if path is None:  # it had no name so far
+            path = self.new_path()
+            with explained(path), contextlib.closing(SHARD.create(path)) as named:
+                connection.backup(named)
+        connection.close()
         self._open = None
         self._connections.append(SHARD.open(path))
         self.sealed.append(path)
-        return path
 
     def close(self) -> None:
         """Close all files; what was not sealed is lost."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from indexmem_cli.config import ADAPTER_FILE
-from indexmem_cli.errors import BackboneError
+from indexmem_cli.errors import BackboneError, first_line
 
 FAMILIES = {
     "llama": "Llama",
@@ -248,13 +248,9 @@ def hub_failures(model: str, offline: bool) -> Iterator[None]:
         ) from error
     except (OSError, HTTPError) as error:
         raise BackboneError(
-            f"model {model!r} could not be downloaded: {_first_line(error)}",
+            f"model {model!r} could not be downloaded: {first_line(error)}",
             "check the name and the connection, or use a model that is already here",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _fingerprint(path: Path, weights: list[Path]) -> str:

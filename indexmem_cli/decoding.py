@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from indexmem_cli import ops
-from indexmem_cli.errors import ConfigError, OutOfMemory
+from indexmem_cli.errors import ConfigError, OutOfMemory, first_line
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState, managed_parts
 from indexmem_cli.passes import CacheLayer, Pass
 from indexmem_cli.rotation import turn
@@ -240,10 +240,8 @@ class FixedDecoder:
                 self.out = self._forward()
         except (RuntimeError, OutOfMemory) as error:
             self.may_capture = False
-            reason = str(error).splitlines()[0]
-            warnings.warn(
-                f"answers are written without a CUDA graph: {reason}", RuntimeWarning, stacklevel=2
-            )
+            said = f"answers are written without a CUDA graph: {first_line(error)}"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
         else:
             self.graph = graph
 

@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 20
 
@@ -22,8 +24,9 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old or the new one whole.
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file, for its owner alone, so that a crash leaves the old or the new one whole.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -32,7 +35,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         number = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(number, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)
@@ -41,6 +44,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             part.unlink()
         raise
     sync(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file; as `writing`."""
+    with writing(path) as stream:
+        stream.write(data)
 
 
 def sync(path: Path) -> None:
@@ -66,12 +75,22 @@ def checksum(path: Path) -> tuple[int, str]:
     Raises:
         OSError: it cannot be read.
     """
-    digest, size = hashlib.blake2b(digest_size=32), 0
+    digest = hashlib.blake2b(digest_size=32)
+    return feed(digest, path), digest.hexdigest()
+
+
+def feed(digest: "hashlib._Hash | hashlib.blake2b", path: Path) -> int:
+    """Put the content of a file into a hash; return its bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = 0
     with path.open("rb") as stream:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
             size += len(block)
-    return size, digest.hexdigest()
+    return size
 
 
 def folder_bytes(folder: Path) -> int:

@@ -112,6 +112,13 @@ class Checkpoint:
             digest.update(f"{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
         return digest.hexdigest()
 
+    @property
+    def kv_shape(self) -> tuple[int, int]:
+        """Key/value heads of a layer, and the size of each."""
+        heads = int(self.config["num_attention_heads"])
+        size = self.config.get("head_dim") or self.config["hidden_size"] // heads
+        return int(self.config.get("num_key_value_heads") or heads), int(size)
+
     def likely_dtype(self, dtype: str, device: str) -> str:
         """What `auto` will come to, as far as it can be told without torch."""
         if dtype != "auto":
@@ -121,11 +128,8 @@ class Checkpoint:
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
         """Bytes of keys and values that one token takes in a full cache, over all layers."""
-        config = self.config
-        heads = config["num_attention_heads"]
-        size = int(config.get("head_dim") or config["hidden_size"] // heads)
-        kv_heads = int(config.get("num_key_value_heads") or heads)
-        return 2 * int(config["num_hidden_layers"]) * kv_heads * size * DTYPE_BYTES[dtype]
+        heads, size = self.kv_shape
+        return 2 * int(self.config["num_hidden_layers"]) * heads * size * DTYPE_BYTES[dtype]
 
 
 def find_checkpoint(model: str, offline: bool = False) -> Checkpoint:

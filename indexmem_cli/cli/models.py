@@ -122,10 +122,12 @@ def show(
     assert checkpoint is not None and weights is not None, "only models without a problem"
     machine = look_at_machine()
     cards: list[dict[str, int | None]] = [
-        {"gib": gib}
-        | {
-            name: largest_budget(checkpoint, weights, as_loaded, gib * 2**30)
-            for name, as_loaded in _card_forms(checkpoint, form).items()
+        {
+            "gib": gib,
+            **{
+                name: largest_budget(checkpoint, weights, as_loaded, gib * 2**30)
+                for name, as_loaded in _card_forms(checkpoint, form).items()
+            },
         }
         for gib in CARD_GIB
     ]

@@ -95,7 +95,7 @@ class TokenIndexer(nn.Module):
     def __init__(self, config: IndexerConfig) -> None:
         super().__init__()
         self.config = config
-        outputs = {"retention": config.kv_heads}.get(config.form, 1)
+        outputs = config.kv_heads if config.form == "retention" else 1
         self.nets = nn.ModuleList(
             ScoreNet(config.width, config.hidden, outputs) for _ in config.groups
         )
@@ -195,9 +195,8 @@ class TokenScorer(GathersNothing):
 
     def score(self, block: Block) -> list[Tensor]:
         fresh = self.indexer(block.hidden) if block.new_tokens else None
-        if fresh and (heads := len(block.state.managed) // len(fresh)) > 1:  # each a part
-            fresh = [score[:, h : h + 1] if score.shape[1] > 1 else score
-                     for score in fresh for h in range(heads)]  # fmt: skip
+        if fresh and (parts := len(block.state.managed) // len(fresh)) > 1:  # each head is one
+            fresh = [part for score in fresh for part in _by_part(score, parts)]
         scores: list[Tensor] = []
         for i, layer in enumerate(block.state.managed):
             same = i and fresh and fresh[i] is fresh[i - 1]
@@ -249,6 +248,11 @@ class QueryScorer(GathersNothing):
                 torch.maximum(best, paid.amax(dim=1, keepdim=True), out=best)
             scores += [best] * len(places)
         return scores
+
+
+def _by_part(score: Tensor, parts: int) -> list[Tensor]:
+    """A layer's score [B, G or 1, T] for each of its heads; a shared one stays one tensor."""
+    return [score] * parts if score.shape[1] == 1 else list(score.split(1, dim=1))
 
 
 def make_indexer_scorer(indexer: TokenIndexer | QueryIndexer) -> TokenScorer | QueryScorer:

@@ -258,9 +258,8 @@ class FastWeights(nn.Module):
         self.gate = nn.Linear(head_size, 1)
         self.decay_logit = nn.Parameter(torch.tensor(4.0))
         nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(
-            self.gate.bias, -6.9
-        )  # a gate of 0.001: untrained it does next to nothing
+        # A gate of 0.001: untrained it does next to nothing.
+        nn.init.constant_(self.gate.bias, -6.9)
 
     @property
     def decay(self) -> Tensor:

@@ -21,7 +21,7 @@ from indexmem_cli.bench.drawing import (
     shorten,
     size_of_panels,
 )
-from indexmem_cli.bench.rows import Row, read_rows
+from indexmem_cli.bench.rows import Row, of_newest, read_rows
 from indexmem_cli.errors import ConfigError
 
 MIB = 2**20
@@ -277,11 +277,6 @@ def newest_cells(results: Path) -> list[Row]:
     rows = [r for r in of_newest(read_rows(results / "quality.jsonl")) if r["value"] is not None]
     rows.sort(key=lambda row: row["n"])  # stable: of as many samples, the last row comes last
     return list({tuple(row[name] for name in names): row for row in rows}.values())
-
-
-def of_newest(rows: list[Row]) -> list[Row]:
-    """Those of the weights that were measured last."""
-    return [row for row in rows if row.get("revision") == rows[-1].get("revision")]
 
 
 def _hash(data: Any) -> str:

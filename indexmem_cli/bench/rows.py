@@ -86,6 +86,16 @@ def state_of_code() -> tuple[str | None, bool | None]:
         return None, None
 
 
+def folder_for(out: Path | None) -> Path | None:
+    """Return where rows go: the folder that is named, else that of the checkout, else nowhere."""
+    return out or (RESULTS if IN_CHECKOUT else None)
+
+
+def of_newest(rows: list[Row]) -> list[Row]:
+    """Return those of the weights that were measured last."""
+    return [row for row in rows if row.get("revision") == rows[-1].get("revision")]
+
+
 def append_row(path: Path, row: Row) -> None:
     """Add a row to a file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,7 @@ def model(
         raise ConfigError(f"the data folder does not exist: {data}", "leave --data out")
     hush_libraries(False)
     from indexmem_cli.bench.model import BenchConfig, bench_model
-    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS, append_row
+    from indexmem_cli.bench.rows import append_row, folder_for
     from indexmem_cli.render import show_json, show_measures
 
     sizes = tuple(parse_size(length) for length in lengths.split(","))
@@ -95,8 +95,7 @@ def model(
     if quick:
         sizes = tuple(size for size in sizes if size <= 1024) or sizes
         config = replace(config, count=min(count, 20), lengths=sizes, windows=8, repeats=1)
-    folder = out or (RESULTS if IN_CHECKOUT else None)
-    rows = []
+    folder, rows = folder_for(out), []
     for event in bench_model(config):
         if not isinstance(event, dict):  # a notice
             typer.echo(f"note: {event.message}", err=True)

@@ -128,12 +128,12 @@ def quality(
 def run_quality(config: "QualityConfig", out: Path | None, as_json: bool) -> None:
     """Measure, say how far it is, and show the rows."""
     from indexmem_cli.bench.quality import Progress, bench_quality, tabulate
-    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS, print_table
+    from indexmem_cli.bench.rows import folder_for, print_table
     from indexmem_cli.render import show_json
 
     rows = []
     try:
-        for event in bench_quality(config, out or (RESULTS if IN_CHECKOUT else None)):
+        for event in bench_quality(config, folder_for(out)):
             if isinstance(event, dict):
                 rows.append(event)
             elif isinstance(event, Progress):

@@ -15,6 +15,7 @@ from indexmem_cli.bench.rows import ROOT
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, ReadConfig
 from indexmem_cli.documents import open_sources
+from indexmem_cli.tokens import load_tiktoken
 from indexmem_cli.train.data import (
     NUM_VALIDATION_BOOKS,
     PROSE_SHARDS,
@@ -25,7 +26,6 @@ from indexmem_cli.train.data import (
     read_records,
 )
 from indexmem_cli.train.tasks import make_development_fact
-from indexmem_cli.train.tokenizer import load_tiktoken
 
 DATA_LAYOUT = f"""prose/{PROSE_SHARDS[-1]}.jsonl.xz  books, of which the last {NUM_VALIDATION_BOOKS}
 prose/chat.jsonl.xz          logs, of which the last 5 %

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from indexmem_cli.train.tokenizer import build_tokenizer, load_tiktoken, write_tokenizer
+from indexmem_cli.tokens import load_tiktoken
+from indexmem_cli.train.tokenizer import build_tokenizer, write_tokenizer
 
 EXAMPLE_BOOK = "gutenberg:35461"
 NEEDLE_BOOK = "gutenberg:46597"

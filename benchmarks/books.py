@@ -20,16 +20,16 @@ from pathlib import Path
 from random import Random
 
 from book_sets import EXAMPLE, WINDOW_TOKENS, Asked, Part, ask_pages, make_books
+from recall import best_passages
 
 from indexmem_cli import Memory
-from indexmem_cli.archive import Archive, Block
+from indexmem_cli.archive import Archive
 from indexmem_cli.bench import rows
 from indexmem_cli.bench.reader import ModelReader
 from indexmem_cli.bench.rows import Row, wilson_interval
 from indexmem_cli.bench.scores import compare, normalise, refuses, score_f1, sum_up
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import FOCUS, ModelConfig, parse_size
-from indexmem_cli.memory.recall import find_candidates
 
 PASSAGE_TOKENS = {"passages": 512, "passage": 160}
 """The best passages by words, and no memory; 160 is what recall has in its first round."""
@@ -125,18 +125,6 @@ def row_of(memory: Memory, question: str, max_tokens: int) -> Row:
     blocks = answer.recall and [block.number for each in answer.recall for block in each.blocks]
     kept = {"policy": answer.memory.policy, "blocks": blocks}
     return {"text": answer.text, "sources": answer.sources, **kept}
-
-
-def best_passages(archive: Archive, question: str, room_tokens: int) -> list[Block]:
-    """The blocks that share most words with the question, in the order of the text."""
-    blocks = []
-    for candidate in find_candidates(archive, question):
-        block = archive.block(candidate.number)
-        room_tokens -= len(block.ids)
-        if room_tokens < 0:
-            break
-        blocks.append(block)
-    return sorted(blocks, key=lambda block: block.number)
 
 
 def holds_words(text: str, accepted: Sequence[str]) -> bool:

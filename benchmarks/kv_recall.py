@@ -33,7 +33,7 @@ from indexmem_cli.engine import Reader
 from indexmem_cli.language_model import load_language_model
 from indexmem_cli.memory.policies import make_scorer
 from indexmem_cli.memory.recall import Recall, load_gate
-from indexmem_cli.plan import make_plan, room_for_question
+from indexmem_cli.plan import make_plan
 from indexmem_cli.tokens import read_chunks
 
 BITS = {"kv-fp32": 32, "kv-int8": 8, "kv-int4": 4}
@@ -114,7 +114,7 @@ def bring_back(reader: Reader, store: Store, spans: Sequence[tuple[int, int]]) -
     tokens = sum(end - first for first, end in spans)
     reader._keep_best(max(reader.plan.sink_tokens, reader.plan.answer_from_tokens - tokens))
     reader.plan = replace(reader.plan, answer_from_tokens=reader.plan.budget_tokens)
-    reader.number_slots(tokens + len(reader.closing_ids))
+    reader._number_slots(tokens + len(reader.closing_ids))
     for first, end in spans:
         numbers = store.read(first, end).permute(1, 2, 3, 0, 4)  # [layers, 2, heads, T, size]
         for layer, (keys, values) in zip(reader.state.managed, numbers, strict=True):
@@ -126,9 +126,8 @@ def measure(book: Part, options: Namespace, engine, folder: Path) -> Iterator[tu
     """Read a book once and ask every question in every way."""
     backbone, tokenizer, opening = engine.backbone, engine.tokenizer, engine.prompt.opening
     config = MemoryConfig(budget_tokens=options.budget, chunk_tokens=options.chunk)
-    window = backbone.info.window_tokens
-    around = (len(opening), room_for_question(window))
-    plan, _ = make_plan(config, window, *around, engine.answer_from_tokens)
+    around = (len(opening), 256)
+    plan, _ = make_plan(config, backbone.info.window_tokens, *around, engine.answer_from_tokens)
     reader = StoringReader(backbone, plan, make_scorer(UNFOCUSED))
     reader.stores = [Store(folder / mode, bits) for mode, bits in BITS.items()]
     stores = dict(zip(BITS, reader.stores, strict=True))

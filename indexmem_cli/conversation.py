@@ -12,14 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from indexmem_cli.asking import answer as answer_question
-from indexmem_cli.config import (
-    FOCUS,
-    AnswerConfig,
-    MemoryConfig,
-    ModelConfig,
-    ReadConfig,
-    StoreConfig,
-)
+from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.config import StoreConfig as Store
 from indexmem_cli.documents import Sources
 from indexmem_cli.documents.text import clean
 from indexmem_cli.errors import ConfigError, DocumentError, IndexMemError, MemoryFileError
@@ -112,8 +106,6 @@ class Conversation:
     """Turns so far, those of earlier days included."""
     _notices: list[str] = field(default_factory=list)
     _engine: LanguageModel | None = None
-    _prompted: LanguageModel | None = None
-    """`_engine` with the prompt of a conversation."""
     _growing: GrowingReading | None = None
     _others: dict[str, Reading] = field(default_factory=dict)
     _unread: dict[str, Sources | Manifest] = field(default_factory=dict)
@@ -284,7 +276,7 @@ class Conversation:
 
     def _open_sources(self, known: Sequence[str], new: Sequence[str]) -> None:
         """Open what the session knows, as far as it is still there, and what is named now."""
-        store = StoreConfig(save=self.save_turns)
+        store = Store(save=self.save_turns)
         for name in known:
             try:
                 (self._unread[name],) = open_parts([name], ReadConfig(), self.memory, store)
@@ -299,7 +291,7 @@ class Conversation:
         self.session = replace(self.session, sources=tuple(dict.fromkeys(self.sources)))
 
     def _read_source(self, name: str, part: Sources | Manifest) -> Iterator[Event]:
-        store = StoreConfig(save=self.save_turns)
+        store = Store(save=self.save_turns)
         memory = Memory(
             [part], self.memory, self.model, store=store, is_looked_up=True, engine=self._engine
         )
@@ -385,10 +377,12 @@ class Conversation:
 
     @property
     def _talking(self) -> LanguageModel:
-        """The model with the prompt of a conversation; made anew for another model."""
+        """The model with the prompt of a conversation."""
         if self._prompted is None or self._prompted.backbone is not self._engine.backbone:
             self._prompted = for_conversation(self._engine, self.model)
         return self._prompted
+
+    _prompted: LanguageModel | None = None
 
     def _make_plan(self, memory: MemoryConfig) -> tuple[Plan, list[str]]:
         return Memory([], memory, self.model, engine=self._talking)._plan(0)

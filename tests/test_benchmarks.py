@@ -207,6 +207,13 @@ def test_needles_are_hidden_asked_and_counted(script, tiny_model_dir, tmp_path, 
         assert 0 <= low <= row["accuracy"] <= high <= 1
 
 
+def test_a_text_that_is_too_short_is_refused(script):
+    words, cut = Namespace(encode=str.split), script("needles").cut
+    assert cut(["one two\n", "three\n", "four"], 3, words) == "one two\nthree\n"
+    with pytest.raises(SystemExit, match="1 tokens too short"):
+        cut(["one two\n"], 3, words)
+
+
 @pytest.mark.parametrize("sort", ["facts", "chains"])
 def test_recall_is_measured_beside_the_other_modes(script, tiny_model_dir, tmp_path, sort):
     recall, out = script("recall"), tmp_path / "rows.jsonl"
@@ -362,24 +369,3 @@ def test_keys_and_values_come_back_as_they_were_stored(script, tmp_path):
         store.append(numbers[50:])
         assert (store.read(45, 60) - numbers[45:60]).abs().max() <= most
         assert store.path.stat().st_size == 70 * (96 * bits // 8 + (24 if bits < 32 else 0))
-
-
-def test_blocks_come_back_as_keys_and_values_of_every_width(
-    script, tiny_model_dir, reading_data, tmp_path
-):
-    kv_recall, out = script("kv_recall"), tmp_path / "rows.jsonl"
-    options = "--sets squadshifts --count 2 --max-tokens 2 --budget 160 --chunk 32"
-    kv_recall.main([str(reading_data), *f"{options} --model {tiny_model_dir} --out {out}".split()])
-    found = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert [row["mode"] for row in found] == ["text", "kv-fp32", "kv-int8", "kv-int4"]
-    assert [row["n"] for row in found] == [2] * 4
-    sizes = [row["bytes_per_token"] for row in found]
-    assert sizes[0] < sizes[3] < sizes[2] < sizes[1]
-
-
-def test_a_text_that_is_too_short_is_refused(script):
-    words = Namespace(encode=str.split)
-    cut = script("needles").cut
-    assert cut(["one two\n", "three\n", "four"], 3, words) == "one two\nthree\n"
-    with pytest.raises(SystemExit, match="1 tokens too short"):
-        cut(["one two\n"], 3, words)

@@ -34,6 +34,7 @@ class Block:
     """attention(layer, first, end): weights fp32 [B, H, R, N] of the block's rows [first, end)."""
     rotate: Callable[[int, Tensor, Tensor], Tensor] | None = None
     """rotate(layer, x [B, X, n, D], positions int64 [n]): x turned to those positions."""
+
     remembered: Callable[[int], Tensor] | None = None
     """remembered(layer): share of each row's attention that the latent memory takes, [B, H, T]."""
 

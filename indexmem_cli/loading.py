@@ -36,11 +36,14 @@ INSTRUCTION = (
     "Answer the question from the document alone, in few words. If the document does not say, "
     f"answer: {NOT_STATED}"
 )
-_WEIGHT_SHARE = 0.8  # of what is free on a GPU; the rest is for the memory and its work
 CHAT_INSTRUCTION = (
     "You talk with a user. The document holds what was said before and passages of the user's "
     "documents. Answer the user's last message; where it asks for facts, take them from the "
     "document, and say so if they are not there."
+)
+_WEIGHT_SHARE = 0.8  # of what is free on a GPU; the rest is for the memory and its work
+_LOAD_FAULTS = (
+    *(OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError, SafetensorError),
 )
 _DOCUMENT, _QUESTION = "\ue000document\ue000", "\ue000question\ue000"
 
@@ -83,9 +86,7 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
     try:
         with _without_bar():
             model = load(checkpoint, dtype, options).eval()
-    except (
-        *(OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError, SafetensorError),
-    ) as error:
+    except _LOAD_FAULTS as error:
         if is_out_of_memory(error):
             raise _too_large(checkpoint, str(device)) from error
         raise BackboneError(

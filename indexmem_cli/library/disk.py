@@ -1,4 +1,4 @@
-"""Writing that a crash cannot tear, and checksums of what was written."""
+"""Writing that a crash cannot tear, locks, and checksums of what was written."""
 
 import contextlib
 import hashlib
@@ -7,6 +7,10 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from indexmem_cli.errors import LockTimeout
 
 BLOCK_BYTES = 1 << 20
 
@@ -62,6 +66,26 @@ def sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout_s: float, message: str, hint: str) -> Iterator[None]:
+    """Keep other processes out that ask for the same file.
+
+    Raises:
+        LockTimeout: another one has kept it for longer than `timeout_s`; in these words.
+        OSError: nothing can be written here.
+    """
+    make_folder(path.parent)
+    lock = FileLock(path, mode=0o600)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout as error:
+        raise LockTimeout(message, hint) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def blake2b(data: bytes) -> str:

@@ -173,9 +173,7 @@ def judge(result: Row, asked: Asked, text: str, archive: Archive) -> Row:
 def sum_mode(judged: Sequence[Row], seconds: Sequence[float]) -> Row:
     """The row of a mode: shares with intervals."""
     right = [one for one in judged if one["right"]]
-    row: Row = {"policy": judged[0]["policy"], "n": len(judged), "right": len(right)}
-    row["accuracy"] = len(right) / len(judged)
-    row["interval_95"] = wilson_interval(len(right), len(judged))
+    row: Row = {"policy": judged[0]["policy"], **rows.count_right(judged)}
     f1 = sum_up([one["f1"] for one in judged])
     row |= {"f1": f1["value"], "f1_interval_95": f1["interval_95"]}
     row["refused"] = sum(one["refused"] for one in judged) / len(judged)

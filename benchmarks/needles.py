@@ -23,9 +23,9 @@ from indexmem_cli.bench.rows import (
     Row,
     append_row,
     common_fields,
+    count_right,
     option_parser,
     print_table,
-    wilson_interval,
 )
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import MemoryConfig, ReadConfig, parse_size
@@ -132,11 +132,9 @@ def measure(policy: str, asked: list[tuple[Needle, Path]], options: Namespace) -
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         results = [result for share in pool.map(run, shares) for result in share]
     results.sort(key=lambda result: result["depth"])
-    right = sum(result["right"] for result in results)
     row |= {name: results[0][name] for name in ("tokens", "kv_bytes")}
     row |= {"tokens_per_s": max(result["tokens_per_s"] for result in results)}
-    row |= {"n": len(results), "right": right, "accuracy": right / len(results)}
-    return row | {"interval_95": wilson_interval(right, len(results)), "results": results}
+    return row | count_right(results) | {"results": results}
 
 
 def main(arguments: list[str] | None = None) -> None:

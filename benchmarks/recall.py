@@ -22,7 +22,7 @@ from needles import WORDINGS, Needle, cut, hide, make_needles
 from indexmem_cli import Memory
 from indexmem_cli.archive import Archive, Block
 from indexmem_cli.bench import rows
-from indexmem_cli.bench.rows import Row, wilson_interval
+from indexmem_cli.bench.rows import Row
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import FOCUS, MemoryConfig, ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
@@ -87,7 +87,6 @@ def ask_all(mode: str, path: Path, questions: list[Question], options: Namespace
     torch.set_num_threads(options.threads)
     memory = Memory.read(path, **_settings(mode, options))
     results = [_ask(mode, memory, question, options) for question in questions]
-    right = sum(result["right"] for result in results)
     answers = [result.pop("answer") for result in results]
     first, last = answers[0], answers[-1]
     return {
@@ -96,10 +95,7 @@ def ask_all(mode: str, path: Path, questions: list[Question], options: Namespace
         "chunk_tokens": options.chunk,
         "kv_bytes": first.memory.kv_bytes,
         "dtype": first.model.dtype,
-        "n": len(results),
-        "right": right,
-        "accuracy": right / len(results),
-        "interval_95": wilson_interval(right, len(results)),
+        **rows.count_right(results),
         "found": None if first.recall is None else _mean(results, "found"),
         "recalled": _mean(results, "recalled"),
         "read_s": round(first.timing.read_s, 1),

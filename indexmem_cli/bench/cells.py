@@ -20,7 +20,7 @@ from indexmem_cli.config import LEARNED, ModelConfig
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.language_model import LanguageModel
 from indexmem_cli.tokens import Tokenizer
-from indexmem_cli.train.data import NUM_VALIDATION_BOOKS, PROSE_SHARDS, read_records
+from indexmem_cli.train.data import HELD_OUT_SHARD, read_held_out_books
 
 WRITING_COST = 20
 """Time of a token that is written, in those of tokens that are read; about, on a CPU."""
@@ -127,11 +127,10 @@ def load_prose(data: Path | None) -> tuple[list[str], str]:
             raise ConfigError("there is no book to hide things in", "name one: --data DIR")
         text, origin = text_of(book), book.name
     else:
-        shard = data / "prose" / f"{PROSE_SHARDS[-1]}.jsonl.xz"
+        shard = data / "prose" / HELD_OUT_SHARD
         if not shard.exists():
             raise ConfigError(f"no such file: {shard}", "leave --data out for the example book")
-        books = [record["text"] for record in read_records(shard)][-NUM_VALIDATION_BOOKS:]
-        text, origin = "\n\n".join(books), shard.name
+        text, origin = "\n\n".join(read_held_out_books(data)), shard.name
     paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
     return [s for part in paragraphs for s in split_sentences(part)], origin
 

@@ -135,6 +135,12 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
+def count_right(results: Sequence[Row]) -> Row:
+    """Sum up results that are `right` or not: how many of how many, and the share's interval."""
+    n, right = len(results), sum(result["right"] for result in results)
+    return {"n": n, "right": right, "accuracy": right / n, "interval_95": wilson_interval(right, n)}
+
+
 def _quantile(ordered: list[float], at: float) -> float:
     """The value at a share of an ascending list, between neighbours in proportion."""
     low, part = divmod(at * (len(ordered) - 1), 1)

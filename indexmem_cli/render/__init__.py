@@ -17,7 +17,7 @@ from indexmem_cli.render.models import describe_download, show_model, show_model
 from indexmem_cli.render.safe import safe_text
 from indexmem_cli.render.screen import show_error, show_json, show_line, show_lines
 from indexmem_cli.render.settings import show_settings
-from indexmem_cli.render.wording import format_bytes
+from indexmem_cli.render.wording import format_bytes, format_seconds
 
 __all__ = [
     "JsonRenderer",
@@ -27,6 +27,7 @@ __all__ = [
     "describe_value",
     "draw_explanation",
     "format_bytes",
+    "format_seconds",
     "markdown_measures",
     "safe_text",
     "show_error",

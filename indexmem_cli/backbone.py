@@ -47,7 +47,7 @@ class Backbone:
     def __init__(self, model, info: ModelInfo, layer_windows: Sequence[int | None]) -> None:
         """Take over a loaded transformers causal language model; `detach` gives it back."""
         self.model, self.info = model, info
-        self.layer_windows = list(layer_windows)
+        self.layer_windows: list[int | None] = list(layer_windows)
         self.decoder = model.get_decoder()
         self.device = device_of(self.decoder.get_input_embeddings())
         self.layer_devices = [device_of(layer) for layer in self.decoder.layers]

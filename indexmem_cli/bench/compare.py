@@ -109,8 +109,9 @@ def _beyond(interval: Sequence[float]) -> int:
 
 
 def _number(value: Any) -> float:
-    return value["median"] if isinstance(value, dict) else value
+    number: float = value["median"] if isinstance(value, dict) else value
+    return number
 
 
-def _key(row: Row) -> tuple:
+def _key(row: Row) -> tuple[str, ...]:
     return tuple(str(row.get(name)) for name in KEYS)

@@ -227,20 +227,21 @@ class QueryScorer(GathersNothing):
             layer = block.state.managed[places[0]]
             states = block.hidden[config.watched_layers[group]]
             fresh = self.indexer.make_keys(group, states)[:, None]
-            layer.notes = fresh if layer.notes is None else torch.cat([layer.notes, fresh], dim=2)
+            notes = fresh if layer.notes is None else torch.cat([layer.notes, fresh], dim=2)
+            layer.notes = notes
             best = layer.scores[:, :1, : layer.held].clone()
             best[..., layer.held - block.new_tokens :] = float("-inf")
             query = block.queries[places[0]]
             if uses_kernels(query) and block.new_tokens:
                 asked = self.indexer.make_queries(group, query, states)
                 relu = config.activation == "relu"
-                best = score_pairs(*asked, layer.notes[:, 0], best[:, 0], relu).unsqueeze(1)
+                best = score_pairs(*asked, notes[:, 0], best[:, 0], relu).unsqueeze(1)
                 scores += [best] * len(places)
                 continue
             for first in range(0, block.new_tokens, self.rows):
                 end = min(first + self.rows, block.new_tokens)
                 paid = self.indexer.relevance(
-                    group, query[:, :, first:end], states[:, first:end], layer.notes[:, 0]
+                    group, query[:, :, first:end], states[:, first:end], notes[:, 0]
                 )
                 seen = layer.held - block.new_tokens + first
                 visible = torch.ones_like(paid, dtype=torch.bool).tril(seen)

@@ -30,7 +30,7 @@ def save_state(path: Path, state: MemoryState, scorer: Scorer) -> dict[str, Any]
     for place, part in state.named_parts:
         for name in _names(part):
             value = getattr(part, name)
-            if value is not None:
+            if value is not None and part.held:
                 tensors[f"layers.{place}.{name}"] = value[:, :, : part.held]
         if (latent := getattr(part, "latent", None)) is not None:
             tensors |= {f"layers.{place}.latent.{name}": t for name, t in latent.save().items()}

@@ -214,7 +214,7 @@ def _from_hub(model: str, offline: bool) -> tuple[Path, str]:
 @contextlib.contextmanager
 def hub_failures(model: str, offline: bool) -> Iterator[None]:
     """Turn what the hub's client raises into a `BackboneError`."""
-    # HTTPError is that of the HTTP library the client stands on.
+    # HTTPError is that of the HTTP library the client stands on, passed on without saying so.
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HFValidationError,

@@ -12,7 +12,7 @@ from indexmem_cli.bench.tasks import EXAMPLES
 from indexmem_cli.config import ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
 from indexmem_cli.terms import terms_of
-from indexmem_cli.train.data import NUM_VALIDATION_BOOKS, PROSE_SHARDS, read_records
+from indexmem_cli.train.data import read_held_out_books, read_records
 from indexmem_cli.train.gate import CHAINS, HELD_OUT_CHAINS
 from indexmem_cli.train.natural import BY_FORM
 from indexmem_cli.train.tasks import capitalise, fill
@@ -78,9 +78,8 @@ def read_set(data: Path, name: str) -> list[Part]:
 
 def ask_prose(data: Path, chance: Random) -> list[Part]:
     """Ask held-out books by the generator of the training, in its sentence forms alone."""
-    shard = data / "prose" / f"{PROSE_SHARDS[-1]}.jsonl.xz"
     parts = []
-    for book in [record["text"] for record in read_records(shard)][-NUM_VALIDATION_BOOKS:]:
+    for book in read_held_out_books(data):
         for line in book.splitlines(keepends=True):
             at, asked = 0, []
             for sentence in SENTENCE_END.split(line):

@@ -20,16 +20,16 @@ from pathlib import Path
 from random import Random
 
 from book_sets import EXAMPLE, WINDOW_TOKENS, Asked, Part, ask_pages, make_books
+from recall import best_passages
 
 from indexmem_cli import Memory
-from indexmem_cli.archive import Archive, Block
+from indexmem_cli.archive import Archive
 from indexmem_cli.bench import rows
 from indexmem_cli.bench.reader import ModelReader
 from indexmem_cli.bench.rows import Row, wilson_interval
 from indexmem_cli.bench.scores import compare, normalise, refuses, score_f1, sum_up
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import FOCUS, ModelConfig, parse_size
-from indexmem_cli.memory.recall import find_candidates
 
 PASSAGE_TOKENS = {"passages": 512, "passage": 160}
 """The best passages by words, and no memory; 160 is what recall has in its first round."""
@@ -127,18 +127,6 @@ def row_of(memory: Memory, question: str, max_tokens: int) -> Row:
     return {"text": answer.text, "sources": answer.sources, **kept}
 
 
-def best_passages(archive: Archive, question: str, room_tokens: int) -> list[Block]:
-    """The blocks that share most words with the question, in the order of the text."""
-    blocks = []
-    for candidate in find_candidates(archive, question):
-        block = archive.block(candidate.number)
-        room_tokens -= len(block.ids)
-        if room_tokens < 0:
-            break
-        blocks.append(block)
-    return sorted(blocks, key=lambda block: block.number)
-
-
 def holds_words(text: str, accepted: Sequence[str]) -> bool:
     """Whether a text holds an accepted answer word for word."""
     given = f" {' '.join(normalise(text))} "
@@ -185,9 +173,7 @@ def judge(result: Row, asked: Asked, text: str, archive: Archive) -> Row:
 def sum_mode(judged: Sequence[Row], seconds: Sequence[float]) -> Row:
     """The row of a mode: shares with intervals."""
     right = [one for one in judged if one["right"]]
-    row: Row = {"policy": judged[0]["policy"], "n": len(judged), "right": len(right)}
-    row["accuracy"] = len(right) / len(judged)
-    row["interval_95"] = wilson_interval(len(right), len(judged))
+    row: Row = {"policy": judged[0]["policy"], **rows.count_right(judged)}
     f1 = sum_up([one["f1"] for one in judged])
     row |= {"f1": f1["value"], "f1_interval_95": f1["interval_95"]}
     row["refused"] = sum(one["refused"] for one in judged) / len(judged)

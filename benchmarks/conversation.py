@@ -22,7 +22,7 @@ from needles import WORDINGS, Needle, make_needles
 from recall import lines_of
 
 from indexmem_cli.bench import rows
-from indexmem_cli.bench.rows import Row, wilson_interval
+from indexmem_cli.bench.rows import Row
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import UNFOCUSED, AnswerConfig, MemoryConfig, ModelConfig, parse_size
 from indexmem_cli.conversation import Conversation, open_conversation
@@ -137,15 +137,11 @@ def measure(mode: str, needles: list[Needle], messages: list[str], options: Name
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         asked = pool.submit(ask_all, (mode, session, needles, options)).result()
     results = asked["results"]
-    right = sum(result["right"] for result in results)
     bounds = [round(i * len(results) / AGES) for i in range(AGES + 1)]
     ages = [results[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
     return {
         "tokens_at_end": asked["tokens_at_end"],
-        "n": len(results),
-        "right": right,
-        "accuracy": right / len(results),
-        "interval_95": wilson_interval(right, len(results)),
+        **rows.count_right(results),
         "found": sum(result["found"] for result in results) / len(results),
         "cited": sum(result["cited"] for result in results) / len(results),
         "by_age": [round(sum(r["right"] for r in age) / len(age), 3) for age in ages],

@@ -58,27 +58,6 @@ class Oracle:
         return [score] * len(block.state.managed)
 
 
-class Shuffled:
-    """The control: the scores of the new tokens, each given to another of them."""
-
-    def __init__(self, scorer, seed: int = 0) -> None:
-        self.scorer, self.chance = scorer, torch.Generator().manual_seed(seed)
-
-    def __getattr__(self, name):
-        return getattr(self.scorer, name)
-
-    def score(self, block):
-        order, done = torch.randperm(block.new_tokens, generator=self.chance), {}
-        scores = self.scorer.score(block)
-        for score in scores:
-            if id(score) not in done:
-                mixed = score.clone()
-                fresh = score[:, :, -block.new_tokens :]
-                mixed[:, :, -block.new_tokens :] = fresh[:, :, order]
-                done[id(score)] = mixed
-        return [done[id(score)] for score in scores]
-
-
 class Mixed(CentroidMemory):
     """The control of the centroids: clusters with each other's mean values."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from indexmem_cli.bench.tasks import passage_of
 from indexmem_cli.train.data import Corpus, read_records
 from indexmem_cli.train.tasks import capitalise, fill, make_development_fact, make_kind_fact
 from indexmem_cli.train.templates import DEVELOPMENT_KINDS
@@ -148,11 +149,7 @@ class Texts:
             for record in read_records(folder / f"{name}.jsonl.xz"):
                 if not record["answerable"]:
                     continue
-                text = record.get("context") or documents[record["doc_id"]]
-                if record.get("evidence") and "doc_id" in record:
-                    spans = record["evidence"]
-                    text = text[min(s for s, _ in spans) : max(e for _, e in spans)]
-                grouped[text].append(record)
+                grouped[passage_of(record, documents)].append(record)
             self._passages[name] = sorted(grouped.items())
         return self._passages[name]
 

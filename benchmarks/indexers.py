@@ -27,7 +27,6 @@ from indexer_methods import (
     FAST_FILE,
     FULL,
     Oracle,
-    Shuffled,
     add_memory,
     default_modes,
     fit_fast,
@@ -51,6 +50,7 @@ from indexmem_cli.bench.rows import (
     state_of_code,
 )
 from indexmem_cli.bench.scores import score_f1
+from indexmem_cli.bench.variants import Shuffled
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import AnswerConfig, ModelConfig
 from indexmem_cli.engine import Reader

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read 
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +23,14 @@ from indexmem_cli.bench.rows import (
     Row,
     append_row,
     common_fields,
+    count_right,
     option_parser,
     print_table,
-    wilson_interval,
 )
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import MemoryConfig, ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
-from indexmem_cli.tokens import load_tokenizer
+from indexmem_cli.tokens import Tokenizer, load_tokenizer
 from indexmem_cli.train.tasks import make_development_fact, make_fact
 
 COLUMNS = [
@@ -83,15 +83,15 @@ def hide(book: str, needles: Sequence[Needle]) -> str:
     return "".join(lines)
 
 
-def cut(book: str, tokens: int, tokenizer) -> str:
-    """The first `tokens` tokens of a text, to the end of a line."""
-    lines, left = [], tokens
-    for line in book.splitlines(keepends=True):
-        left -= len(tokenizer.encode(line))
-        if left < 0:
-            break
-        lines.append(line)
-    return "".join(lines)
+def cut(lines: Iterable[str], tokens: int, tokenizer: Tokenizer) -> str:
+    """The first `tokens` tokens, to the end of a line."""
+    taken = []
+    for line in lines:
+        tokens -= len(tokenizer.encode(line))
+        if tokens < 0:
+            return "".join(taken)
+        taken.append(line)
+    raise SystemExit(f"the texts are {tokens:,} tokens too short")
 
 
 def ask_all(asked: list[tuple[Needle, Path]], threads: int, options: dict) -> list[dict]:
@@ -132,11 +132,9 @@ def measure(policy: str, asked: list[tuple[Needle, Path]], options: Namespace) -
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         results = [result for share in pool.map(run, shares) for result in share]
     results.sort(key=lambda result: result["depth"])
-    right = sum(result["right"] for result in results)
     row |= {name: results[0][name] for name in ("tokens", "kv_bytes")}
     row |= {"tokens_per_s": max(result["tokens_per_s"] for result in results)}
-    row |= {"n": len(results), "right": right, "accuracy": right / len(results)}
-    return row | {"interval_95": wilson_interval(right, len(results)), "results": results}
+    return row | count_right(results) | {"results": results}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -158,8 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
     checkpoint = find_checkpoint(options.model, offline=True)
     tokenizer = load_tokenizer(checkpoint.path)
     sources = open_sources([options.book], ReadConfig())
-    book = "".join(p.text for document in sources.documents for p in document.passages())
-    book = cut(book, options.tokens, tokenizer)
+    lines = (p.text for document in sources.documents for p in document.passages())
+    book = cut(lines, options.tokens, tokenizer)
     needles = make_needles(options.count, options.seed, options.wordings)
     settings = {"benchmark": "needles", "book": Path(options.book).name, "seed": options.seed}
     settings |= {"wordings": options.wordings, "alone": options.alone, "threads": options.threads}

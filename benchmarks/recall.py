@@ -17,16 +17,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
-from needles import WORDINGS, Needle, hide, make_needles
+from needles import WORDINGS, Needle, cut, hide, make_needles
 
 from indexmem_cli import Memory
+from indexmem_cli.archive import Archive, Block
 from indexmem_cli.bench import rows
-from indexmem_cli.bench.rows import Row, wilson_interval
+from indexmem_cli.bench.rows import Row
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import FOCUS, MemoryConfig, ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
 from indexmem_cli.memory.recall import find_candidates
-from indexmem_cli.tokens import Tokenizer, load_tokenizer
+from indexmem_cli.tokens import load_tokenizer
 from indexmem_cli.train.data import read_records
 from indexmem_cli.train.tasks import make_chain_fact
 
@@ -79,17 +80,6 @@ def lines_of(paths: Sequence[str]) -> Iterator[str]:
                 yield from (passage.text for passage in document.passages())
 
 
-def cut(lines: Iterator[str], tokens: int, tokenizer: Tokenizer) -> str:
-    """The first `tokens` tokens, to the end of a line."""
-    taken = []
-    for line in lines:
-        tokens -= len(tokenizer.encode(line))
-        if tokens < 0:
-            return "".join(taken)
-        taken.append(line)
-    raise SystemExit(f"the texts are {tokens:,} tokens too short")
-
-
 def ask_all(mode: str, path: Path, questions: list[Question], options: Namespace) -> Row:
     """Ask every question of one reading, in a process of its own; the row of the mode."""
     import torch
@@ -97,7 +87,6 @@ def ask_all(mode: str, path: Path, questions: list[Question], options: Namespace
     torch.set_num_threads(options.threads)
     memory = Memory.read(path, **_settings(mode, options))
     results = [_ask(mode, memory, question, options) for question in questions]
-    right = sum(result["right"] for result in results)
     answers = [result.pop("answer") for result in results]
     first, last = answers[0], answers[-1]
     return {
@@ -106,10 +95,7 @@ def ask_all(mode: str, path: Path, questions: list[Question], options: Namespace
         "chunk_tokens": options.chunk,
         "kv_bytes": first.memory.kv_bytes,
         "dtype": first.model.dtype,
-        "n": len(results),
-        "right": right,
-        "accuracy": right / len(results),
-        "interval_95": wilson_interval(right, len(results)),
+        **rows.count_right(results),
         "found": None if first.recall is None else _mean(results, "found"),
         "recalled": _mean(results, "recalled"),
         "read_s": round(first.timing.read_s, 1),
@@ -136,36 +122,37 @@ def _ask(mode: str, memory: Memory, question: Question, options: Namespace) -> d
     started = time.perf_counter()
     answer = memory.ask(question.text, max_tokens=options.max_tokens)
     archive = memory._readings[0].archive
-    numbers = [block.number for each in answer.recall or () for block in each.blocks]
+    blocks = [archive.block(b.number) for each in answer.recall or () for b in each.blocks]
     if mode == "passages":
-        numbers = _best_passages(archive, question.text, options.passage_tokens)
-        text = "".join(archive.text(archive.block(number)) for number in numbers)
+        blocks = best_passages(archive, question.text, options.passage_tokens)
+        text = "".join(map(archive.text, blocks))
         alone = Memory.read_text(text or "-", **_settings("focus", options))
         alone.engine = memory.engine
         answer = replace(alone.ask(question.text, max_tokens=options.max_tokens), recall=())
-    text = " ".join("".join(archive.text(archive.block(n)) for n in numbers).split())
+    text = " ".join("".join(map(archive.text, blocks)).split())
     return {
         "question": question.text,
         "expected": question.answer,
         "text": answer.text,
         "right": question.answer.lower() in answer.text.lower(),
         "found": all(" ".join(sentence.split()) in text for sentence in question.sentences),
-        "blocks": numbers,
-        "recalled": sum(len(archive.block(n).ids) for n in numbers),
+        "blocks": [block.number for block in blocks],
+        "recalled": sum(len(block.ids) for block in blocks),
         "seconds": round(time.perf_counter() - started - answer.timing.read_s, 4),
         "answer": answer,
     }
 
 
-def _best_passages(archive, question: str, room_tokens: int) -> list[int]:
+def best_passages(archive: Archive, question: str, room_tokens: int) -> list[Block]:
     """The blocks that share most words with the question, in the order of the text."""
-    numbers = []
+    blocks = []
     for candidate in find_candidates(archive, question):
-        room_tokens -= len(archive.block(candidate.number).ids)
+        block = archive.block(candidate.number)
+        room_tokens -= len(block.ids)
         if room_tokens < 0:
             break
-        numbers.append(candidate.number)
-    return sorted(numbers)
+        blocks.append(block)
+    return sorted(blocks, key=lambda block: block.number)
 
 
 def main(arguments: list[str] | None = None) -> None:

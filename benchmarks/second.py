@@ -18,7 +18,8 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from recall import cut, lines_of
+from needles import cut
+from recall import lines_of
 
 from indexmem_cli.bench import rows
 from indexmem_cli.checkpoint import find_checkpoint

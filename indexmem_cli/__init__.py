@@ -4,6 +4,7 @@ Importing this package is free: the public names are resolved on first use.
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if os.environ.get("INDEXMEM_KERNELS") == "interpret":
@@ -20,16 +21,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Resolve a public name on first use (PEP 562)."""
-    if name == "Memory":
-        from indexmem_cli.session import Memory
-
-        return Memory
-    if name == "Answer":
-        from indexmem_cli.events import Answer
-
-        return Answer
-    if name == "IndexMemError":
-        from indexmem_cli.errors import IndexMemError
-
-        return IndexMemError
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = {"Memory": "session", "Answer": "events", "IndexMemError": "errors"}.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from indexmem_cli.config import ADAPTER_FILE
-from indexmem_cli.errors import BackboneError
+from indexmem_cli.errors import BackboneError, first_line
 
 FAMILIES = {
     "llama": "Llama",
@@ -112,6 +112,13 @@ class Checkpoint:
             digest.update(f"{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
         return digest.hexdigest()
 
+    @property
+    def kv_shape(self) -> tuple[int, int]:
+        """Key/value heads of a layer, and the size of each."""
+        heads = int(self.config["num_attention_heads"])
+        size = self.config.get("head_dim") or self.config["hidden_size"] // heads
+        return int(self.config.get("num_key_value_heads") or heads), int(size)
+
     def likely_dtype(self, dtype: str, device: str) -> str:
         """What `auto` will come to, as far as it can be told without torch."""
         if dtype != "auto":
@@ -121,11 +128,8 @@ class Checkpoint:
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
         """Bytes of keys and values that one token takes in a full cache, over all layers."""
-        config = self.config
-        heads = config["num_attention_heads"]
-        size = int(config.get("head_dim") or config["hidden_size"] // heads)
-        kv_heads = int(config.get("num_key_value_heads") or heads)
-        return 2 * int(config["num_hidden_layers"]) * kv_heads * size * DTYPE_BYTES[dtype]
+        heads, size = self.kv_shape
+        return 2 * int(self.config["num_hidden_layers"]) * heads * size * DTYPE_BYTES[dtype]
 
 
 def find_checkpoint(model: str, offline: bool = False) -> Checkpoint:
@@ -210,7 +214,7 @@ def _from_hub(model: str, offline: bool) -> tuple[Path, str]:
 @contextlib.contextmanager
 def hub_failures(model: str, offline: bool) -> Iterator[None]:
     """Turn what the hub's client raises into a `BackboneError`."""
-    # HTTPError is that of the HTTP library the client stands on.
+    # HTTPError is that of the HTTP library the client stands on, passed on without saying so.
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HFValidationError,
@@ -248,13 +252,9 @@ def hub_failures(model: str, offline: bool) -> Iterator[None]:
         ) from error
     except (OSError, HTTPError) as error:
         raise BackboneError(
-            f"model {model!r} could not be downloaded: {_first_line(error)}",
+            f"model {model!r} could not be downloaded: {first_line(error)}",
             "check the name and the connection, or use a model that is already here",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _fingerprint(path: Path, weights: list[Path]) -> str:

@@ -149,11 +149,17 @@ class ReadConfig:
     """Only messages up to this moment, by the clock of the source."""
     date_order: str | None = None
     """dmy | mdy | ymd, for dates such as 03/05/24. None finds out."""
-
     allow_network: bool = False
     """Whether sources may be addresses of the web."""
 
     def __post_init__(self) -> None:
+        try:
+            b"x".decode(self.encoding or "utf-8", "replace")
+        except (LookupError, UnicodeError) as error:
+            raise ConfigError(
+                f"unknown encoding: {self.encoding!r}",
+                "utf-8, cp1252, utf-16 or another one of Python's",
+            ) from error
         if self.date_order is not None:
             _check_choice("order of dates", self.date_order, DATE_ORDERS)
         if self.since and self.until and self.since > self.until:

@@ -26,14 +26,7 @@ from indexmem_cli.library.saver import CHECKPOINT_S
 from indexmem_cli.plan import Plan, room_for_question
 from indexmem_cli.reading import Reading
 from indexmem_cli.session import Memory, explained, load_engine, open_parts
-from indexmem_cli.sessions import (
-    Session,
-    SessionStore,
-    Turn,
-    content_of,
-    new_id,
-    sessions_folder,
-)
+from indexmem_cli.sessions import Session, SessionStore, Turn, content_of, new_id, sessions_folder
 
 LAST = ""
 """Stands for the session that was used last."""
@@ -160,7 +153,7 @@ class Conversation:
         yield from self._save_if_due()
 
     def _take_turn(self, message: str, config: AnswerConfig) -> Iterator[Event]:
-        talk, engine = self._growing, self._talking
+        talk, engine = self._talk, self._talking
         turn = Turn(self.num_turns + 1, time.time(), message)
         self._record(turn)
         text, answer, question = "", None, self._queue_body(turn)
@@ -228,7 +221,7 @@ class Conversation:
         started = time.monotonic()
         key, title = self._key(), f"chat {self.session.id}"
         try:
-            manifest = self._growing.save(self.library, key, self._engine.name, title)
+            manifest = self._talk.save(self.library, key, self._talking.name, title)
         except OSError as error:
             raise MemoryFileError(
                 f"the memory of this conversation is not saved: {error.strerror or error}",
@@ -335,7 +328,7 @@ class Conversation:
 
     def _catch_up(self) -> Iterator[Event]:
         """Read what is queued."""
-        talk, started, tokens = self._growing, time.perf_counter(), 0
+        talk, started, tokens = self._talk, time.perf_counter(), 0
         for num in talk.read():
             tokens += num
             fraction = talk.turns / (self.num_turns or 1)
@@ -344,18 +337,18 @@ class Conversation:
 
     def _note_read(self) -> None:
         """From now on what was read counts as known."""
-        for reading in (self._growing, *self._others.values()):
+        for reading in (self._talk, *self._others.values()):
             reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
     def _queue_body(self, turn: Turn) -> str:
         """Queue what comes before the question of a long message; return the question."""
-        body, question = self._growing.split(turn.question)
-        self._growing.add(said(turn, USER, body), ends_turn=False)
+        body, question = self._talk.split(turn.question)
+        self._talk.add(said(turn, USER, body), ends_turn=False)
         return question
 
     def _queue_rest(self, turn: Turn, question: str) -> None:
         whole = [*said(turn, USER, question), *said(turn, ASSISTANT, turn.answer)]
-        self._growing.add(whole, ends_turn=True)
+        self._talk.add(whole, ends_turn=True)
 
     def _record(self, turn: Turn) -> None:
         """Write a turn down, as far as the disk lets."""
@@ -378,8 +371,15 @@ class Conversation:
                 yield Notice(str(error))
 
     @property
+    def _talk(self) -> GrowingReading:
+        """The memory of the conversation."""
+        assert self._growing is not None, "`start` makes it"
+        return self._growing
+
+    @property
     def _talking(self) -> LanguageModel:
         """The model with the prompt of a conversation."""
+        assert self._engine is not None, "`start` loads it"
         if self._prompted is None or self._prompted.backbone is not self._engine.backbone:
             self._prompted = for_conversation(self._engine, self.model)
         return self._prompted
@@ -387,9 +387,10 @@ class Conversation:
     _prompted: LanguageModel | None = None
 
     def _make_plan(self, memory: MemoryConfig) -> tuple[Plan, list[str]]:
-        return Memory([], memory, self.model, engine=self._talking)._plan(0)
+        return Memory([], memory, self.model)._plan(self._talking, 0)
 
     def _key(self) -> Key:
         """All that the memory of the conversation depends on."""
-        memory = Memory([], self.memory, self.model, engine=self._talking)
-        return replace(memory._key(memory._plan(0)[0], ""), content=content_of(self.session.id))
+        memory, engine = Memory([], self.memory, self.model), self._talking
+        key = memory._key(engine, memory._plan(engine, 0)[0], "")
+        return replace(key, content=content_of(self.session.id))

@@ -8,13 +8,13 @@ import math
 import os
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from indexmem_cli import ops
-from indexmem_cli.errors import ConfigError, OutOfMemory
+from indexmem_cli.errors import ConfigError, OutOfMemory, first_line
 from indexmem_cli.memory.state import LayerState, MemoryState, WindowState, managed_parts
 from indexmem_cli.passes import CacheLayer, Pass
 from indexmem_cli.rotation import turn
@@ -129,10 +129,9 @@ class FixedDecoder:
         self.tables: dict[str | None, tuple[Tensor, Tensor]] = {}
         self.rotated: list[Tensor | None] = [None] * len(self.parts)
         self.run = Pass(state, 1, watched=state.watched_layers, fixed=self)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.out: tuple[Tensor, Tensor] | None = None
+        self.graph: tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]] | None = None
         self.may_capture, self.steps = backbone.device.type == "cuda", 0
-        self.known: tuple = ()
+        self.known: tuple[Any, ...] = ()
 
     @torch.no_grad()
     def predict(self, token_id: int, room: int) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -160,7 +159,7 @@ class FixedDecoder:
         self.known = self._facts()
         return logits, [query.clone() for query in self.run.queries], found
 
-    def _facts(self) -> tuple:
+    def _facts(self) -> tuple[Any, ...]:
         """What others change when they touch the memory."""
         state = self.state
         held = [(part.held, part.keys.data_ptr(), part.num_rotated) for part in self.parts]
@@ -184,7 +183,7 @@ class FixedDecoder:
         if self._addresses() != before:
             self.graph = None
 
-    def _addresses(self) -> tuple:
+    def _addresses(self) -> tuple[Any, ...]:
         tensors = [t for pair in self.tables.values() for t in pair]
         tensors += [getattr(part, name) for part in self.parts for name in part.buffers]
         tensors += [rows for rows in self.rotated if rows is not None]
@@ -219,7 +218,7 @@ class FixedDecoder:
                 rotate = partial(self._turn_rows, layer.self_attn, part)
                 part.rotated_keys(rotate)
 
-    def _turn_rows(self, module, part: LayerState, rows: Tensor, first: int) -> Tensor:
+    def _turn_rows(self, module: nn.Module, part: LayerState, rows: Tensor, first: int) -> Tensor:
         return self.backbone.turn_slots(module, rows, part, self.run, first)
 
     def _step(self) -> tuple[Tensor, Tensor]:
@@ -229,23 +228,22 @@ class FixedDecoder:
             self._capture()
         if self.graph is None:
             return self._forward()
-        self.graph.replay()
-        return self.out
+        graph, out = self.graph
+        graph.replay()
+        return out
 
     def _capture(self) -> None:
         """Record one step; where CUDA refuses, go on without and say so once."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self.out = self._forward()
+                out = self._forward()
         except (RuntimeError, OutOfMemory) as error:
             self.may_capture = False
-            reason = str(error).splitlines()[0]
-            warnings.warn(
-                f"answers are written without a CUDA graph: {reason}", RuntimeWarning, stacklevel=2
-            )
+            said = f"answers are written without a CUDA graph: {first_line(error)}"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
         else:
-            self.graph = graph
+            self.graph = graph, out
 
     def _forward(self) -> tuple[Tensor, Tensor]:
         """One step in shapes that are always the same; nothing here may wait for the device."""
@@ -273,14 +271,25 @@ class FixedDecoder:
             part.positions.index_copy_(2, place, self.position.expand(*key.shape[:3]))
             part.scores.index_fill_(2, place, 0.0)
 
-    def attend(self, module, query: Tensor, key: Tensor, scaling: float, softcap) -> Tensor:
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, scaling: float, softcap: float | None
+    ) -> Tensor:
         """Attend in one layer, as `passes.Attends` says."""
         numbers = self.parts_of[module.layer_idx]
         rows = (x.chunk(len(numbers), dim=1) for x in (query, key))
         parts = zip(numbers, *rows, strict=True)
-        return torch.cat([self._attend_part(module, *one, scaling, softcap) for one in parts], 2)
+        found = [self._attend_part(module, i, q, k, scaling, softcap) for i, q, k in parts]
+        return torch.cat(found, 2)
 
-    def _attend_part(self, module, i: int, query, key, scaling, softcap) -> Tensor:
+    def _attend_part(
+        self,
+        module: nn.Module,
+        i: int,
+        query: Tensor,
+        key: Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
         """Attend over a layer, or one head of it: [B, 1, H, D]."""
         run, part, place, slots = self.run, self.parts[i], self.places[i], self.slots[i]
         if self.want_queries:
@@ -288,17 +297,17 @@ class FixedDecoder:
         rows, angles = {"key": part.keys, "value": part.values}, {}
         if self.tables:
             cos, sin = self.tables[getattr(module, "layer_type", None)]
-            here = [angle.index_select(1, place).to(query.dtype) for angle in (cos, sin)]
+            here_cos, here_sin = (x.index_select(1, place).to(query.dtype) for x in (cos, sin))
             if part.int8:
                 rows |= {"key_scale": part.key_scales, "value_scale": part.value_scales}
             half = cos.shape[-1] // 2
             angles = {"cos": cos[:, :slots, :half], "sin": sin[:, :slots, :half]}
         else:
-            here = self.backbone.angles(module, query, self.position[None])
-            part.rotated.index_copy_(2, place, turn(module, key, *here))
+            here_cos, here_sin = self.backbone.angles(module, query, self.position[None])
+            part.rotated.index_copy_(2, place, turn(module, key, here_cos, here_sin))
             rows["key"] = part.rotated
         rows = {name: held[:, :, :slots] for name, held in rows.items()}
-        turned = turn(module, query, *here)[:, :, 0]
+        turned = turn(module, query, here_cos, here_sin)[:, :, 0]
         segment = ops.Segment(turned, **rows, **angles, length=self.lengths[i])
         out, _, paid = ops.attend_segments([segment], scaling, softcap, True)
         run.note_attention(paid.softmax(-1).unsqueeze(2), part.keys)
@@ -312,6 +321,8 @@ class _FixedCacheLayer(CacheLayer):
         super().__init__(decoder.state, decoder.state.layers[index])
         self.decoder, self.index = decoder, index
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         self.decoder.write(self.index, key_states, value_states)
         return key_states, value_states

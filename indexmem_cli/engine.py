@@ -277,4 +277,5 @@ def make_reader(
         adapter = backbone.adapter
         scorer = make_indexer_scorer(adapter.indexer)
         return Reader(backbone, plan, scorer, closing_ids, adapter.shares)
+    assert config.policy is not None, "the configuration chose one"
     return Reader(backbone, plan, make_scorer(config.policy, config.seed), closing_ids)

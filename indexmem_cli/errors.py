@@ -64,3 +64,8 @@ class NotFullyRead(IndexMemError):
     """Some of the source was not read, and `--strict` forbids that."""
 
     exit_code = 8
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, cut after its first line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from indexmem_cli.checkpoint import DTYPE_BYTES, LARGE_MODEL_BYTES, Checkpoint
 from indexmem_cli.config import MemoryConfig, ModelConfig
 from indexmem_cli.errors import BackboneError, ConfigError
-from indexmem_cli.plan import Plan, make_plan, room_for_question
+from indexmem_cli.plan import Plan, plan_ahead
 
 CARD_GIB = (8, 12, 16, 24, 48, 80)
 QUESTION_TOKENS = 128
@@ -134,15 +133,14 @@ def estimate_need(
         ConfigError: the budget does not go with the model's window.
     """
     form = choose_form(checkpoint, weights, model, gpu)
-    window = checkpoint.window_tokens
-    plan, _ = make_plan(memory, window, closing_tokens=room_for_question(window))
+    plan = plan_ahead(memory, checkpoint.window_tokens)
     return Need(
         form.quant,
         form.dtype,
         plan.budget_tokens,
         form.weight_bytes,
         _kv_bytes(checkpoint, plan, form.dtype, model.kv_dtype == "int8", gpu),
-        _working_bytes(checkpoint.config, plan, form.dtype, model.kv_dtype == "int8"),
+        _working_bytes(checkpoint, plan, form.dtype, model.kv_dtype == "int8"),
         form.overhead_bytes,
     )
 
@@ -174,14 +172,11 @@ def largest_budget(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    memory = MemoryConfig(low, chunk_tokens)
-    window = checkpoint.window_tokens
-    plan, _ = make_plan(memory, window, closing_tokens=room_for_question(window))
-    return plan.budget_tokens
+    return plan_ahead(MemoryConfig(low, chunk_tokens), checkpoint.window_tokens).budget_tokens
 
 
 def _kv_bytes(checkpoint: Checkpoint, plan: Plan, dtype: str, int8: bool, gpu: bool) -> int:
-    heads, size = _kv_shape(checkpoint.config)
+    heads, size = checkpoint.kv_shape
     pair = 2 * heads * size * DTYPE_BYTES[dtype]
     stored = 2 * heads * (size + 4) if int8 else pair
     slots = plan.budget_tokens + plan.chunk_tokens + QUESTION_TOKENS
@@ -198,22 +193,16 @@ def _kv_bytes(checkpoint: Checkpoint, plan: Plan, dtype: str, int8: bool, gpu: b
     return int(total)
 
 
-def _working_bytes(config: dict[str, Any], plan: Plan, dtype: str, int8: bool) -> int:
+def _working_bytes(checkpoint: Checkpoint, plan: Plan, dtype: str, int8: bool) -> int:
+    config, (kv_heads, size) = checkpoint.config, checkpoint.kv_shape
     each, tokens = DTYPE_BYTES[dtype], plan.chunk_tokens
     slots = plan.budget_tokens + tokens + QUESTION_TOKENS
-    heads, size = int(config["num_attention_heads"]), _kv_shape(config)[1]
+    heads = int(config["num_attention_heads"])
     layer = tokens * each * (4 * int(config["hidden_size"]) + 3 * int(config["intermediate_size"]))
     attention = tokens * heads * size * each * 4 + slots * heads * size * each * 2
     if int8:  # the rows of one layer as numbers of the dtype computed in
-        attention += slots * _kv_shape(config)[0] * size * (2 * each + 4)
+        attention += slots * kv_heads * size * (2 * each + 4)
     mask = tokens * slots * (each + 1)
     probe = 3 * 4 * QUESTION_TOKENS * slots * heads
     logits = 4 * 2 * int(config["vocab_size"])
     return max(layer, attention + mask, probe) + logits
-
-
-def _kv_shape(config: dict[str, Any]) -> tuple[int, int]:
-    """Key/value heads, and the size of each."""
-    heads = config["num_attention_heads"]
-    size = config.get("head_dim") or config["hidden_size"] // heads
-    return config.get("num_key_value_heads") or heads, size

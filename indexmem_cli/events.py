@@ -24,7 +24,7 @@ class ModelInfo:
 
     id: str
     revision: str
-    """Commit of a hub model; a hash of the weights file's size and header for a local one."""
+    """Commit of a hub model; for a folder a hash of its config and its weight files' heads."""
     quant: str
     """none, int8, nf4; int8-weights (or nf4-): stored so, and running as plain weights."""
     dtype: str

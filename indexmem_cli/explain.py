@@ -39,7 +39,6 @@ def _kept_by_layers(state: MemoryState, numbers: list[int]) -> list[KeptByLayers
     for number, parts in zip(numbers, _by_layer(state.managed, numbers), strict=True):
         share = torch.zeros(state.seen)
         for part in parts:
-            assert part.positions is not None, "what holds no slots was not read into"
             places = part.positions[0, :, : part.held]
             each = torch.full((places.numel(),), 1 / (len(places) * len(parts)))
             share.index_add_(0, places.flatten().cpu(), each)

@@ -1,5 +1,6 @@
 """What of a model and a budget fits the memory that is free; what to do where it does not."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -78,25 +79,24 @@ def settings_that_fit(
     if gpu and checkpoint.stored_quant is None:
         quants += [quant for quant in ("int8", "nf4") if quant != now.quant]
     seen = set()
-    for chunk in (memory.chunk_tokens, 512, 128):
-        for quant in quants:
-            for kv_dtype in dict.fromkeys((model.kv_dtype, "int8")):
-                form = replace(model, quant=quant, kv_dtype=kv_dtype)
-                try:
-                    most = largest_budget(checkpoint, weights, form, int(SPARE * free), gpu, chunk)
-                except ConfigError:
-                    continue
-                if most is None:
-                    continue
-                budget = min(most, now.budget_tokens)
-                changes = [f"--budget {budget}"] if budget < now.budget_tokens else []
-                changes += [f"--quant {quant}"] * (quant != model.quant)
-                changes += [f"--kv-dtype {kv_dtype}"] * (kv_dtype != model.kv_dtype)
-                changes += [f"--chunk {chunk}"] * (chunk != memory.chunk_tokens)
-                text = " ".join(changes)
-                if text and text not in seen:
-                    seen.add(text)
-                    yield text
+    chunks, kv_dtypes = (memory.chunk_tokens, 512, 128), dict.fromkeys((model.kv_dtype, "int8"))
+    for chunk, quant, kv_dtype in itertools.product(chunks, quants, kv_dtypes):
+        form = replace(model, quant=quant, kv_dtype=kv_dtype)
+        try:
+            most = largest_budget(checkpoint, weights, form, int(SPARE * free), gpu, chunk)
+        except ConfigError:
+            continue
+        if most is None:
+            continue
+        budget = min(most, now.budget_tokens)
+        changes = [f"--budget {budget}"] if budget < now.budget_tokens else []
+        changes += [f"--quant {quant}"] * (quant != model.quant)
+        changes += [f"--kv-dtype {kv_dtype}"] * (kv_dtype != model.kv_dtype)
+        changes += [f"--chunk {chunk}"] * (chunk != memory.chunk_tokens)
+        text = " ".join(changes)
+        if text and text not in seen:
+            seen.add(text)
+            yield text
 
 
 def _form(need: Need) -> str:

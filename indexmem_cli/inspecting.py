@@ -8,7 +8,7 @@ from indexmem_cli.config import MemoryConfig, ModelConfig, ReadConfig
 from indexmem_cli.coverage import coverage_of
 from indexmem_cli.documents import open_sources
 from indexmem_cli.events import FileReport, Inspection
-from indexmem_cli.plan import make_plan, room_for_question
+from indexmem_cli.plan import plan_ahead
 from indexmem_cli.tokens import count_tokens, load_tokenizer
 
 
@@ -31,8 +31,7 @@ def inspect(
         about = (document.name, document.kind, document.pages_total, tokens, size)
         files.append(FileReport(*about, inner=document.header))
     total = sum(file.tokens for file in files)
-    window = checkpoint.window_tokens
-    plan, _ = make_plan(memory, window, closing_tokens=room_for_question(window))
+    plan = plan_ahead(memory, checkpoint.window_tokens)
     per_token = checkpoint.kv_bytes_per_token(checkpoint.likely_dtype(model.dtype, model.device))
     return Inspection(
         files=tuple(files),

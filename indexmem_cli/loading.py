@@ -23,7 +23,7 @@ from indexmem_cli.backbone import Backbone
 from indexmem_cli.checkpoint import LARGE_MODEL_BYTES, PLAIN, Checkpoint
 from indexmem_cli.config import ALL_GPUS, NOT_STATED, ModelConfig
 from indexmem_cli.dequantise import read_dequantised
-from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory
+from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory, first_line
 from indexmem_cli.estimate import read_weights
 from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import load_adapter
@@ -36,11 +36,14 @@ INSTRUCTION = (
     "Answer the question from the document alone, in few words. If the document does not say, "
     f"answer: {NOT_STATED}"
 )
-_WEIGHT_SHARE = 0.8  # of what is free on a GPU; the rest is for the memory and its work
 CHAT_INSTRUCTION = (
     "You talk with a user. The document holds what was said before and passages of the user's "
     "documents. Answer the user's last message; where it asks for facts, take them from the "
     "document, and say so if they are not there."
+)
+_WEIGHT_SHARE = 0.8  # of what is free on a GPU; the rest is for the memory and its work
+_LOAD_FAULTS = (
+    *(OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError, SafetensorError),
 )
 _DOCUMENT, _QUESTION = "\ue000document\ue000", "\ue000question\ue000"
 
@@ -83,13 +86,11 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
     try:
         with _without_bar():
             model = load(checkpoint, dtype, options).eval()
-    except (
-        *(OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError, SafetensorError),
-    ) as error:
+    except _LOAD_FAULTS as error:
         if is_out_of_memory(error):
             raise _too_large(checkpoint, str(device)) from error
         raise BackboneError(
-            f"{checkpoint.id}: cannot be loaded: {(str(error).splitlines() or ['?'])[0]}",
+            f"{checkpoint.id}: cannot be loaded: {first_line(error)}",
             "check that all files of the model are there",
         ) from error
     places = getattr(model, "hf_device_map", {}).values() if room else [device]
@@ -220,7 +221,7 @@ def _choose_device(name: str) -> torch.device:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:
             raise BackboneError(
-                f"device {name!r} cannot be used: {str(error).splitlines()[0]}",
+                f"device {name!r} cannot be used: {first_line(error)}",
                 "leave --device out to take what is there",
             ) from error
         return device

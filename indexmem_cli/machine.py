@@ -7,6 +7,14 @@ from typing import Any
 
 from indexmem_cli.config import ALL_GPUS
 
+# Where the system says what a container may take and has taken, by the version of its groups.
+_GROUPS = Path("/sys/fs/cgroup")
+_CGROUP_2 = (_GROUPS / "memory.max", _GROUPS / "memory.current")
+_CGROUP_1 = (
+    _GROUPS / "memory/memory.limit_in_bytes",
+    _GROUPS / "memory/memory.usage_in_bytes",
+)
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -62,14 +70,6 @@ def look_at_machine() -> Machine:
             total, free = most, min(free, max(0, most - (_read_number(used) or 0)))
     driver, gpus = _ask_driver()
     return Machine(total, free, gpus, driver)
-
-
-_GROUPS = Path("/sys/fs/cgroup")
-_CGROUP_2 = (_GROUPS / "memory.max", _GROUPS / "memory.current")
-_CGROUP_1 = (
-    _GROUPS / "memory/memory.limit_in_bytes",
-    _GROUPS / "memory/memory.usage_in_bytes",
-)
 
 
 def _read_number(file: Path) -> int | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
-from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
+from indexmem_cli.memory.state import Layer, MemoryState
 
 
 class Attends(Protocol):
@@ -47,7 +47,7 @@ class CacheLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, state: MemoryState, layer: LayerState | WindowState) -> None:
+    def __init__(self, state: MemoryState, layer: Layer) -> None:
         super().__init__()
         self.state, self.layer = state, layer
 

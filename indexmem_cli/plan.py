@@ -81,3 +81,8 @@ def make_plan(
     switch = {"auto": window_tokens // 2, "compact": 0, "original": 2**62}[config.positions]
     plan = Plan(budget, chunk, sinks, recent, config.span_tokens, answer_from, switch)
     return plan, notices
+
+
+def plan_ahead(config: MemoryConfig, window_tokens: int) -> Plan:
+    """Work out a memory's settings before prompt and question are known; errors as `make_plan`."""
+    return make_plan(config, window_tokens, closing_tokens=room_for_question(window_tokens))[0]

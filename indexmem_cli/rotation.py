@@ -12,9 +12,7 @@ from indexmem_cli.memory.state import LayerState, MemoryState, WindowState
 def slot_positions(layer: LayerState | WindowState, state: MemoryState) -> Tensor:
     """The position each slot is rotated to: int64 [N] where all heads agree, else [B, G, N]."""
     if isinstance(layer, WindowState) or state.compact:
-        device = layer.keys.device if layer.keys is not None else None
-        return torch.arange(layer.held, device=device)
-    assert layer.positions is not None, "a layer that holds nothing has no positions"
+        return torch.arange(layer.held, device=layer.keys.device)
     positions = layer.positions[:, :, : layer.held]
     return positions[0, 0] if state.uniform else positions
 

@@ -215,11 +215,11 @@ class Memory:
     def ingest(self) -> Iterator[Event]:
         """Read everything that is not read yet, yielding what happens; `Ingested` comes last."""
         self._readings = []
-        yield from self._load_engine()
-        plan, notices = self._plan(0)
+        engine = yield from self._load_engine()
+        plan, notices = self._plan(engine, 0)
         yield from map(Notice, notices)
         with self._explained():
-            yield from self._remember(plan, "", [])
+            yield from self._remember(engine, plan, "", [])
         yield Ingested(
             memories=tuple(reading.remembered for reading in self._readings),
             coverage=join_coverage([r.coverage for r in self._readings if r.coverage is not None]),
@@ -234,14 +234,13 @@ class Memory:
             raise ConfigError(
                 "--extract quotes passages that are looked up", "leave out --no-recall"
             )
-        yield from self._load_engine()
-        engine = self.engine
+        engine = yield from self._load_engine()
         closing = engine.prompt.closing(engine.tokenizer.encode(question))
-        plan, notices = self._plan(len(closing))
+        plan, notices = self._plan(engine, len(closing))
         yield from map(Notice, notices)
         if not self._readings or self.memory.policy == FOCUS:
             with self._explained():
-                yield from self._remember(plan, question, closing)
+                yield from self._remember(engine, plan, question, closing)
         try:
             with self._explained():
                 yield from answer_question(
@@ -251,15 +250,15 @@ class Memory:
             for reading in self._readings:
                 reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
-    def _load_engine(self) -> Iterator[Event]:
+    def _load_engine(self) -> Generator[Event, None, LanguageModel]:
         self.memory, self.engine = yield from load_engine(self.memory, self.model, self.engine)
+        return self.engine
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(self.memory, self.model)
 
-    def _plan(self, closing_tokens: int) -> tuple[Plan, list[str]]:
+    def _plan(self, engine: LanguageModel, closing_tokens: int) -> tuple[Plan, list[str]]:
         """Work out the settings; but for one question, they leave room for most questions."""
-        engine = self.engine
         window = engine.backbone.info.window_tokens
         if self.memory.policy != FOCUS:
             room = room_for_question(window)
@@ -270,11 +269,13 @@ class Memory:
             notices.append("all layers of this model have a sliding window: the budget is not used")
         return plan, notices
 
-    def _remember(self, plan: Plan, question: str, closing: list[int]) -> Iterator[Event]:
+    def _remember(
+        self, engine: LanguageModel, plan: Plan, question: str, closing: list[int]
+    ) -> Iterator[Event]:
         """Read or load every source."""
         from indexmem_cli.engine import make_reader
 
-        engine, readings, config = self.engine, [], self.memory
+        readings, config = [], self.memory
         several = len(self._parts) > 1 or self.is_looked_up
         wanted = config.recall_from or TEXT
         if several and wanted != TEXT:
@@ -293,7 +294,7 @@ class Memory:
             if isinstance(part, Manifest):
                 reading.load(self.library, part, with_state=not several)
             else:
-                key = self._key(plan, question)
+                key = self._key(engine, plan, question)
                 yield from reading.remember(
                     key, engine.name, self.store, self.library, with_state=not several
                 )
@@ -302,9 +303,9 @@ class Memory:
             readings.append(reading)
         self._readings = readings
 
-    def _key(self, plan: Plan, question: str) -> Key:
+    def _key(self, engine: LanguageModel, plan: Plan, question: str) -> Key:
         """All that a memory depends on, but for the content."""
-        info, read = self.engine.backbone.info, self.read_config
+        info, read = engine.backbone.info, self.read_config
         settings = asdict(plan)
         del settings["answer_from_tokens"]  # of interest only when a question comes
         settings |= {
@@ -318,10 +319,8 @@ class Memory:
         chosen = {"kv_dtype": info.kv_dtype, "recall_from": self.memory.recall_from or TEXT}
         settings |= {name: how for name, how in chosen.items() if how not in ("model", TEXT)}
         focused = question if self.memory.policy == FOCUS else None
-        adapter = self.engine.adapter_hash if self.memory.policy == LEARNED else None
-        return Key(
-            "", info.revision, self.engine.tokenizer_hash, settings, adapter, question=focused
-        )
+        adapter = engine.adapter_hash if self.memory.policy == LEARNED else None
+        return Key("", info.revision, engine.tokenizer_hash, settings, adapter, question=focused)
 
 
 def load_engine(

@@ -15,11 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
-from indexmem_cli.errors import LockTimeout, MemoryFileError
+from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library import Library, home
-from indexmem_cli.library.disk import blake2b, make_folder
+from indexmem_cli.library.disk import blake2b, locked, make_folder
 
 FORMAT = 1
 _APPLICATION = 0x494D4348  # "IMCH", in the header of the file
@@ -242,20 +240,10 @@ class SessionStore:
         if self.folder is None:
             yield
             return
-        folder = self.folder / ".locks"
-        make_folder(folder)
-        lock = FileLock(folder / f"{session_id}.lock", mode=0o600)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise LockTimeout(
-                f"session {session_id} is open in another process",
-                "close it there, or begin a new one: indexmem chat",
-            ) from error
-        try:
+        said = f"session {session_id} is open in another process"
+        hint = "close it there, or begin a new one: indexmem chat"
+        with locked(self.folder / ".locks" / f"{session_id}.lock", 0, said, hint):
             yield
-        finally:
-            lock.release()
 
     def _open_tables(self) -> None:
         found = self._kind()

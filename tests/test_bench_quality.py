@@ -33,6 +33,7 @@ from indexmem_cli.errors import ConfigError
 from indexmem_cli.language_model import load_language_model
 
 ADDITIONS = Path(__file__).parent.parent / "examples" / "bench_additions.py"
+BOOK = ADDITIONS.with_name("short-history-of-the-world.pdf")
 TREES = ("oak", "elm", "birch", "willow", "poplar", "linden", "cedar", "larch", "maple", "hazel")
 PROSE = [f"The {tree} of {i} men stood near the {tree} river." for i in range(5) for tree in TREES]
 WORDS = "mill gate crane ferry tower orchard harbour meadow lantern chapel stable kettle"
@@ -239,7 +240,7 @@ def test_a_task_and_a_method_are_added_in_one_file(run, monkeypatch):
     ("option", "said"),
     [("--suite=none", "unknown suite: 'none'"), ("--tasks=none", "unknown task: 'none'")]
     + [("--methods=none", "unknown method: none"), ("--budgets=0%", "not a share: '0%'")]
-    + [("--add=none.py", "no such file: none.py")],
+    + [("--add=none.py", "no such file: none.py"), (f"--add={BOOK}", "not a Python file")],
 )
 def test_unknown_names_are_refused(run, option, said):
     done = run(option)

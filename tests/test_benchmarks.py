@@ -207,6 +207,13 @@ def test_needles_are_hidden_asked_and_counted(script, tiny_model_dir, tmp_path, 
         assert 0 <= low <= row["accuracy"] <= high <= 1
 
 
+def test_a_text_that_is_too_short_is_refused(script):
+    words, cut = Namespace(encode=str.split), script("needles").cut
+    assert cut(["one two\n", "three\n", "four"], 3, words) == "one two\nthree\n"
+    with pytest.raises(SystemExit, match="1 tokens too short"):
+        cut(["one two\n"], 3, words)
+
+
 @pytest.mark.parametrize("sort", ["facts", "chains"])
 def test_recall_is_measured_beside_the_other_modes(script, tiny_model_dir, tmp_path, sort):
     recall, out = script("recall"), tmp_path / "rows.jsonl"

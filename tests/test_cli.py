@@ -178,7 +178,7 @@ class TestSources:
     def test_a_pipe_is_read_if_no_source_is_given(self, fake_session: FakeSession) -> None:
         assert run("ask", "Who?", stdin="text").exit_code == 0
         [(args, options)] = fake_session.calls
-        assert args == (("-",), "Who?")
+        assert args == (["-"], "Who?")
         assert options["stdin"] is not None
 
     def test_a_dash_is_the_pipe(self, fake_session: FakeSession) -> None:

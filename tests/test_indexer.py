@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from families import WINDOW, make_backbone, make_model, token_ids
 
 from indexmem_cli.config import MemoryConfig
 from indexmem_cli.engine import Reader
-from indexmem_cli.errors import BackboneError, ConfigError, DocumentError, IndexMemError
+from indexmem_cli.errors import BackboneError, ConfigError, IndexMemError
 from indexmem_cli.memory.adapter import Adapter, hash_model, load_adapter, save_adapter
 from indexmem_cli.memory.indexer import (
     FORMS,
@@ -18,7 +20,7 @@ from indexmem_cli.memory.indexer import (
     make_indexer_scorer,
 )
 from indexmem_cli.plan import make_plan
-from indexmem_cli.train import quick
+from indexmem_cli.train import quick, ridge
 from indexmem_cli.train.loss import distil_loss, reverse_kl, soft_gate, streaming_kl
 from indexmem_cli.train.teachers import (
     WholeModel,
@@ -360,19 +362,24 @@ def test_a_linear_fit_finds_a_score_that_is_linear_in_the_states():
     config = make_config("shared")
     config = dataclasses.replace(config, hidden=0)
     truth = torch.nn.functional.layer_norm(states, (64,)) @ torch.randn(64)
-    indexer, correlation = quick._fit(config, states, (truth - truth.mean()) / truth.std(), 2)
+    indexer, correlation = ridge._fit(config, states, (truth - truth.mean()) / truth.std(), 2)
     assert correlation > 0.95
     scores = indexer({2: states})[0][:, 0]
     assert torch.corrcoef(torch.stack([scores.flatten(), truth.flatten()]))[0, 1] > 0.95
     noise = torch.randn(8, 50)
-    assert quick._fit(config, states, noise, 2)[1] < quick.LEAST_CORRELATION
+    assert ridge._fit(config, states, noise, 2)[1] < quick.LEAST_CORRELATION
 
 
-def test_a_document_too_short_or_too_strange_to_fit_is_refused(tiny_model_dir, tmp_path):
+def test_a_document_too_short_to_fit_is_refused_before_torch_is_loaded(tiny_model_dir, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the mill passes to Ruth\n", "utf-8")
-    with pytest.raises(DocumentError, match="too few"):
-        quick.fit_adapter(str(tiny_model_dir), text, tmp_path / "out")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom indexmem_cli.train.quick import fit_adapter\n"
+        f"try:\n    fit_adapter({str(tiny_model_dir)!r}, Path({str(text)!r}), Path('out'))\n"
+        "except Exception as error:\n    print(error, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "text.txt has 8 tokens: too few to fit anything False\n", done.stderr
 
 
 def test_a_quick_adapter_serves_its_model(tiny_model_dir, tmp_path, monkeypatch):

@@ -168,14 +168,8 @@ def test_a_reading_that_is_killed_goes_on(tiny_model_dir, books):
     process.communicate()
     [memory_id] = Library().ids()
     assert not (Library().folder(memory_id) / MANIFEST).exists()
-    memory = Memory.read(
-        "long.txt",
-        model=str(tiny_model_dir),
-        budget=96,
-        chunk_tokens=32,
-        save=True,
-        offline=True,
-    )
+    options = {"model": str(tiny_model_dir), "budget": 96, "chunk_tokens": 32, "offline": True}
+    memory = Memory.read("long.txt", save=True, **options)
     notices = [event.message for event in memory.ingest() if hasattr(event, "message")]
     assert "cut short" in notices[0] and memory._readings[0].tokens_reused >= 5 * 32
 

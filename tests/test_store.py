@@ -319,6 +319,14 @@ class TestDamage:
         with pytest.raises(MemoryFileError, match=part):
             load(library, changed, backbones("qwen3"))
 
+    def test_layers_without_a_token_are_refused(self, library, saved, backbones):
+        part = saved.states[-1].part
+        path = library.folder(saved.id) / part
+        save_file({n: t[:, :, :0].contiguous() for n, t in load_file(path).items()}, path)
+        changed = resign(library, saved, part)
+        with pytest.raises(MemoryFileError, match=part):
+            load(library, changed, backbones("qwen3"))
+
     def test_a_memory_of_another_model_is_refused(self, library, saved, backbones):
         for family in ("gemma3", "mistral-sliding"):
             other = backbones(family)

@@ -12,6 +12,7 @@ import torch
 
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import NOT_STATED
+from indexmem_cli.tokens import load_tiktoken
 from indexmem_cli.train import (
     data,
     episodes,
@@ -129,7 +130,7 @@ def stands_in(answer: str, text: str) -> bool:
 def test_shipped_tokenizer_gives_one_sequence_of_ids_through_both_readers() -> None:
     from transformers import AutoTokenizer
 
-    encoding = tokenizer.load_tiktoken(SHIPPED)
+    encoding = load_tiktoken(SHIPPED)
     hugging_face = AutoTokenizer.from_pretrained(SHIPPED)
     text = random_text(0, 30_000) + Path(natural.__file__).read_text(encoding="utf-8")
     ids = encoding.encode_ordinary(text)
@@ -143,7 +144,7 @@ def test_shipped_tokenizer_gives_one_sequence_of_ids_through_both_readers() -> N
 
 
 def test_encoding_line_by_line_equals_encoding_the_whole() -> None:
-    encoding = tokenizer.load_tiktoken(SHIPPED)
+    encoding = load_tiktoken(SHIPPED)
     text = random_text(1, 30_000)
     lines = re.findall(r"[^\r\n]*[\r\n]+|[^\r\n]+", text)
     assert "".join(lines) == text

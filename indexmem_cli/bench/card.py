@@ -83,8 +83,7 @@ def describe_model(folder: Path) -> str:
     """Write the table of what the model is."""
     checkpoint = find_checkpoint(str(folder), offline=True)
     c = checkpoint.config
-    heads, kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
-    size = c.get("head_dim") or c["hidden_size"] // heads
+    heads, (kv_heads, size) = c["num_attention_heads"], checkpoint.kv_shape
     shape = (
         f"{c['model_type'].capitalize()} (transformers): {c['num_hidden_layers']} layers, hidden "
         f"{c['hidden_size']}, {heads} query and {kv_heads} key/value heads of {size}, MLP "

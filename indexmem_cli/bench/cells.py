@@ -1,5 +1,6 @@
 """What `bench quality` measures: cells of task, length, method and budget, and their samples."""
 
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ from indexmem_cli.config import LEARNED, ModelConfig
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.language_model import LanguageModel
 from indexmem_cli.tokens import Tokenizer
-from indexmem_cli.train.data import NUM_VALIDATION_BOOKS, PROSE_SHARDS, read_records
+from indexmem_cli.train.data import HELD_OUT_SHARD, read_held_out_books
 
 WRITING_COST = 20
 """Time of a token that is written, in those of tokens that are read; about, on a CPU."""
@@ -126,35 +127,35 @@ def load_prose(data: Path | None) -> tuple[list[str], str]:
             raise ConfigError("there is no book to hide things in", "name one: --data DIR")
         text, origin = text_of(book), book.name
     else:
-        shard = data / "prose" / f"{PROSE_SHARDS[-1]}.jsonl.xz"
+        shard = data / "prose" / HELD_OUT_SHARD
         if not shard.exists():
             raise ConfigError(f"no such file: {shard}", "leave --data out for the example book")
-        books = [record["text"] for record in read_records(shard)][-NUM_VALIDATION_BOOKS:]
-        text, origin = "\n\n".join(books), shard.name
+        text, origin = "\n\n".join(read_held_out_books(data)), shard.name
     paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
     return [s for part in paragraphs for s in split_sentences(part)], origin
 
 
 def make_cells(config: QualityConfig, methods: Sequence[str], origin: str) -> Iterator[Cell]:
     """Go through all there is to measure, so that each length and task is complete early."""
-    suites = list(SUITES) if "all" in config.suites else config.suites
-    for length in config.lengths:
-        for suite in suites:
-            for task, what in SUITES[suite].items():
-                if config.tasks and task not in config.tasks:
-                    continue
-                if what.needs_data and config.data is None and not config.tasks:
-                    continue
-                for name in methods:
-                    if what.run and METHODS[name].open is None:
-                        continue  # it can only answer
-                    for budget in config.budgets if METHODS[name].uses_budget else (None,):
-                        tokens = (
-                            budget if isinstance(budget, int) else round((budget or 1) * length)
-                        )
-                        kept = None if budget is None else round(tokens / length, 4)
-                        place = (suite, task, length, name, kept, tokens)
-                        yield Cell(*place, config.chunk_tokens, config.seed, origin)
+    tasks = list(_wanted_tasks(config))
+    for length, (suite, task), name in itertools.product(config.lengths, tasks, methods):
+        if SUITES[suite][task].run and METHODS[name].open is None:
+            continue  # it can only answer
+        for budget in config.budgets if METHODS[name].uses_budget else (None,):
+            tokens = budget if isinstance(budget, int) else round((budget or 1) * length)
+            kept = None if budget is None else round(tokens / length, 4)
+            place = (suite, task, length, name, kept, tokens)
+            yield Cell(*place, config.chunk_tokens, config.seed, origin)
+
+
+def _wanted_tasks(config: QualityConfig) -> Iterator[tuple[str, str]]:
+    """Suite and task: those named, else all that there is data for."""
+    for suite in SUITES if "all" in config.suites else config.suites:
+        for task, what in SUITES[suite].items():
+            if task in config.tasks or (
+                not config.tasks and (config.data is not None or not what.needs_data)
+            ):
+                yield suite, task
 
 
 @dataclass

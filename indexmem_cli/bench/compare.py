@@ -10,46 +10,22 @@ from indexmem_cli.errors import ConfigError
 
 COLUMNS = ("of", "measure", "a", "b", "difference", "interval_95", "verdict")
 # What a row is of: rows that agree in all of these are compared.
-KEYS: tuple[str, ...] = (
-    "benchmark",
-    "suite",
-    "set",
-    "sort",
-    "wordings",
-    "texts",
-    "book",
-    "task",
-    "measure",
+KEYS = (
+    *("benchmark", "suite", "set", "sort", "wordings", "texts", "book", "task", "measure"),
+    *("length", "length_tokens", "method", "mode", "kept", "budget", "budget_tokens"),
+    *("chunk_tokens", "answer_from_tokens", "weights", "model", "shape", "kernel", "form", "kind"),
+    *("scene", "part", "quant", "kv_dtype", "dtype", "seed", "run", "threads", "alone"),
 )
-KEYS += ("length", "length_tokens", "method", "mode", "kept", "budget", "budget_tokens")
-KEYS += (
-    "chunk_tokens",
-    "answer_from_tokens",
-    "weights",
-    "model",
-    "shape",
-    "kernel",
-    "form",
-    "kind",
+SHOWN = (
+    *("benchmark", "suite", "set", "task", "length", "length_tokens", "method", "mode", "kept"),
+    *("weights", "kernel", "kind", "scene"),
 )
-KEYS += ("scene", "part", "quant", "kv_dtype", "dtype", "seed", "run", "threads", "alone")
-SHOWN: tuple[str, ...] = (
-    "benchmark",
-    "suite",
-    "set",
-    "task",
-    "length",
-    "length_tokens",
-    "method",
-    "mode",
-    "kept",
+_HIGHER = ("value", "accuracy", "score", "tokens_per_s", "f1", "found", "of_bare", "of_roofline")
+_LOWER = (
+    *("read_s", "ask_s", "answer_s", "ms", "first_token_s", "kv_bytes", "above_model_bytes"),
+    *("process_peak_bytes", "gpu_peak_bytes", "wrong"),
 )
-SHOWN += ("weights", "kernel", "kind", "scene")
-HIGHER_IS_BETTER = {"value": True, "accuracy": True, "score": True, "tokens_per_s": True}
-HIGHER_IS_BETTER |= {"f1": True, "found": True, "of_bare": True, "of_roofline": True}
-HIGHER_IS_BETTER |= {"read_s": False, "ask_s": False, "answer_s": False, "ms": False}
-HIGHER_IS_BETTER |= {"first_token_s": False, "kv_bytes": False, "above_model_bytes": False}
-HIGHER_IS_BETTER |= {"process_peak_bytes": False, "gpu_peak_bytes": False, "wrong": False}
+HIGHER_IS_BETTER = dict.fromkeys(_HIGHER, True) | dict.fromkeys(_LOWER, False)
 LOWER_VALUES = ("bits per byte", "wrongly refused", "nats per token", "repeated 4-grams")
 TOLERANCE = 0.02
 """Share by which a number without an interval may differ: bytes differ by pages."""
@@ -133,8 +109,9 @@ def _beyond(interval: Sequence[float]) -> int:
 
 
 def _number(value: Any) -> float:
-    return value["median"] if isinstance(value, dict) else value
+    number: float = value["median"] if isinstance(value, dict) else value
+    return number
 
 
-def _key(row: Row) -> tuple:
+def _key(row: Row) -> tuple[str, ...]:
     return tuple(str(row.get(name)) for name in KEYS)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from indexmem_cli.bench.rows import Row
 from indexmem_cli.errors import ConfigError
@@ -38,7 +39,7 @@ def compile_all(every: bool) -> Iterator[Row]:
             for dtype in compiled.DTYPES
             for size in compiled.HEAD_SIZES
         ]
-    done: set = set()
+    done: set[tuple[Any, ...]] = set()
     for form in forms:
         tiles = every and form is usual
         for one in compiled.compile_kernels(*form, compiled.ARCHITECTURES, tiles, done):

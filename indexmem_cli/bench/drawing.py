@@ -16,8 +16,6 @@ ORDER = (
     *("recall", "learned", "full", "keydiff", "recency", "question", "passages", "snapkv"),
     *("h2o", "expected-attention", "tova", "knorm", "random"),
 )
-
-
 TWINS = ("-swapped", "-shuffled", "-even", "-moved")
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from indexmem_cli import ops
 from indexmem_cli.bench.rows import Row, spread
-from indexmem_cli.errors import ConfigError
+from indexmem_cli.errors import ConfigError, first_line
 from indexmem_cli.ops import reference, slots_reference
 
 COLUMNS = (
@@ -118,7 +118,7 @@ def _measure(case: Case, clock: Clock, ceilings: Row, rehearse: bool) -> Row:
             row["compiled_over_kernel"] = compiled / milliseconds["median"]
         except RuntimeError as error:  # it has no compiler here, or cannot compile this
             row["compiled_over_kernel"] = None
-            row["not_compiled"] = str(error).splitlines()[0]
+            row["not_compiled"] = first_line(error)
         torch._dynamo.reset()
     return row
 

@@ -34,6 +34,7 @@ from indexmem_cli.tokens import load_tokenizer, read_chunks
 
 BOOK = rows.ROOT / "examples" / "short-history-of-the-world.pdf"
 QUESTION = "On what date was the monk Rasputin murdered?"
+FULL, RECALL = "full", "recall"
 ANSWER_TOKENS = 4
 WARMUP_CHUNKS = 8
 # Freed memory goes back to the system at once. Otherwise what the warm-up freed is used again and
@@ -43,9 +44,6 @@ MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "131072",
 }
-
-
-FULL, RECALL = "full", "recall"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from indexmem_cli.bench.drawing import (
     shorten,
     size_of_panels,
 )
-from indexmem_cli.bench.rows import Row, read_rows
+from indexmem_cli.bench.rows import Row, of_newest, read_rows
 from indexmem_cli.errors import ConfigError
 
 MIB = 2**20
@@ -77,7 +77,7 @@ def take_cost(results: Path, field: str, scale: float = 1) -> Any:
     if not rows:
         return None
     newest = {(row["mode"], row["length_tokens"]): row for row in rows}
-    ways: dict[str, list] = {}
+    ways: dict[str, list[list[float]]] = {}
     for (mode, _), row in sorted(newest.items()):
         ways.setdefault(mode, []).append([row["tokens"], row[field] / scale])
     budgets = sorted({row["budget_tokens"] for row in newest.values() if row["budget_tokens"]})
@@ -93,7 +93,7 @@ def draw_cost(data: Any, figure: Any, colours: Colours, what: str, y: str) -> No
 def take_quality(results: Path) -> Any:
     """Scores against bytes where most methods and budgets were measured, by method; and n."""
     rows = [row for row in newest_cells(results) if "measure" not in row]
-    cells: dict[tuple, list[Row]] = {}
+    cells: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         cells.setdefault((row["suite"], row["length"]), []).append(row)
     if not cells:
@@ -102,7 +102,7 @@ def take_quality(results: Path) -> Any:
         cells.items(), key=lambda item: len({(row["method"], row["kept"]) for row in item[1]})
     )
     tasks = {row["task"] for row in found}
-    methods: dict[str, dict] = {}
+    methods: dict[str, dict[float | None, list[Row]]] = {}
     for row in found:
         methods.setdefault(row["method"], {}).setdefault(row["kept"], []).append(row)
     ways = {}
@@ -117,7 +117,7 @@ def take_quality(results: Path) -> Any:
     return {"title": title, "ways": ways}
 
 
-def draw_quality(data: dict, figure: Any, colours: Colours) -> None:
+def draw_quality(data: Row, figure: Any, colours: Colours) -> None:
     """Draw right answers against bytes kept."""
     title = f"{data['title']}; 95 % intervals"
     ways = {
@@ -146,7 +146,7 @@ def take_needles(results: Path) -> Any:
     }
 
 
-def draw_needles(ways: dict, figure: Any, colours: Colours) -> None:
+def draw_needles(ways: dict[str, list[list[int]]], figure: Any, colours: Colours) -> None:
     """Draw a heat map for each method, from red (none right) to green (all right)."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
@@ -175,7 +175,7 @@ def draw_needles(ways: dict, figure: Any, colours: Colours) -> None:
 def take_loss(results: Path) -> Any:
     """Loss by position over that of full attention, where most methods were measured."""
     rows = [row for row in newest_cells(results) if "by_position" in row]
-    places: dict[tuple, dict[str, Row]] = {}
+    places: dict[tuple[int, float], dict[str, Row]] = {}
     for row in rows:
         for kept in (
             {r["kept"] for r in rows if r["kept"]} if row["kept"] is None else {row["kept"]}
@@ -197,7 +197,7 @@ def take_loss(results: Path) -> Any:
     return {"title": title, "ways": ways, "above": above}
 
 
-def draw_loss(data: dict, figure: Any, colours: Colours) -> None:
+def draw_loss(data: Row, figure: Any, colours: Colours) -> None:
     """Draw nats per token by position."""
     draw_panels(figure, data["ways"], colours, "position", data["above"], data["title"])
 
@@ -210,7 +210,7 @@ def take_card(results: Path) -> Any:
     return take(results, {name: PICTURES[name].take(results) for name in names})
 
 
-def draw_card(data: dict, figure: Any, colours: Colours) -> None:
+def draw_card(data: Row, figure: Any, colours: Colours) -> None:
     """Draw it with the other pictures' functions."""
     from indexmem_cli.bench.summary import draw_card as draw
 
@@ -222,7 +222,7 @@ def _cost(field: str, scale: float, what: str, y: str) -> Picture:
     return Picture(take, partial(draw_cost, what=what, y=y), _size)
 
 
-def _size(data: dict) -> tuple[float, float]:
+def _size(data: Row) -> tuple[float, float]:
     return size_of_panels(data["ways"])
 
 
@@ -277,11 +277,6 @@ def newest_cells(results: Path) -> list[Row]:
     rows = [r for r in of_newest(read_rows(results / "quality.jsonl")) if r["value"] is not None]
     rows.sort(key=lambda row: row["n"])  # stable: of as many samples, the last row comes last
     return list({tuple(row[name] for name in names): row for row in rows}.values())
-
-
-def of_newest(rows: list[Row]) -> list[Row]:
-    """Those of the weights that were measured last."""
-    return [row for row in rows if row.get("revision") == rows[-1].get("revision")]
 
 
 def _hash(data: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from indexmem_cli.bench.cells import (
     Cell,
@@ -29,6 +30,9 @@ ROUNDS = (10, 20, 50, 100)
 """Samples that every cell has before any has more, so that a run that is stopped can be used."""
 PROBED_FROM = 300
 """A run of so many samples says first what it will take: by one sample of each method."""
+
+Identity = tuple[Any, ...]
+"""What a measurement is of: the same identity, the same result."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class _Run:
     model: LanguageModel
     fields: Row
     samples: Samples
-    written: set[tuple] = field(default_factory=set)
+    written: set[Identity] = field(default_factory=set)
     """Rows that are there, with their n."""
     results: dict[Cell, dict[int, Row]] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
@@ -136,7 +140,9 @@ def bench_quality(config: QualityConfig, out: Path | None) -> Iterator[Row | Pro
         _forget(begun, {_identity(run.say(cell)) for cell in cells})
 
 
-def _take_up(run: _Run, cells: Sequence[Cell], rows: Path | None, begun: Path | None) -> Iterator:
+def _take_up(
+    run: _Run, cells: Sequence[Cell], rows: Path | None, begun: Path | None
+) -> Iterator[Row]:
     """Find what was measured before; yield the rows that are there."""
     finished, known = (
         [row for row in (read_rows(path) if path else []) if not row["dirty"]]
@@ -144,7 +150,7 @@ def _take_up(run: _Run, cells: Sequence[Cell], rows: Path | None, begun: Path | 
     )
     whole = {_identity(row): row for row in finished if row["n"] == run.config.count}
     run.written = {(*_identity(row), row["n"]) for row in finished}
-    samples: dict[tuple, dict[int, Row]] = {}
+    samples: dict[Identity, dict[int, Row]] = {}
     for row in known:
         measured = {name: value for name, value in row.items() if name not in run.fields}
         samples.setdefault(_identity(row), {})[row["number"]] = _cut_down(measured)
@@ -218,7 +224,7 @@ def estimate(run: _Run, todo: Sequence[tuple[Cell, int]]) -> Estimate:
     return Estimate(len({c for c, _ in todo}), len(todo), seconds, by_task, by_method)
 
 
-def _forget(begun: Path, done: set[tuple]) -> None:
+def _forget(begun: Path, done: set[Identity]) -> None:
     """Take the samples of finished cells out of the file; the last one out takes the file."""
     left = [row for row in read_rows(begun) if _identity(row) not in done]
     begun.unlink(missing_ok=True)
@@ -230,7 +236,7 @@ def describe(config: QualityConfig, model: LanguageModel) -> Row:
     """Return what all rows say."""
     info = model.backbone.info
     checkpoint = find_checkpoint(config.model.model, config.model.offline)
-    named = {"benchmark": "quality", "dtype": info.dtype, "quant": info.quant}
+    named: Row = {"benchmark": "quality", "dtype": info.dtype, "quant": info.quant}
     named |= {"kv_dtype": info.kv_dtype, "adapter": model.adapter_hash}
     return common_fields(checkpoint, config.model.device) | named
 
@@ -240,7 +246,7 @@ def tabulate(rows: Sequence[Row]) -> list[Row]:
 
     Shares are written in percent.
     """
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         place = (row["suite"], row["length"], row["method"], row["kept"])
         groups.setdefault(place, []).append(row)
@@ -257,7 +263,7 @@ def tabulate(rows: Sequence[Row]) -> list[Row]:
     return lines
 
 
-def _identity(row: Row) -> tuple:
-    """What a measurement is of: the same identity, the same result; uncommitted code has none."""
+def _identity(row: Row) -> Identity:
+    """What a row was measured of; uncommitted code has no identity."""
     names = ("commit", "dirty", "revision", "dtype", "quant", "kv_dtype", "adapter", "gpu")
     return tuple(row.get(name) for name in (*names, *Cell.__dataclass_fields__))

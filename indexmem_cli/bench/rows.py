@@ -86,6 +86,16 @@ def state_of_code() -> tuple[str | None, bool | None]:
         return None, None
 
 
+def folder_for(out: Path | None) -> Path | None:
+    """Return where rows go: the folder that is named, else that of the checkout, else nowhere."""
+    return out or (RESULTS if IN_CHECKOUT else None)
+
+
+def of_newest(rows: list[Row]) -> list[Row]:
+    """Return those of the weights that were measured last."""
+    return [row for row in rows if row.get("revision") == rows[-1].get("revision")]
+
+
 def append_row(path: Path, row: Row) -> None:
     """Add a row to a file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +133,12 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     middle = (share + square / 2) / (1 + square)
     reach = z / (1 + square) * (share * (1 - share) / n + square / (4 * n)) ** 0.5
     return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def count_right(results: Sequence[Row]) -> Row:
+    """Sum up results that are `right` or not: how many of how many, and the share's interval."""
+    n, right = len(results), sum(result["right"] for result in results)
+    return {"n": n, "right": right, "accuracy": right / n, "interval_95": wilson_interval(right, n)}
 
 
 def _quantile(ordered: list[float], at: float) -> float:

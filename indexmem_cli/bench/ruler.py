@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from indexmem_cli.bench.suites import Draw, Sample, Task, add_task
-from indexmem_cli.train.tasks import make_development_fact
+from indexmem_cli.train.tasks import Turn, make_development_fact
 from indexmem_cli.train.words import ADJECTIVES, BUILDINGS, OBJECTS
 
 NOISE = (
@@ -204,15 +204,24 @@ def largest(make: Callable[[int], str], count: Callable[[str], int], room: int, 
     return make(low)
 
 
-def make_needle(draw: Draw) -> Sample:
-    """Hide one fact in a wording nothing was trained on, at ten even depths in turn."""
+def draw_needle(draw: Draw) -> tuple[str, Turn, float]:
+    """Draw a fact of one sentence in a wording nothing was trained on.
+
+    Returns:
+        The sentence, a question with its answer, and a depth: ten even ones in turn.
+    """
     fact = make_development_fact(draw.rng)
     while len(fact.sentences) > 1:
         fact = make_development_fact(draw.rng)
-    turn = draw.rng.choice(fact.turns)
     depth = (draw.number % EVEN_DEPTHS + 0.5) / EVEN_DEPTHS
-    hay = draw.fill(sentences(draw), turn.question, *fact.sentences)
-    return Sample(hide(hay, [(depth, fact.sentences[0])]), turn.question, (turn.answer,), depth)
+    return fact.sentences[0], draw.rng.choice(fact.turns), depth
+
+
+def make_needle(draw: Draw) -> Sample:
+    """Hide one fact among sentences of books."""
+    sentence, turn, depth = draw_needle(draw)
+    hay = draw.fill(sentences(draw), turn.question, sentence)
+    return Sample(hide(hay, [(depth, sentence)]), turn.question, (turn.answer,), depth)
 
 
 NIAH: dict[str, dict[str, Any]] = {

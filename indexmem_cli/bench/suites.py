@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from indexmem_cli.errors import ConfigError
 
@@ -85,7 +85,7 @@ class Task:
     """From an answer and the references to 0..1."""
     beside: Mapping[str, Callable[[str, Sequence[str]], float]] = field(default_factory=dict)
     """Further scores of the same answer, by the name they have in the rows."""
-    run: "Callable[[LanguageModel, Method, Asked, Sample], dict | None] | None" = None
+    run: "Callable[[LanguageModel, Method, Asked, Sample], dict[str, Any] | None] | None" = None
     """What is measured in place of an answer; returns `score`, `kv_bytes`, `read_s`, `answer_s`,
     and numbers or lists of its own, which are averaged. None where the method cannot."""
     measure: str | None = None
@@ -141,9 +141,11 @@ def load_additions(path: Path) -> None:
     """Run a Python file that adds tasks or methods.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or it is no Python.
     """
     if not path.is_file():
         raise ConfigError(f"no such file: {path}", "--add takes a Python file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"not a Python file: {path}", "--add takes one whose name ends in .py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))

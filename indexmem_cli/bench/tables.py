@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from indexmem_cli.bench.parts import fill_parts, write_parts
-from indexmem_cli.bench.rows import RESULTS, ROOT, Row, read_rows
+from indexmem_cli.bench.rows import RESULTS, ROOT, Row, of_newest, read_rows
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.estimate import CARD_GIB, largest_budget
 
@@ -38,8 +38,7 @@ def tabulate_memory(results: Path) -> str:
 
     All rows are of the weights that were measured last: others keep more or less.
     """
-    rows = read_rows(results / "memory.jsonl")
-    rows = [row for row in rows if row.get("revision") == rows[-1].get("revision")]
+    rows = of_newest(read_rows(results / "memory.jsonl"))
     lines = []
     for length in sorted({row["length_tokens"] for row in rows}):
         streamed = newest(rows, mode="question", length_tokens=length)

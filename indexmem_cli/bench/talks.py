@@ -8,12 +8,11 @@ from functools import lru_cache
 from itertools import cycle, islice
 from pathlib import Path
 
-from indexmem_cli.bench.ruler import EVEN_DEPTHS
+from indexmem_cli.bench.ruler import draw_needle
 from indexmem_cli.bench.suites import Draw, Sample, Task, add_task
 from indexmem_cli.bench.tasks import EXAMPLES
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.train.data import read_chat
-from indexmem_cli.train.tasks import make_development_fact
 
 _MESSAGE = re.compile(r"(?:\[[\d:]+\] <(.+?)>|\S+ \S+ - ([^:]+):) (.+)")
 
@@ -21,15 +20,12 @@ _MESSAGE = re.compile(r"(?:\[[\d:]+\] <(.+?)>|\S+ \S+ - ([^:]+):) (.+)")
 def make_conversation(draw: Draw) -> Sample:
     """Let someone of a real chat say a fact in a wording nothing was trained on."""
     rng, messages = draw.rng, read_messages(draw.data)
-    fact = make_development_fact(rng)
-    while len(fact.sentences) > 1:
-        fact = make_development_fact(rng)
-    turn, start = rng.choice(fact.turns), rng.randrange(len(messages))
+    sentence, turn, depth = draw_needle(draw)
+    start = rng.randrange(len(messages))
     names = [name for name, _ in islice(cycle(messages), start, start + 20)]
-    said = f"{rng.choice(names)}: {fact.sentences[0]}\n"
+    said = f"{rng.choice(names)}: {sentence}\n"
     lines = (f"{name}: {text}\n" for name, text in islice(cycle(messages), start, None))
     taken = draw.fill(lines, turn.question, said)
-    depth = (draw.number % EVEN_DEPTHS + 0.5) / EVEN_DEPTHS
     taken.insert(round(depth * len(taken)), said)
     return Sample("".join(taken), turn.question, (turn.answer,), depth)
 

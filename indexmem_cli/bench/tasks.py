@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -15,19 +16,21 @@ from indexmem_cli.bench.rows import ROOT
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, ReadConfig
 from indexmem_cli.documents import open_sources
+from indexmem_cli.tokens import load_tiktoken
 from indexmem_cli.train.data import (
+    HELD_OUT_SHARD,
     NUM_VALIDATION_BOOKS,
     PROSE_SHARDS,
     Corpus,
     encode_documents,
     read_chat,
     read_code,
+    read_held_out_books,
     read_records,
 )
 from indexmem_cli.train.tasks import make_development_fact
-from indexmem_cli.train.tokenizer import load_tiktoken
 
-DATA_LAYOUT = f"""prose/{PROSE_SHARDS[-1]}.jsonl.xz  books, of which the last {NUM_VALIDATION_BOOKS}
+DATA_LAYOUT = f"""prose/{HELD_OUT_SHARD}  books, of which the last {NUM_VALIDATION_BOOKS}
 prose/chat.jsonl.xz          logs, of which the last 5 %
 qa/dev/squadshifts.jsonl.xz  questions with their paragraphs
 qa/dev/fairytaleqa.jsonl.xz  questions on qa/dev/docs.jsonl.xz
@@ -71,10 +74,11 @@ def load_held_out(data: Path | None) -> HeldOut:
     Lengths are counted by the embedded model's tokenizer, whichever model is measured.
     """
     texts = {"code": (read_code()[1], "Python's standard library, last 5 %")}
-    shard = data and data / "prose" / f"{PROSE_SHARDS[-1]}.jsonl.xz"
-    if shard and shard.exists():
-        books = [book["text"] for book in read_records(shard)][-NUM_VALIDATION_BOOKS:]
-        texts["prose"] = books, f"last {NUM_VALIDATION_BOOKS} books of {PROSE_SHARDS[-1]}"
+    if data and (data / "prose" / HELD_OUT_SHARD).exists():
+        texts["prose"] = (
+            read_held_out_books(data),
+            f"last {NUM_VALIDATION_BOOKS} books of {PROSE_SHARDS[-1]}",
+        )
     elif (book := EXAMPLES / "short-history-of-the-world.pdf").exists():
         texts["prose"] = [text_of(book)], book.name
     if data and (data / "prose" / "chat.jsonl.xz").exists():
@@ -130,12 +134,18 @@ def shuffle_reading(data: Path, name: str, seed: int) -> list[Question]:
         documents = {r["doc_id"]: r["text"] for r in read_records(folder / "docs.jsonl.xz")}
     questions = []
     for record in Random(seed).sample(records, len(records)):
-        text = record.get("context") or documents[record["doc_id"]]
-        if record.get("evidence") and "doc_id" in record:
-            spans = record["evidence"]
-            text = text[min(s for s, _ in spans) : max(e for _, e in spans)]
+        text = passage_of(record, documents)
         questions.append(Question(text, record["question"], tuple(record["answers"])))
     return questions
+
+
+def passage_of(record: dict[str, Any], documents: dict[str, str]) -> str:
+    """Return the paragraph of a question, or what of its document holds the evidence."""
+    text: str = record.get("context") or documents[record["doc_id"]]
+    if record.get("evidence") and "doc_id" in record:
+        spans = record["evidence"]
+        text = text[min(s for s, _ in spans) : max(e for _, e in spans)]
+    return text
 
 
 def mix_paragraphs(questions: list[Question], pool: list[Question], seed: int) -> list[Question]:

@@ -1,7 +1,6 @@
 """`indexmem ask`: read the sources, answer one question."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ import typer
 
 from indexmem_cli.cli import options
 from indexmem_cli.cli.noise import hush_libraries
-from indexmem_cli.config import DEFAULT_MODEL, AnswerConfig, MemoryConfig, StoreConfig
+from indexmem_cli.config import DEFAULT_MODEL, AnswerConfig, MemoryConfig, ModelConfig, StoreConfig
 from indexmem_cli.errors import ConfigError, NotFullyRead
 
 
@@ -35,11 +34,11 @@ def ask(
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
     model: options.Model = DEFAULT_MODEL,
-    quant: options.Quant = "auto",
-    dtype: options.Dtype = "auto",
-    kv_dtype: options.KvDtype = "model",
-    device: options.Device = "auto",
-    offline: options.Offline = False,
+    quant: options.Quant = ModelConfig.quant,
+    dtype: options.Dtype = ModelConfig.dtype,
+    kv_dtype: options.KvDtype = ModelConfig.kv_dtype,
+    device: options.Device = ModelConfig.device,
+    offline: options.Offline = ModelConfig.offline,
     pages: options.Pages = None,
     encoding: options.Encoding = None,
     password_file: options.PasswordFile = None,
@@ -158,11 +157,4 @@ def _check_sources(sources: Sequence[str], question: str) -> Sequence[str]:
             f"a question is missing: the last argument, {question}, is a file or folder",
             f'indexmem ask {shown} "{asked}"',
         )
-    if sources:
-        return sources
-    if sys.stdin is None or sys.stdin.isatty():
-        raise ConfigError(
-            "nothing to read: no source is given and nothing is piped in",
-            'indexmem ask book.pdf "your question"',
-        )
-    return ("-",)
+    return options.sources_or_pipe(sources, 'indexmem ask book.pdf "your question"')

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from indexmem_cli.cli.bench_rows import compare, pictures, tables
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, parse_size
 from indexmem_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from indexmem_cli.bench.rows import Row
 
 bench = typer.Typer(rich_markup_mode=None)
 bench.command()(tables)
@@ -85,7 +88,7 @@ def model(
         raise ConfigError(f"the data folder does not exist: {data}", "leave --data out")
     hush_libraries(False)
     from indexmem_cli.bench.model import BenchConfig, bench_model
-    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS, append_row
+    from indexmem_cli.bench.rows import append_row, folder_for
     from indexmem_cli.render import show_json, show_measures
 
     sizes = tuple(parse_size(length) for length in lengths.split(","))
@@ -95,8 +98,7 @@ def model(
     if quick:
         sizes = tuple(size for size in sizes if size <= 1024) or sizes
         config = replace(config, count=min(count, 20), lengths=sizes, windows=8, repeats=1)
-    folder = out or (RESULTS if IN_CHECKOUT else None)
-    rows = []
+    folder, rows = folder_for(out), []
     for event in bench_model(config):
         if not isinstance(event, dict):  # a notice
             typer.echo(f"note: {event.message}", err=True)
@@ -217,7 +219,7 @@ def device(
     _show_rows(_gather(bench_device(config), None if rehearse else out), COLUMNS, as_json)
 
 
-def _gather(rows: Iterable[dict], out: Path | None) -> list[dict]:
+def _gather(rows: Iterable["Row"], out: Path | None) -> list["Row"]:
     """Write rows down as they come, so that nothing measured is lost."""
     from indexmem_cli.bench.rows import append_row, machine_fields
 
@@ -229,7 +231,7 @@ def _gather(rows: Iterable[dict], out: Path | None) -> list[dict]:
     return gathered
 
 
-def _show_rows(rows: list[dict], columns: tuple[str, ...], as_json: bool) -> None:
+def _show_rows(rows: list["Row"], columns: tuple[str, ...], as_json: bool) -> None:
     from indexmem_cli.bench.rows import print_table
     from indexmem_cli.render import show_json
 

@@ -175,13 +175,13 @@ def everything(
     hush_libraries(False)
     from indexmem_cli.bench.cells import QualityConfig
     from indexmem_cli.bench.pictures import PICTURES, make_pictures
-    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS
+    from indexmem_cli.bench.rows import folder_for
     from indexmem_cli.cli.bench import device as measure_device
     from indexmem_cli.cli.bench import kernels
     from indexmem_cli.cli.bench import model as measure_model
     from indexmem_cli.machine import look_at_machine
 
-    folder = out or (RESULTS if IN_CHECKOUT else Path("bench"))
+    folder = folder_for(out) or Path("bench")
     asked = names_in(methods) or ("main",)
     config = QualityConfig(
         ModelConfig(measured, device=device),
@@ -237,7 +237,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _file(out: Path | None, name: str) -> Path | None:
-    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS
+    from indexmem_cli.bench.rows import folder_for
 
-    folder = out or (RESULTS if IN_CHECKOUT else None)
+    folder = folder_for(out)
     return folder and folder / f"{name}.jsonl"

@@ -128,19 +128,19 @@ def quality(
 def run_quality(config: "QualityConfig", out: Path | None, as_json: bool) -> None:
     """Measure, say how far it is, and show the rows."""
     from indexmem_cli.bench.quality import Progress, bench_quality, tabulate
-    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS, print_table
-    from indexmem_cli.render import show_json
+    from indexmem_cli.bench.rows import folder_for, print_table
+    from indexmem_cli.render import format_seconds, show_json
 
     rows = []
     try:
-        for event in bench_quality(config, out or (RESULTS if IN_CHECKOUT else None)):
+        for event in bench_quality(config, folder_for(out)):
             if isinstance(event, dict):
                 rows.append(event)
             elif isinstance(event, Progress):
                 cell = event.cell
                 done = event.total - event.left
                 said = f"{done}/{event.total}  {cell.task} {cell.length:,} {cell.method}"
-                left = describe_time(event.remaining_s)
+                left = format_seconds(event.remaining_s)
                 typer.echo(f"{said} {cell.budget:,}  about {left} left", err=True)
             else:
                 show_estimate(event)
@@ -157,20 +157,15 @@ def run_quality(config: "QualityConfig", out: Path | None, as_json: bool) -> Non
 
 def show_estimate(estimate: "Estimate") -> None:
     """Say on stderr what a run will take, and what takes longest."""
-    total = describe_time(estimate.seconds)
+    from indexmem_cli.render import format_seconds
+
+    total = format_seconds(estimate.seconds)
     typer.echo(f"{estimate.samples:,} samples in {estimate.cells:,} cells: about {total}", err=True)
     for what in ("task", "method"):
         each = getattr(estimate, f"by_{what}").items()
         longest = sorted(each, key=lambda item: -item[1])
         said = ", ".join(f"{name} {seconds:.2f}" for name, seconds in longest)
         typer.echo(f"seconds a sample by {what}: {said}", err=True)
-
-
-def describe_time(seconds: float) -> str:
-    """Write a time in the unit that fits: 40 s, 12 min, 5.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def list_known() -> None:

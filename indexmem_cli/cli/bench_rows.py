@@ -46,13 +46,14 @@ def folder_of_rows(results: Path | None) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS
+    from indexmem_cli.bench.rows import folder_for
 
-    if results is None and not IN_CHECKOUT:
+    folder = folder_for(results)
+    if folder is None:
         raise ConfigError("there are no rows outside of a checkout", "name a folder: --results DIR")
     if results is not None and not results.is_dir():
         raise ConfigError(f"the folder of rows does not exist: {results}")
-    return results or RESULTS
+    return folder
 
 
 def pictures(
@@ -111,10 +112,10 @@ def compare(
       indexmem bench compare old/quality.jsonl benchmarks/results/quality.jsonl --check
     """
     from indexmem_cli.bench.compare import COLUMNS, compare_rows, rows_of
-    from indexmem_cli.bench.rows import IN_CHECKOUT, RESULTS, print_table
+    from indexmem_cli.bench.rows import folder_for, print_table
     from indexmem_cli.render import show_json
 
-    folder = results or (RESULTS if IN_CHECKOUT else Path())
+    folder = folder_for(results) or Path()
     lines = compare_rows(rows_of(before, folder), rows_of(after, folder))
     if not lines:
         raise ConfigError("nothing was measured on both sides", "same tasks, lengths and settings?")

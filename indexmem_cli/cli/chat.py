@@ -7,7 +7,7 @@ import typer
 
 from indexmem_cli.cli import options
 from indexmem_cli.cli.noise import hush_libraries
-from indexmem_cli.config import DEFAULT_MODEL, AnswerConfig, MemoryConfig
+from indexmem_cli.config import DEFAULT_MODEL, AnswerConfig, MemoryConfig, ModelConfig
 from indexmem_cli.errors import ConfigError
 
 
@@ -34,11 +34,11 @@ def chat(
     answer_from: options.AnswerFrom = None,
     recall_from: options.RecallFrom = None,
     model: options.Model = DEFAULT_MODEL,
-    quant: options.Quant = "auto",
-    dtype: options.Dtype = "auto",
-    kv_dtype: options.KvDtype = "model",
-    device: options.Device = "auto",
-    offline: options.Offline = False,
+    quant: options.Quant = ModelConfig.quant,
+    dtype: options.Dtype = ModelConfig.dtype,
+    kv_dtype: options.KvDtype = ModelConfig.kv_dtype,
+    device: options.Device = ModelConfig.device,
+    offline: options.Offline = ModelConfig.offline,
     save: Annotated[
         bool,
         typer.Option(

@@ -1,6 +1,5 @@
 """`indexmem ingest`: read the sources now, ask later."""
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +8,8 @@ import typer
 from indexmem_cli.cli import options
 from indexmem_cli.cli.interrupts import Interrupts
 from indexmem_cli.cli.noise import hush_libraries
-from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, StoreConfig
-from indexmem_cli.errors import ConfigError, NotFullyRead
+from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, StoreConfig
+from indexmem_cli.errors import NotFullyRead
 
 if TYPE_CHECKING:
     from indexmem_cli.events import Event
@@ -35,11 +34,11 @@ def ingest(
     span: options.Span = MemoryConfig.span_tokens,
     recall_from: options.RecallFrom = None,
     model: options.Model = DEFAULT_MODEL,
-    quant: options.Quant = "auto",
-    dtype: options.Dtype = "auto",
-    kv_dtype: options.KvDtype = "model",
-    device: options.Device = "auto",
-    offline: options.Offline = False,
+    quant: options.Quant = ModelConfig.quant,
+    dtype: options.Dtype = ModelConfig.dtype,
+    kv_dtype: options.KvDtype = ModelConfig.kv_dtype,
+    device: options.Device = ModelConfig.device,
+    offline: options.Offline = ModelConfig.offline,
     pages: options.Pages = None,
     encoding: options.Encoding = None,
     password_file: options.PasswordFile = None,
@@ -75,10 +74,7 @@ def ingest(
       indexmem ingest ./service notes.md --dry-run
       indexmem ingest library/*.pdf --ray auto
     """
-    if not sources:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise ConfigError("nothing to read: no source is given", "indexmem ingest book.pdf")
-        sources = ["-"]
+    sources = options.sources_or_pipe(sources, "indexmem ingest book.pdf")
     read = options.read_config(pages, encoding, password_file, include, exclude)
     memory = options.memory_config(budget, chunk, policy, span, recall_from=recall_from)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)

@@ -1,14 +1,12 @@
 """`indexmem inspect`: what reading the sources would mean, without loading a model."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from indexmem_cli.cli import options
 from indexmem_cli.cli.noise import hush_libraries
-from indexmem_cli.config import DEFAULT_MODEL
-from indexmem_cli.errors import ConfigError
+from indexmem_cli.config import DEFAULT_MODEL, ModelConfig
 
 
 def inspect(
@@ -22,10 +20,10 @@ def inspect(
     ] = None,
     budget: options.Budget = None,
     model: options.Model = DEFAULT_MODEL,
-    quant: options.Quant = "auto",
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    offline: options.Offline = False,
+    quant: options.Quant = ModelConfig.quant,
+    dtype: options.Dtype = ModelConfig.dtype,
+    device: options.Device = ModelConfig.device,
+    offline: options.Offline = ModelConfig.offline,
     pages: options.Pages = None,
     encoding: options.Encoding = None,
     password_file: options.PasswordFile = None,
@@ -48,13 +46,7 @@ def inspect(
       indexmem inspect book.pdf --budget 4k
       indexmem inspect ./service --exclude "tests/" --json
     """
-    if not sources:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise ConfigError(
-                "nothing to inspect: no source is given and nothing is piped in",
-                "indexmem inspect book.pdf",
-            )
-        sources = ["-"]
+    sources = options.sources_or_pipe(sources, "indexmem inspect book.pdf")
     chosen = (authors, since, until, date_order, allow_network and not offline)
     read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
     memory = options.memory_config(budget=budget)

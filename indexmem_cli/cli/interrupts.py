@@ -47,6 +47,7 @@ class Interrupts:
 
     def until_stopped(self, events: "Iterator[Event]") -> "Iterator[Event]":
         """Pass events on until Ctrl-C; whoever yields them is told at once."""
+        # Events come from generators, which can be closed, though their type does not say so.
         with contextlib.closing(events):  # type: ignore[type-var]
             for event in events:
                 yield event

@@ -1,6 +1,5 @@
 """`indexmem memories`: what is saved of the documents that were read."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,10 +25,6 @@ Id = Annotated[
     typer.Argument(
         metavar="MEMORY", help="A name, an id, its first letters, or the file that was read."
     ),
-]
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")
 ]
 
 
@@ -184,7 +179,7 @@ def import_(
 
 
 @memories.command()
-def rm(names: Ids, yes: Yes = False, dry_run: DryRun = False) -> None:
+def rm(names: Ids, yes: options.Yes = False, dry_run: options.RemoveNothing = False) -> None:
     """Remove memories with all their files.
 
     \b
@@ -209,8 +204,8 @@ def prune(
     stale: Annotated[
         bool, typer.Option("--stale", help="Those whose source has changed or is gone.")
     ] = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
+    yes: options.Yes = False,
+    dry_run: options.RemoveNothing = False,
 ) -> None:
     """Remove the memories that meet every filter; without one, what is damaged or unfinished.
 
@@ -244,10 +239,6 @@ def _remove(library: "Library", ids: Sequence[str], yes: bool, dry_run: bool) ->
     show_memories(found, full=False)
     if dry_run:
         return
-    if not yes:
-        if sys.stdin is None or not sys.stdin.isatty():
-            raise ConfigError("removing needs a yes", "add --yes, or --dry-run to look first")
-        if not typer.confirm("Remove?", err=True):
-            raise typer.Exit(1)
+    options.ask_before_removal(yes)
     freed = sum(library.delete(memory.id) for memory in found)
     show_lines([f"removed {len(found)}, {format_bytes(freed)} freed"])

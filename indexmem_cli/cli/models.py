@@ -121,13 +121,12 @@ def show(
     checkpoint, weights = entry.checkpoint, entry.weights
     assert checkpoint is not None and weights is not None, "only models without a problem"
     machine = look_at_machine()
-    forms = _card_forms(checkpoint, form)
     cards: list[dict[str, int | None]] = [
         {
             "gib": gib,
             **{
-                quant: largest_budget(checkpoint, weights, as_loaded, gib * 2**30)
-                for quant, as_loaded in forms.items()
+                name: largest_budget(checkpoint, weights, as_loaded, gib * 2**30)
+                for name, as_loaded in _card_forms(checkpoint, form).items()
             },
         }
         for gib in CARD_GIB

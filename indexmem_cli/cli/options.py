@@ -240,6 +240,10 @@ AllowNetwork = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of text for people.")
 ]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+RemoveNothing = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")
+]
 
 
 def read_config(
@@ -262,7 +266,7 @@ def read_config(
     """
     return ReadConfig(
         pages=parse_pages(pages) if pages else (),
-        encoding=_check_encoding(encoding),
+        encoding=encoding,
         password=read_first_line(password_file, "password") if password_file else None,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
@@ -317,16 +321,6 @@ def model_config(
     return ModelConfig(model, quant, dtype, device, offline, kv_dtype)
 
 
-def _check_encoding(encoding: str | None) -> str | None:
-    try:
-        "".encode(encoding or "utf-8")
-    except (LookupError, UnicodeError):
-        raise ConfigError(
-            f"unknown encoding: {encoding!r}", "write it as utf-8, cp1252 or latin-1"
-        ) from None
-    return encoding
-
-
 def read_first_line(path: Path, what: str) -> str:
     """Return the first line of a file that holds a secret, without its line end.
 
@@ -349,6 +343,35 @@ def is_path(text: str) -> bool:
         return Path(text).exists()
     except OSError:  # longer than a name may be
         return False
+
+
+def sources_or_pipe(sources: Sequence[str] | None, example: str) -> list[str]:
+    """Return the sources, or `-` where none is given and something is piped in.
+
+    Args:
+        example: the command with a source.
+
+    Raises:
+        ConfigError: there is nothing to read.
+    """
+    if not sources and (sys.stdin is None or sys.stdin.isatty()):
+        raise ConfigError("nothing to read: no source is given and nothing is piped in", example)
+    return list(sources or ["-"])
+
+
+def ask_before_removal(yes: bool) -> None:
+    """Have a person say yes, unless `--yes` did.
+
+    Raises:
+        ConfigError: there is no person to ask.
+        typer.Exit: the answer is no.
+    """
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise ConfigError("removing needs a yes", "add --yes, or --dry-run to look first")
+    if not typer.confirm("Remove?", err=True):
+        raise typer.Exit(1)
 
 
 def stdin_of(sources: Sequence[str]) -> BinaryIO | None:

@@ -72,5 +72,5 @@ def serve(
         )
     find_checkpoint(backbone.model, backbone.offline)  # a missing model is said now
     listener = listen(host, port)
-    server = Server(ServerConfig(host, port, key), memory, backbone, answer)
+    server = Server(ServerConfig(host, key), memory, backbone, answer)
     run_server(make_app(server), listener, verbose)

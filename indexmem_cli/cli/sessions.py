@@ -1,7 +1,6 @@
 """`indexmem sessions`: the conversations that are saved."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,10 +113,8 @@ def rm(
     names: Annotated[
         list[str], typer.Argument(metavar="SESSION", help="Ids, or their first letters.")
     ],
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")
-    ] = False,
+    yes: options.Yes = False,
+    dry_run: options.RemoveNothing = False,
 ) -> None:
     """Remove sessions: what was said, and its memory.
 
@@ -136,11 +133,7 @@ def rm(
     show_sessions([s.as_json() for s in found], [s.used_s for s in found])
     if dry_run:
         return
-    if not yes:
-        if sys.stdin is None or not sys.stdin.isatty():
-            raise ConfigError("removing needs a yes", "add --yes, or --dry-run to look first")
-        if not typer.confirm("Remove?", err=True):
-            raise typer.Exit(1)
+    options.ask_before_removal(yes)
     freed = sum(delete_session(store, session.id, Library()) for session in found)
     show_lines([f"removed {len(found)}, {format_bytes(freed)} of memories freed"])
 

@@ -81,7 +81,7 @@ class Talk:
             names = [name.partition(" ")[0] for name in COMMANDS]
             said = self.conversation.store.questions(HISTORY)
             return edit_lines(said, names, self._interrupts.press, self._say)
-        # Whatever the bytes are, a line is a question.
+        # Whatever the bytes are, a line is a question. The type is that of any stream of text.
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
         return sys.stdin
 

@@ -65,8 +65,7 @@ def base(
       indexmem train base --recipe cpu --data corpus/ --out runs/mini
       indexmem train base --recipe gpu --data packed/ --out runs/mini --resume
     """
-    if not data.is_dir():
-        raise ConfigError(f"the data folder does not exist: {data}")
+    _insist_on_folder(data)
     from indexmem_cli.train.pretrain import train_base
 
     train_base(
@@ -102,8 +101,7 @@ def pack(
       indexmem train pack corpus/ packed/
       indexmem train pack corpus/ packed/ --tokenizer models/indexmem-mini --part-mib 40
     """
-    if not data.is_dir():
-        raise ConfigError(f"the data folder does not exist: {data}")
+    _insist_on_folder(data)
     from indexmem_cli.train.packing import pack as pack_parts
     from indexmem_cli.train.recipes import RECIPES
 
@@ -212,8 +210,7 @@ def adapter(
         return
     if data is None:
         raise ConfigError("one of --data and --quick is needed", hint)
-    if not data.is_dir():
-        raise ConfigError(f"the data folder does not exist: {data}")
+    _insist_on_folder(data)
     from indexmem_cli.train.adapter import AdapterRecipe, train_adapter
 
     def report(row: dict[str, Any]) -> None:
@@ -260,8 +257,7 @@ def budgets(
       indexmem train budgets a/adapter.safetensors --data corpus/ --cache a/cache
       indexmem train budgets adapter.safetensors --data data/ --cache cache/ --by head
     """
-    if not data.is_dir():
-        raise ConfigError(f"the data folder does not exist: {data}")
+    _insist_on_folder(data)
     hush_libraries(False)
     from indexmem_cli.train.budgets import calibrate_budgets
 
@@ -292,8 +288,12 @@ def gate(
       indexmem train gate --data corpus/ --out gate.json
       indexmem train gate --data corpus/ --out gate.json --seed 1
     """
-    if not data.is_dir():
-        raise ConfigError(f"the data folder does not exist: {data}")
+    _insist_on_folder(data)
     from indexmem_cli.train.gate import train_gate
 
     train_gate(data, out, seed)
+
+
+def _insist_on_folder(data: Path) -> None:
+    if not data.is_dir():
+        raise ConfigError(f"the data folder does not exist: {data}")

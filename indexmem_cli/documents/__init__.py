@@ -100,7 +100,7 @@ def open_each(
             that it can be read more than once.
 
     Raises:
-        ConfigError: nothing to read, an empty pipe, an unknown encoding, pages that do not exist.
+        ConfigError: nothing to read, an empty pipe, pages that do not exist.
         DocumentError: a named source is missing, or cannot be read, or holds no text; or a
             folder holds nothing that can be read.
     """
@@ -108,7 +108,6 @@ def open_each(
         raise ConfigError("nothing to read", "name a file or a folder, or pipe a text in")
     if list(sources).count("-") > 1:
         raise ConfigError("stdin (-) is named twice")
-    _check_encoding(config.encoding)
     parts: list[Sources] = []
     unselected = None
     for source in sources or ["-"]:
@@ -312,15 +311,6 @@ def _seems_readable(document: Document) -> bool:
         return document.has_text()
     except Unreadable:
         return False
-
-
-def _check_encoding(encoding: str | None) -> None:
-    try:
-        b"x".decode(encoding or "utf-8", "replace")
-    except (LookupError, UnicodeError) as error:
-        raise ConfigError(
-            f"unknown encoding: {encoding!r}", "utf-8, cp1252, utf-16 or another one of Python's"
-        ) from error
 
 
 def _suggest(path: Path) -> str | None:

@@ -31,6 +31,7 @@ def open_address(source: str, config: ReadConfig) -> BinaryIO:
 
     try:
         request = Request(source, headers={"User-Agent": "indexmem"})
+        # Of a file, only what `_Response` has is used.
         return _Response(urlopen(request, timeout=_TIMEOUT_S))  # type: ignore[return-value]
     except (OSError, HTTPException, ValueError) as error:
         raise DocumentError(f"{source}: {getattr(error, 'reason', None) or error}") from error

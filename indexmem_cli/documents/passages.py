@@ -97,6 +97,18 @@ class Damaged(Exception):
         self.reason = reason
 
 
+def read_whole(stream: ByteSource, max_bytes: int, what: str) -> bytes:
+    """Read what has to stand in memory as a whole.
+
+    Raises:
+        Damaged: it is larger than `max_bytes`; `what` says what it is.
+    """
+    data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise Damaged(f"{what} is too large", reason="too large")
+    return data
+
+
 class Document:
     """One source, opened but not yet read. The counts grow while `passages` runs."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from indexmem_cli.documents.passages import ByteSource, Damaged
+from indexmem_cli.documents.passages import ByteSource, Damaged, read_whole
 
 MAX_MEMBERS = 20_000
 MAX_TOTAL_BYTES = 4_000_000_000
@@ -66,10 +66,7 @@ class Zip:
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return a whole member that is not larger than `max_bytes`."""
         with self.open(name) as stream:
-            data = stream.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise Damaged(f"{name!r} in it is too large", reason="too large")
-        return data
+            return read_whole(stream, max_bytes, f"{name!r} in it")
 
 
 def _is_regular(info: zipfile.ZipInfo) -> bool:

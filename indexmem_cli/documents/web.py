@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.blocks import Block
-from indexmem_cli.documents.passages import ByteSource, Damaged
+from indexmem_cli.documents.passages import ByteSource, Damaged, read_whole
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
@@ -36,9 +36,7 @@ _BLOCKS = {
 
 def read_html(stream: ByteSource, config: ReadConfig) -> Iterator[Block]:
     """Yield the blocks of a page."""
-    data = stream.read(MAX_HTML_BYTES + 1)
-    if len(data) > MAX_HTML_BYTES:
-        raise Damaged("the page is too large", reason="too large")
+    data = read_whole(stream, MAX_HTML_BYTES, "the page")
     yield from blocks_of(parse_html(data, config.encoding), has_menus=True)
 
 

@@ -16,9 +16,9 @@ from indexmem_cli.documents.chats.slack import is_slack, read_slack_zip
 from indexmem_cli.documents.docx import read_docx
 from indexmem_cli.documents.epub import read_epub
 from indexmem_cli.documents.passages import ByteSource, Damaged, Document
+from indexmem_cli.documents.text import SNIFF_BYTES
 from indexmem_cli.documents.unzip import Zip
 
-SNIFF_BYTES = 1 << 16
 _CONVERSATIONS = re.compile(r"(?:.*/)?conversations(?:-\d+)?\.json")
 _PHONE_CHAT = re.compile(r"(?:.*/)?(?:_chat|WhatsApp .*)\.txt")
 _OFFICE = {

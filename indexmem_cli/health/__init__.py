@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from indexmem_cli.errors import IndexMemError
+from indexmem_cli.errors import IndexMemError, first_line
 from indexmem_cli.health import files, system
 from indexmem_cli.health.finding import Finding
 
@@ -34,8 +34,7 @@ def examine(model: str | None = None) -> Iterator[Finding]:
         try:
             yield from check()
         except Exception as error:  # noqa: BLE001 (a doctor must not die of the illness)
-            detail = str(error).strip().splitlines() or [type(error).__name__]
-            yield Finding(name, "failure", f"{type(error).__name__}: {detail[0]}")
+            yield Finding(name, "failure", f"{type(error).__name__}: {first_line(error)}")
 
 
 def mend(finding: Finding) -> Finding:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +14,9 @@ from indexmem_cli.config import DEFAULT_MODEL
 from indexmem_cli.errors import IndexMemError
 from indexmem_cli.estimate import read_weights
 from indexmem_cli.health.finding import Finding
+from indexmem_cli.library import Library
+from indexmem_cli.library.disk import feed
+from indexmem_cli.library.transfer import verify_memory
 
 STALE_S = 24 * 3600
 """A download that nobody has written to for so long is not going on any more."""
@@ -70,9 +72,7 @@ def _blob_digest(blob: Path) -> str:
         digest = hashlib.sha256()
     else:
         digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
-    with blob.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    feed(digest, blob)
     return digest.hexdigest()
 
 
@@ -129,11 +129,6 @@ def _remove(files: list[Path]) -> str:
 
 def check_memories() -> Iterator[Finding]:
     """Check every byte of every saved memory."""
-    if importlib.util.find_spec("indexmem_cli.library") is None:
-        return
-    from indexmem_cli.library import Library
-    from indexmem_cli.library.transfer import verify_memory
-
     library, damaged = Library(), 0
     whole = [memory_id for memory_id in library.ids() if library.used_s(memory_id)]
     for memory_id in whole:

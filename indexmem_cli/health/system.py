@@ -1,10 +1,10 @@
 """Checks of the program itself and of the machine under it."""
 
+import base64
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 import tempfile
@@ -14,12 +14,15 @@ from pathlib import Path
 from indexmem_cli import __version__, settings
 from indexmem_cli.errors import IndexMemError
 from indexmem_cli.health.finding import Finding
+from indexmem_cli.library import home
+from indexmem_cli.library.disk import feed
 from indexmem_cli.machine import look_at_machine
 
 LOW_DISK_BYTES = 2 * 2**30
 
 
 def check_program() -> Iterator[Finding]:
+    """What this program is, and whether its files are as they were installed."""
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     yield Finding("program", "ok", f"indexmem {__version__}, {system}")
     changed = changed_files()
@@ -49,16 +52,13 @@ def changed_files() -> list[str]:
 
 
 def _digest(path: Path, mode: str) -> str:
-    import base64
-
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, mode) if hasattr(hashlib, "file_digest") else None
-        if digest is None:  # Python 3.10
-            digest = hashlib.new(mode, stream.read())
+    digest = hashlib.new(mode)
+    feed(digest, path)
     return base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()
 
 
 def check_settings() -> Iterator[Finding]:
+    """The user's file."""
     path = settings.config_path()
     try:
         given = settings.read_settings()
@@ -70,6 +70,7 @@ def check_settings() -> Iterator[Finding]:
 
 
 def check_torch() -> Iterator[Finding]:
+    """Whether torch can be imported, and adds up."""
     try:
         import torch
 
@@ -88,6 +89,7 @@ def check_torch() -> Iterator[Finding]:
 
 
 def check_gpu() -> Iterator[Finding]:
+    """The GPUs, and whether torch can use them."""
     machine = look_at_machine()
     import torch
 
@@ -121,6 +123,7 @@ def check_gpu() -> Iterator[Finding]:
 
 
 def check_kernels() -> Iterator[Finding]:
+    """Whether there is Triton, for kernels of our own."""
     import torch
 
     if importlib.util.find_spec("triton") is None:
@@ -132,6 +135,7 @@ def check_kernels() -> Iterator[Finding]:
 
 
 def check_quantisation() -> Iterator[Finding]:
+    """Whether there is bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
         yield Finding(
             "quantisation", "warning", "no bitsandbytes: --quant int8 and nf4 do not work"
@@ -142,6 +146,7 @@ def check_quantisation() -> Iterator[Finding]:
 
 
 def check_memory() -> Iterator[Finding]:
+    """The memory that is free."""
     machine = look_at_machine()
     free, total = machine.ram_free_bytes / 2**30, machine.ram_total_bytes / 2**30
     found = f"{free:.1f} of {total:.1f} GiB of RAM free"
@@ -169,6 +174,7 @@ def check_data() -> Iterator[Finding]:
 
 
 def check_disk() -> Iterator[Finding]:
+    """The room that is left on the disks of the program's folders and of the models."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     seen = set()
@@ -186,12 +192,7 @@ def check_disk() -> Iterator[Finding]:
 
 
 def _own_folders() -> tuple[Path, ...]:
-    from platformdirs import user_data_path
-
-    home = os.environ.get("INDEXMEM_HOME")
-    config = settings.config_path().parent
-    data = Path(home).expanduser() if home else user_data_path("indexmem", appauthor=False)
-    return tuple(dict.fromkeys((config, data)))
+    return tuple(dict.fromkeys((settings.config_path().parent, home())))
 
 
 def _existing(path: Path) -> Path:

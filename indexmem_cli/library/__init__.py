@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
 from indexmem_cli.errors import ConfigError, LockTimeout, MemoryFileError
@@ -23,7 +22,7 @@ from indexmem_cli.library.disk import (
     blake2b,
     checksum,
     folder_bytes,
-    make_folder,
+    locked,
     sync,
     write_atomic,
 )
@@ -310,20 +309,7 @@ class Library:
             LockTimeout: another process has kept it for longer than `timeout_s`.
             OSError: nothing can be written here.
         """
-        path = self._lock_path(memory_id)
-        make_folder(path.parent)
-        lock = FileLock(path, mode=0o600)
-        try:
-            lock.acquire(timeout=timeout_s)
-        except Timeout as error:
-            raise LockTimeout(
-                f"memory {memory_id} is being written by another process",
-                "wait for it, or read without saving: --no-save",
-            ) from error
-        try:
+        said = f"memory {memory_id} is being written by another process"
+        hint = "wait for it, or read without saving: --no-save"
+        with locked(self.root / ".locks" / f"{memory_id}.lock", timeout_s, said, hint):
             yield
-        finally:
-            lock.release()
-
-    def _lock_path(self, memory_id: str) -> Path:
-        return self.root / ".locks" / f"{memory_id}.lock"

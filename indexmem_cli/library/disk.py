@@ -1,10 +1,16 @@
-"""Writing that a crash cannot tear, and checksums of what was written."""
+"""Writing that a crash cannot tear, locks, and checksums of what was written."""
 
 import contextlib
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from indexmem_cli.errors import LockTimeout
 
 BLOCK_BYTES = 1 << 20
 
@@ -22,8 +28,9 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old or the new one whole.
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file, for its owner alone, so that a crash leaves the old or the new one whole.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -32,7 +39,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         number = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(number, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)
@@ -41,6 +48,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             part.unlink()
         raise
     sync(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file; as `writing`."""
+    with writing(path) as stream:
+        stream.write(data)
 
 
 def sync(path: Path) -> None:
@@ -55,6 +68,26 @@ def sync(path: Path) -> None:
         os.close(number)
 
 
+@contextlib.contextmanager
+def locked(path: Path, timeout_s: float, message: str, hint: str) -> Iterator[None]:
+    """Keep other processes out that ask for the same file.
+
+    Raises:
+        LockTimeout: another one has kept it for longer than `timeout_s`; in these words.
+        OSError: nothing can be written here.
+    """
+    make_folder(path.parent)
+    lock = FileLock(path, mode=0o600)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout as error:
+        raise LockTimeout(message, hint) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def blake2b(data: bytes) -> str:
     """Return the checksum of bytes, 64 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=32).hexdigest()
@@ -66,12 +99,22 @@ def checksum(path: Path) -> tuple[int, str]:
     Raises:
         OSError: it cannot be read.
     """
-    digest, size = hashlib.blake2b(digest_size=32), 0
+    digest = hashlib.blake2b(digest_size=32)
+    return feed(digest, path), digest.hexdigest()
+
+
+def feed(digest: "hashlib._Hash | hashlib.blake2b", path: Path) -> int:
+    """Put the content of a file into a hash; return its bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = 0
     with path.open("rb") as stream:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
             size += len(block)
-    return size, digest.hexdigest()
+    return size
 
 
 def folder_bytes(folder: Path) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from indexmem_cli.documents import Document
-from indexmem_cli.library.disk import BLOCK_BYTES
+from indexmem_cli.library.disk import feed
 from indexmem_cli.library.manifest import SourceFile
 
 
@@ -97,9 +97,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
 def _sha256(path: str) -> str | None:
     digest = hashlib.sha256()
     try:
-        with Path(path).open("rb") as stream:
-            while block := stream.read(BLOCK_BYTES):
-                digest.update(block)
+        feed(digest, Path(path))
     except OSError:
         return None
     return digest.hexdigest()

@@ -1,7 +1,5 @@
 """A memory as one tar file, and back. Of a tar's features only plain files are ever accepted."""
 
-import contextlib
-import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -10,7 +8,7 @@ from typing import BinaryIO
 
 from indexmem_cli.errors import ConfigError, MemoryFileError
 from indexmem_cli.library import MANIFEST, Library
-from indexmem_cli.library.disk import BLOCK_BYTES, make_folder, new_name, sync
+from indexmem_cli.library.disk import BLOCK_BYTES, make_folder, new_name, sync, writing
 from indexmem_cli.library.manifest import (
     ID,
     MAX_MANIFEST_BYTES,
@@ -35,22 +33,11 @@ def export_memory(library: Library, memory_id: str, path: Path, replace: bool = 
     if path.exists() and not replace:
         raise ConfigError(f"{path} exists", "choose another file with --out, or add --force")
     manifest = library.verify(memory_id)
-    part = path.with_name(new_name(f".{path.name}", ".part"))
-    try:
-        number = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(number, "wb") as out:
-            for name in (MANIFEST, *sorted(manifest.parts)):
-                _append(out, library.folder(memory_id) / name, f"{memory_id}/{name}", manifest)
-            out.write(bytes(2 * _RECORD))
-            out.flush()
-            os.fsync(out.fileno())
-            size = out.tell()
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-    return size
+    with writing(path) as out:
+        for name in (MANIFEST, *sorted(manifest.parts)):
+            _append(out, library.folder(memory_id) / name, f"{memory_id}/{name}", manifest)
+        out.write(bytes(2 * _RECORD))
+        return out.tell()
 
 
 def import_memory(library: Library, path: Path) -> tuple[Manifest, bool]:

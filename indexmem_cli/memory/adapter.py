@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from indexmem_cli.config import ADAPTER_FILE
-from indexmem_cli.errors import BackboneError
+from indexmem_cli.errors import BackboneError, first_line
 from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, TokenIndexer, make_indexer
 
 FORMAT = 1
@@ -140,8 +140,8 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
             raise ValueError(f"{wrong[0]} holds numbers that are not finite")
         _check_tables(tensors, indexer.config)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BackboneError(f"{path.name} is no readable adapter: {what}", again) from error
+        what = f"{path.name} is no readable adapter: {first_line(error)}"
+        raise BackboneError(what, again) from error
     model_hash, tokenizer_hash = hash_model(model_folder)
     for what, found in (("model", model_hash), ("tokenizer", tokenizer_hash)):
         if manifest[f"{what}_hash"] != found:

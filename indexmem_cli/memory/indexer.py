@@ -95,7 +95,7 @@ class TokenIndexer(nn.Module):
     def __init__(self, config: IndexerConfig) -> None:
         super().__init__()
         self.config = config
-        outputs = {"retention": config.kv_heads}.get(config.form, 1)
+        outputs = config.kv_heads if config.form == "retention" else 1
         self.nets = nn.ModuleList(
             ScoreNet(config.width, config.hidden, outputs) for _ in config.groups
         )
@@ -195,9 +195,8 @@ class TokenScorer(GathersNothing):
 
     def score(self, block: Block) -> list[Tensor]:
         fresh = self.indexer(block.hidden) if block.new_tokens else None
-        if fresh and (heads := len(block.state.managed) // len(fresh)) > 1:  # each a part
-            fresh = [score[:, h : h + 1] if score.shape[1] > 1 else score
-                     for score in fresh for h in range(heads)]  # fmt: skip
+        if fresh and (parts := len(block.state.managed) // len(fresh)) > 1:  # each head is one
+            fresh = [part for score in fresh for part in _by_part(score, parts)]
         scores: list[Tensor] = []
         for i, layer in enumerate(block.state.managed):
             same = i and fresh and fresh[i] is fresh[i - 1]
@@ -228,20 +227,21 @@ class QueryScorer(GathersNothing):
             layer = block.state.managed[places[0]]
             states = block.hidden[config.watched_layers[group]]
             fresh = self.indexer.make_keys(group, states)[:, None]
-            layer.notes = fresh if layer.notes is None else torch.cat([layer.notes, fresh], dim=2)
+            notes = fresh if layer.notes is None else torch.cat([layer.notes, fresh], dim=2)
+            layer.notes = notes
             best = layer.scores[:, :1, : layer.held].clone()
             best[..., layer.held - block.new_tokens :] = float("-inf")
             query = block.queries[places[0]]
             if uses_kernels(query) and block.new_tokens:
                 asked = self.indexer.make_queries(group, query, states)
                 relu = config.activation == "relu"
-                best = score_pairs(*asked, layer.notes[:, 0], best[:, 0], relu).unsqueeze(1)
+                best = score_pairs(*asked, notes[:, 0], best[:, 0], relu).unsqueeze(1)
                 scores += [best] * len(places)
                 continue
             for first in range(0, block.new_tokens, self.rows):
                 end = min(first + self.rows, block.new_tokens)
                 paid = self.indexer.relevance(
-                    group, query[:, :, first:end], states[:, first:end], layer.notes[:, 0]
+                    group, query[:, :, first:end], states[:, first:end], notes[:, 0]
                 )
                 seen = layer.held - block.new_tokens + first
                 visible = torch.ones_like(paid, dtype=torch.bool).tril(seen)
@@ -249,6 +249,11 @@ class QueryScorer(GathersNothing):
                 torch.maximum(best, paid.amax(dim=1, keepdim=True), out=best)
             scores += [best] * len(places)
         return scores
+
+
+def _by_part(score: Tensor, parts: int) -> list[Tensor]:
+    """A layer's score [B, G or 1, T] for each of its heads; a shared one stays one tensor."""
+    return [score] * parts if score.shape[1] == 1 else list(score.split(1, dim=1))
 
 
 def make_indexer_scorer(indexer: TokenIndexer | QueryIndexer) -> TokenScorer | QueryScorer:

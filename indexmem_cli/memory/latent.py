@@ -81,28 +81,33 @@ class CentroidMemory:
             slots: clusters per head. bias: calibrated log mass, fp32 [G], at most 0.
         """
         self.slots, self.bias = slots, bias
-        self.count: Tensor | None = None  # fp32 [B, G, M]
-        self.keys: Tensor | None = None  # fp32 [B, G, M, D], sums
-        self.values: Tensor | None = None  # fp32 [B, G, M, D], sums
-        self.home: Tensor | None = None  # int64 [B, G, tags]: the slot where a tag's tokens are
-        self.tags: Tensor | None = None  # int64 [B, G, M]: the tag that a slot gives out now
+        # Without elements until something is written.
+        self.count = torch.empty(0, 0, 0)  # fp32 [B, G, M]
+        self.keys = torch.empty(0, 0, 0, 0)  # fp32 [B, G, M, D], sums
+        self.values = torch.empty(0, 0, 0, 0)  # fp32 [B, G, M, D], sums
+        self.home = torch.empty(0, 0, 0)  # int64 [B, G, tags]: the slot where a tag's tokens are
+        self.tags = torch.empty(0, 0, 0)  # int64 [B, G, M]: the tag that a slot gives out now
         self.writes = 0
 
     @property
+    def _is_empty(self) -> bool:
+        return not self.count.numel()
+
+    @property
     def is_silent(self) -> bool:
-        if self.count is None:
+        if self._is_empty:
             return True
         return self.bias is not None and bool((self.bias == float("-inf")).all())
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.count is None else sum(t.nbytes for t in self.save().values())
+        return sum(tensor.nbytes for tensor in self.save().values())
 
     def write(self, keys: Tensor, values: Tensor) -> Tensor:
         if keys.shape[2] == 0:
             return torch.empty(keys.shape[:3], dtype=torch.int64, device=keys.device)
         keys, values = keys.float(), values.float()
-        if self.count is None:
+        if self._is_empty:
             self._make_room(keys)
             slot = self._first_slots(keys)
         else:
@@ -155,7 +160,7 @@ class CentroidMemory:
         return self.keys / count, self.values / count
 
     def save(self) -> dict[str, Tensor]:
-        if self.count is None:
+        if self._is_empty:
             return {}
         names = ("count", "keys", "values", "home", "tags")
         return {name: getattr(self, name) for name in names}
@@ -258,9 +263,8 @@ class FastWeights(nn.Module):
         self.gate = nn.Linear(head_size, 1)
         self.decay_logit = nn.Parameter(torch.tensor(4.0))
         nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(
-            self.gate.bias, -6.9
-        )  # a gate of 0.001: untrained it does next to nothing
+        # A gate of 0.001: untrained it does next to nothing.
+        nn.init.constant_(self.gate.bias, -6.9)
 
     @property
     def decay(self) -> Tensor:
@@ -283,12 +287,17 @@ class FastWeightMemory:
 
     def __init__(self, slow: FastWeights) -> None:
         self.slow = slow
-        self.weights: Tensor | None = None  # fp32 [B, G, F, D]
-        self.norm: Tensor | None = None  # fp32 [B, G, F]
+        # Without elements until something is written.
+        self.weights = torch.empty(0, 0, 0, 0)  # fp32 [B, G, F, D]
+        self.norm = torch.empty(0, 0, 0)  # fp32 [B, G, F]
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self.weights.numel()
 
     @property
     def is_silent(self) -> bool:
-        return self.weights is None or bool(self.slow.gate.bias == float("-inf"))
+        return self._is_empty or bool(self.slow.gate.bias == float("-inf"))
 
     @property
     def nbytes(self) -> int:
@@ -296,14 +305,14 @@ class FastWeightMemory:
 
     def write(self, keys: Tensor, values: Tensor) -> Tensor:
         tags = torch.zeros(keys.shape[:3], dtype=torch.int64, device=keys.device)
-        if self.weights is not None and ops.uses_kernels(keys) and not torch.is_grad_enabled():
+        if not self._is_empty and ops.uses_kernels(keys) and not torch.is_grad_enabled():
             old = self.slow.map.weight, self.weights, self.norm
             new = ops.update_fast_weights(keys, values, _all_of(keys), *old, self.slow.decay)
             self.weights, self.norm = new if keys.shape[2] else old[1:]
             return tags
         features = self.slow.map(keys.float())
         added = features.transpose(-1, -2) @ values.float(), features.pow(2).sum(2)
-        if self.weights is None:
+        if self._is_empty:
             self.weights, self.norm = added
         elif keys.shape[2]:
             decay = self.slow.decay
@@ -328,7 +337,7 @@ class FastWeightMemory:
         return torch.sigmoid(self.slow.gate(grouped)).squeeze(-1).flatten(1, 2)
 
     def save(self) -> dict[str, Tensor]:
-        return {} if self.weights is None else {"weights": self.weights, "norm": self.norm}
+        return {} if self._is_empty else {"weights": self.weights, "norm": self.norm}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():

@@ -5,7 +5,7 @@ states. To add one: write a class with `score`, enter it in `SCORERS`, name it i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,19 +23,18 @@ class Block:
 
     state: MemoryState
     new_tokens: int
-    queries: list[Tensor] = field(default_factory=list)
+    queries: list[Tensor]
     """Queries before rotation, [B, H, T, D]; filled when the scorer `needs_queries`."""
-    hidden: dict[int, Tensor] = field(default_factory=dict)
+    hidden: dict[int, Tensor]
     """Attention inputs [B, T, d_model] by layer of the model: those in `state.watched_layers`."""
-    question_attention: list[Tensor] = field(default_factory=list)
+    question_attention: list[Tensor]
     """Largest attention of any token of the question and any query head of the group to each slot,
     fp32 [B, G, N]; filled when the scorer `needs_question`."""
-    attention: Callable[[int, int, int], Tensor] | None = None
+    attention: Callable[[int, int, int], Tensor]
     """attention(layer, first, end): weights fp32 [B, H, R, N] of the block's rows [first, end)."""
-    rotate: Callable[[int, Tensor, Tensor], Tensor] | None = None
+    rotate: Callable[[int, Tensor, Tensor], Tensor]
     """rotate(layer, x [B, X, n, D], positions int64 [n]): x turned to those positions."""
-
-    remembered: Callable[[int], Tensor] | None = None
+    remembered: Callable[[int], Tensor]
     """remembered(layer): share of each row's attention that the latent memory takes, [B, H, T]."""
 
     def keys(self, layer: int) -> Tensor:

@@ -14,6 +14,9 @@ from torch import Tensor
 from indexmem_cli.memory.latent import LatentMemory
 from indexmem_cli.ops import compact_slots, quantise_rows, uses_kernels
 
+NO_ROWS, NO_ENTRIES = torch.empty(0, 0, 0, 0), torch.empty(0, 0, 0)
+"""What a layer that holds nothing has in the place of its tensors; never written to."""
+
 
 class LayerState:
     """The kept keys and values of one layer, in the order of the text.
@@ -31,15 +34,15 @@ class LayerState:
         """
         self.limit, self.int8 = limit, int8
         self.held = 0
-        self.dtype: torch.dtype | None = None  # of keys and values outside of this memory
-        self.keys: Tensor | None = None  # [B, G, capacity, D]
-        self.values: Tensor | None = None  # [B, G, capacity, D]
-        self.key_scales: Tensor | None = None  # fp32 [B, G, capacity], of int8 rows
-        self.value_scales: Tensor | None = None  # fp32 [B, G, capacity], of int8 rows
-        self.positions: Tensor | None = None  # int64 [B, G, capacity], ascending
-        self.scores: Tensor | None = None  # fp32 [B, G, capacity]: what the scorer last said
+        self.dtype = torch.float32  # of keys and values outside of this memory, once there are any
+        self.keys: Tensor = NO_ROWS  # [B, G, capacity, D]
+        self.values: Tensor = NO_ROWS  # [B, G, capacity, D]
+        self.key_scales: Tensor = NO_ENTRIES  # fp32 [B, G, capacity], of int8 rows
+        self.value_scales: Tensor = NO_ENTRIES  # fp32 [B, G, capacity], of int8 rows
+        self.positions: Tensor = NO_ENTRIES  # int64 [B, G, capacity], ascending
+        self.scores: Tensor = NO_ENTRIES  # fp32 [B, G, capacity]: what the scorer last said
         self.notes: Tensor | None = None  # [B, 1, <= held, E]: what a scorer keeps of each slot
-        self.rotated: Tensor | None = None  # [B, G, capacity, D]
+        self.rotated: Tensor = NO_ROWS  # [B, G, capacity, D]
         self.num_rotated = 0
         self.latent: LatentMemory | None = None  # takes in what is evicted
         # Positions and tags, int64 [B, G, E], of what the latent memory took in last.
@@ -86,7 +89,7 @@ class LayerState:
         """Values of the slots held, from `first` on: [B, G, S, D] in `dtype`."""
         return self._rows(self.values, self.value_scales, first)
 
-    def _rows(self, rows: Tensor, scales: Tensor | None, first: int) -> Tensor:
+    def _rows(self, rows: Tensor, scales: Tensor, first: int) -> Tensor:
         held = slice(first, self.held)
         if not self.int8:
             return rows[:, :, held]
@@ -115,7 +118,7 @@ class LayerState:
             where = index[:, :1, :, None].expand(-1, -1, -1, self.notes.shape[3])
             self.notes = self.notes.gather(2, where)
         self.held = kept
-        self.rotated, self.num_rotated = None, 0
+        self.forget_rotation()
 
     def insert(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Add tokens in their own places of the text: keys and values [B, G, T, D].
@@ -153,7 +156,7 @@ class LayerState:
         Args:
             rotate: function of (keys [B, G, n, D], first slot) that returns them rotated.
         """
-        if self.rotated is None or self.rotated.shape[2] < self.held:
+        if self.rotated.shape[2] < self.held:
             self.rotated, self.num_rotated = torch.empty_like(self.keys, dtype=self.dtype), 0
         if self.num_rotated < self.held:
             first = self.num_rotated
@@ -163,13 +166,16 @@ class LayerState:
 
     def forget_rotation(self) -> None:
         """Drop the rotated copies; needed when slots are given other positions."""
-        self.rotated, self.num_rotated = None, 0
+        self.rotated, self.num_rotated = NO_ROWS, 0
+
+    @property
+    def live_latent(self) -> LatentMemory | None:
+        """The latent memory, if reading it changes anything."""
+        return None if self.latent is None or self.latent.is_silent else self.latent
 
     @property
     def nbytes(self) -> int:
         """Bytes of the kept keys and values and of the latent memory, without spare room."""
-        if self.keys is None:
-            return 0
         batch, heads, _, size = self.keys.shape
         latent = self.latent.nbytes if self.latent is not None else 0
         row = size * self.keys.element_size() + (4 if self.int8 else 0)
@@ -179,7 +185,7 @@ class LayerState:
         """Return an independent copy of what is held."""
         copy = LayerState(self.limit, self.int8)
         copy.latent = self.latent.clone() if self.latent is not None else None
-        if self.keys is not None:
+        if self.held:
             held = {name: getattr(self, name)[:, :, : self.held] for name in self.buffers}
             copy.restore(held, self.dtype)
             copy.notes = self.notes  # never changed in place
@@ -191,7 +197,7 @@ class LayerState:
         self._reserve(slots, self.keys.new_empty(batch, heads, 0, size, dtype=self.dtype))
 
     def _reserve(self, slots: int, like: Tensor) -> None:
-        capacity = 0 if self.keys is None else self.keys.shape[2]
+        capacity = self.keys.shape[2]
         if slots <= capacity:
             return
         self.dtype = like.dtype
@@ -242,17 +248,17 @@ class WindowState:
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self.keys: Tensor | None = None  # [B, G, <= window - 1 + T, D], before rotation
-        self.values: Tensor | None = None
+        self.keys: Tensor = NO_ROWS  # [B, G, <= window - 1 + T, D], before rotation
+        self.values: Tensor = NO_ROWS
 
     @property
     def held(self) -> int:
         """Tokens held now."""
-        return 0 if self.keys is None else self.keys.shape[2]
+        return int(self.keys.shape[2])
 
     def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Add T tokens; return every key and value that one of them can see, in order."""
-        if self.keys is not None:
+        if self.held:
             out_of_sight = max(0, self.held - (self.window - 1))
             keys = torch.cat([self.keys[:, :, out_of_sight:], keys], dim=2)
             values = torch.cat([self.values[:, :, out_of_sight:], values], dim=2)
@@ -267,19 +273,20 @@ class WindowState:
     @property
     def nbytes(self) -> int:
         """Bytes of the window's keys and values."""
-        return 0 if self.keys is None else 2 * self.keys.nbytes
+        return int(2 * self.keys.nbytes)
 
     def clone(self) -> "WindowState":
         """Return an independent copy."""
         copy = WindowState(self.window)
-        if self.keys is not None:
+        if self.held:
             copy.keys, copy.values = self.keys.clone(), self.values.clone()
         return copy
 
 
-def make_layer(
-    window: int | None, slots: int, int8: bool, heads: int = 0
-) -> "LayerState | HeadsState | WindowState":
+Layer = LayerState | HeadsState | WindowState
+
+
+def make_layer(window: int | None, slots: int, int8: bool, heads: int = 0) -> Layer:
     """Make an empty layer: with a window of its own, or to be managed.
 
     Args:
@@ -292,7 +299,7 @@ def make_layer(
     return HeadsState([LayerState(slots, int8) for _ in range(heads)])
 
 
-def managed_parts(layer: LayerState | HeadsState | WindowState) -> list[LayerState]:
+def managed_parts(layer: Layer) -> list[LayerState]:
     """What of a layer is kept or evicted: itself, each of its heads, or nothing."""
     if isinstance(layer, WindowState):
         return []
@@ -303,7 +310,7 @@ def managed_parts(layer: LayerState | HeadsState | WindowState) -> list[LayerSta
 class MemoryState:
     """Everything a model remembers of one stream of tokens."""
 
-    layers: list[LayerState | HeadsState | WindowState]
+    layers: list[Layer]
     seen: int = 0
     """Tokens read so far: the position of the next one."""
     sink_tokens: int = 0
@@ -353,7 +360,7 @@ class MemoryState:
         """Bytes of all kept keys and values."""
         return sum(part.nbytes for part in self.parts)
 
-    def undo(self, before: list[tuple[int, Tensor | None, Tensor | None]]) -> None:
+    def undo(self, before: list[tuple[int, Tensor, Tensor]]) -> None:
         """Go back to `marks`, from a pass that failed in the middle."""
         for layer, (held, keys, values) in zip(self.parts, before, strict=True):
             if isinstance(layer, LayerState):
@@ -361,7 +368,7 @@ class MemoryState:
             else:
                 layer.keys, layer.values = keys, values
 
-    def marks(self) -> list[tuple[int, Tensor | None, Tensor | None]]:
+    def marks(self) -> list[tuple[int, Tensor, Tensor]]:
         """Return what `undo` needs to take back the tokens that are appended next."""
         return [(part.held, part.keys, part.values) for part in self.parts]
 

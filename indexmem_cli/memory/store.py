@@ -30,7 +30,7 @@ def save_state(path: Path, state: MemoryState, scorer: Scorer) -> dict[str, Any]
     for place, part in state.named_parts:
         for name in _names(part):
             value = getattr(part, name)
-            if value is not None:
+            if value is not None and part.held:
                 tensors[f"layers.{place}.{name}"] = value[:, :, : part.held]
         if (latent := getattr(part, "latent", None)) is not None:
             tensors |= {f"layers.{place}.latent.{name}": t for name, t in latent.save().items()}
@@ -159,9 +159,9 @@ def _checked(
         if (tuple(tensor.shape), tensor.dtype) != expected[name]:
             found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
             raise ValueError(f"{name} of layer {index} have the wrong shape or type: {found}")
-    if held > seen:
-        raise ValueError(f"layer {index} holds more tokens than were read")
-    if isinstance(layer, LayerState) and held:
+    if not 0 < held <= seen:
+        raise ValueError(f"layer {index} holds {held} tokens, where {seen} were read")
+    if isinstance(layer, LayerState):
         positions = parts["positions"]
         in_order = bool((positions.diff(dim=-1) > 0).all())
         if not in_order or int(positions.min()) < 0 or int(positions.max()) >= seen:

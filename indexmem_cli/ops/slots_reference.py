@@ -10,8 +10,6 @@ from indexmem_cli.ops.reference import causal_mask, exact
 
 Affine = tuple[Tensor, Tensor]
 """Weight and bias."""
-
-
 MAX_HIDDEN = 512
 """Most hidden units of a net that `score_states` takes: those of one token fill a tile."""
 

@@ -3,7 +3,7 @@
 Every untrusted string passes `safe_text`, and meets Rich as `Text`, never as markup.
 """
 
-from indexmem_cli.render.answers import JsonRenderer, ReadingBar, Renderer, View
+from indexmem_cli.render.answers import JsonRenderer, Renderer, View
 from indexmem_cli.render.bench import (
     describe_value,
     markdown_measures,
@@ -14,34 +14,21 @@ from indexmem_cli.render.explanation import draw_explanation
 from indexmem_cli.render.health import show_finding
 from indexmem_cli.render.inspection import show_inspection
 from indexmem_cli.render.models import describe_download, show_model, show_models
-from indexmem_cli.render.safe import safe_line, safe_text
+from indexmem_cli.render.safe import safe_text
 from indexmem_cli.render.screen import show_error, show_json, show_line, show_lines
 from indexmem_cli.render.settings import show_settings
-from indexmem_cli.render.wording import (
-    describe_coverage,
-    describe_place,
-    describe_progress,
-    format_bytes,
-    format_rate,
-    format_seconds,
-)
+from indexmem_cli.render.wording import format_bytes, format_seconds
 
 __all__ = [
     "JsonRenderer",
-    "ReadingBar",
     "Renderer",
     "View",
-    "describe_coverage",
     "describe_download",
-    "describe_place",
-    "describe_progress",
     "describe_value",
     "draw_explanation",
     "format_bytes",
-    "format_rate",
     "format_seconds",
     "markdown_measures",
-    "safe_line",
     "safe_text",
     "show_error",
     "show_finding",
@@ -49,9 +36,9 @@ __all__ = [
     "show_json",
     "show_line",
     "show_lines",
+    "show_measures",
     "show_model",
     "show_models",
     "show_settings",
-    "show_measures",
     "tabulate_measures",
 ]

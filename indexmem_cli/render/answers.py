@@ -13,7 +13,7 @@ from rich.text import Text
 from indexmem_cli.events import Answer, Event, Loaded, Notice, Progress, Source, TokenText
 from indexmem_cli.render.explanation import explanation_lines
 from indexmem_cli.render.safe import safe_line, safe_text
-from indexmem_cli.render.screen import open_console, show_json
+from indexmem_cli.render.screen import open_console, show_json, show_note
 from indexmem_cli.render.wording import (
     describe_coverage,
     describe_memory,
@@ -85,7 +85,7 @@ class Renderer:
     def show_notice(self, message: str) -> None:
         """Show something that the user should know."""
         if self._view.notices:
-            self._console.print(Text.assemble(("note: ", "yellow"), safe_text(message)))
+            show_note(self._console, message)
 
     def show_token(self, text: str, bar: "ReadingBar") -> None:
         """Write a piece of the answer at once, or keep the bar until the answer is whole."""

@@ -27,9 +27,9 @@ def explanation_lines(explanation: Explanation, width: int = 72) -> list[str]:
         lines.append(f"  {name:<{room}} │{cells}│")
     lines.append("where the question's attention goes:")
     for mass in explanation.attention:
-        parts = [f"{text} {getattr(mass, part):.0%}" for part, text in PARTS.items()
-                 if getattr(mass, part) >= 0.005]  # fmt: skip
-        lines.append(f"  {f'layer {mass.layer}':<{room}}  {' · '.join(parts)}")
+        shares = ((text, getattr(mass, part)) for part, text in PARTS.items())
+        said = " · ".join(f"{text} {share:.0%}" for text, share in shares if share >= 0.005)
+        lines.append(f"  {f'layer {mass.layer}':<{room}}  {said}")
     return lines
 
 

@@ -6,8 +6,8 @@ from rich.text import Text
 
 from indexmem_cli.events import Event, Ingested, Loaded, Notice, Progress
 from indexmem_cli.render.answers import ReadingBar
-from indexmem_cli.render.safe import safe_line, safe_text
-from indexmem_cli.render.screen import open_console, show_json, show_lines
+from indexmem_cli.render.safe import safe_line
+from indexmem_cli.render.screen import open_console, show_json, show_lines, show_note
 from indexmem_cli.render.wording import describe_coverage, describe_memory, format_seconds
 
 
@@ -21,7 +21,7 @@ def show_ingestion(events: Iterable[Event], quiet: bool, as_json: bool) -> Inges
                 case Loaded() | Progress():
                     bar.show(event)
                 case Notice(message) if not quiet:
-                    console.print(Text.assemble(("note: ", "yellow"), safe_text(message)))
+                    show_note(console, message)
                 case Ingested():
                     done = event
     assert done is not None, "an ingestion ends with what was ingested"

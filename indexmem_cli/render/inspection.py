@@ -6,7 +6,7 @@ from rich.text import Text
 from indexmem_cli.events import FileReport, Inspection
 from indexmem_cli.render.safe import safe_line
 from indexmem_cli.render.screen import open_console
-from indexmem_cli.render.wording import describe_skipped, format_bytes
+from indexmem_cli.render.wording import count, describe_skipped, format_bytes
 
 _INSPECTED_FILES = 40
 
@@ -20,21 +20,15 @@ def show_inspection(inspection: Inspection, verbose: bool) -> None:
     for column in ("PAGES", "TOKENS", "SIZE"):
         table.add_column(column, justify="right", no_wrap=True)
     shown = inspection.files if verbose else inspection.files[:_INSPECTED_FILES]
-    folders = _folder_totals(inspection.files)
+    totals = _folder_totals(inspection.files)
     for file in shown:
-        name, depth = file.name, 0
-        if file.inner is not None:
-            *outer, name = file.inner.split("/")
-            root = file.name.removesuffix(file.inner)
-            for depth in range(len(outer) + 1):
-                folder = root + "".join(f"{part}/" for part in outer[:depth])
-                if folder in folders:
-                    tokens, size = folders.pop(folder)
-                    label = outer[depth - 1] + "/" if depth else root
-                    _add_row(table, depth, label, "", "", tokens, size)
-            depth += 1
+        folders = _folders_of(file)
+        for depth, (folder, label) in enumerate(folders):
+            if folder in totals:  # before the first file in it
+                _add_row(table, depth, label, "", "", *totals.pop(folder))
+        name = file.name if file.inner is None else file.inner.rpartition("/")[2]
         pages = f"{file.pages:,}" if file.pages else "-"
-        _add_row(table, depth, name, file.kind, pages, file.tokens, file.size_bytes)
+        _add_row(table, len(folders), name, file.kind, pages, file.tokens, file.size_bytes)
     console.print(table)
     if hidden := len(inspection.files) - len(shown):
         console.print(Text(f"… and {hidden:,} more files (-v lists them)"))
@@ -46,14 +40,19 @@ def _folder_totals(files: tuple[FileReport, ...]) -> dict[str, tuple[int, int]]:
     """Sum tokens and bytes of every folder, and of those above it up to the one that was named."""
     totals: dict[str, tuple[int, int]] = {}
     for file in files:
-        if file.inner is None:
-            continue
-        folder = file.name.removesuffix(file.inner)
-        for part in ["", *file.inner.split("/")[:-1]]:
-            folder += f"{part}/" if part else ""
+        for folder, _ in _folders_of(file):
             tokens, size = totals.get(folder, (0, 0))
             totals[folder] = (tokens + file.tokens, size + file.size_bytes)
     return totals
+
+
+def _folders_of(file: FileReport) -> list[tuple[str, str]]:
+    """The folders that a file is in, from the one that was named: each as a path and its name."""
+    if file.inner is None:
+        return []
+    root = file.name.removesuffix(file.inner)
+    labels = [f"{part}/" for part in file.inner.split("/")[:-1]]
+    return [("".join((root, *labels[:n])), label) for n, label in enumerate((root, *labels))]
 
 
 def _add_row(
@@ -66,8 +65,7 @@ def _add_row(
 
 def _inspection_lines(inspection: Inspection, verbose: bool) -> list[str]:
     coverage = inspection.coverage
-    num_files = len(inspection.files)
-    lines = [f"{coverage.tokens_total:,} tokens in {num_files:,} file{'s' * (num_files != 1)}"]
+    lines = [f"{coverage.tokens_total:,} tokens in {count(len(inspection.files), 'file')}"]
     if coverage.pages_total:
         lines[0] += f", {coverage.pages_total:,} pages"
     if coverage.messages_read:

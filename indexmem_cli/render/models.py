@@ -8,7 +8,7 @@ from rich.text import Text
 from indexmem_cli.render.safe import safe_line
 from indexmem_cli.render.screen import open_console
 from indexmem_cli.render.tables import print_table
-from indexmem_cli.render.wording import format_bytes
+from indexmem_cli.render.wording import count, format_bytes
 
 
 def show_models(rows: Sequence[dict[str, Any]], machine: dict[str, Any], num_found: int) -> None:
@@ -60,8 +60,7 @@ def describe_download(model: str, revision: str, files: int, size_bytes: int) ->
     """Say what is going to be fetched."""
     if not files:
         return f"{model} is here already (revision {revision})"
-    plural = "s" * (files != 1)
-    return f"{model} (revision {revision}): {files} file{plural}, {format_bytes(size_bytes)}"
+    return f"{model} (revision {revision}): {count(files, 'file')}, {format_bytes(size_bytes)}"
 
 
 def format_count(number: int) -> str:

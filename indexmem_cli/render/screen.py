@@ -38,6 +38,11 @@ def show_error(message: str, hint: str | None, details: str | None = None) -> No
         console.print(Text(f"  try: {safe_text(hint)}"))
 
 
+def show_note(console: Console, message: str) -> None:
+    """Print something that the user should know."""
+    console.print(Text.assemble(("note: ", "yellow"), safe_text(message)))
+
+
 def show_line(text: str) -> None:
     """Print one line on standard error."""
     open_console(stderr=True).print(Text(safe_line(text)))

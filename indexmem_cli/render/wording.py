@@ -28,7 +28,7 @@ def describe_coverage(coverage: Coverage) -> str:
     if coverage.pages_not_selected:
         parts.append(f"{coverage.pages_not_selected:,} not selected")
     if coverage.messages_read:
-        parts.append(f"{coverage.messages_read:,} message{'s' * (coverage.messages_read != 1)}")
+        parts.append(count(coverage.messages_read, "message"))
     if coverage.messages_not_selected:
         parts.append(f"{coverage.messages_not_selected:,} messages not selected")
     if coverage.files_skipped:

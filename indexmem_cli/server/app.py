@@ -46,10 +46,9 @@ _log = logging.getLogger("indexmem.server")
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How the server is reached, and what it lets in."""
+    """What the server is called, and what it lets in."""
 
     host: str = "127.0.0.1"
-    port: int = 8765
     api_key: str | None = None
     """What clients must send as a bearer token; None lets everyone on this machine in."""
     most_waiting: int = 64
@@ -202,6 +201,13 @@ def make_app(server: Server) -> FastAPI:
     async def chat(request: ChatRequest) -> Response:
         return await server.chat(request)
 
+    _add_memories(app, server)
+    return app
+
+
+def _add_memories(app: FastAPI, server: Server) -> None:
+    """Let documents be listed, brought and removed."""
+
     @app.get("/v1/memories")
     async def memories() -> dict[str, Any]:
         brought = [_as_json(each) for each in server.shelf.all()]
@@ -216,8 +222,6 @@ def make_app(server: Server) -> FastAPI:
     async def forget(memory_id: str) -> dict[str, Any]:
         server.shelf.remove(memory_id)
         return {"id": memory_id, "object": "memory.deleted", "deleted": True}
-
-    return app
 
 
 def _guard(server: Server) -> Any:

@@ -39,6 +39,7 @@ class Worker:
 
     def __init__(self, most_waiting: int) -> None:
         self._jobs: queue.Queue[_Job | None] = queue.Queue(most_waiting)
+        self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="indexmem-model", daemon=True)
         self._thread.start()
 
@@ -71,7 +72,7 @@ class Worker:
 
     def close(self) -> None:
         """End the running job at its next event, then the thread."""
-        self._closing = True
+        self._is_closing = True
         while True:
             try:
                 waiting = self._jobs.get_nowait()
@@ -82,18 +83,19 @@ class Worker:
         self._jobs.put(None)
         self._thread.join(timeout=10)
 
-    _closing = False
-
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             if job.abandoned.is_set():
                 continue
             try:
-                with closing(job.run()) as events:
-                    for event in events:
-                        if job.abandoned.is_set() or self._closing:
-                            break
-                        job.tell(event)
+                self._run(job)
             except BaseException as error:  # noqa: BLE001 (raised again where it is awaited)
                 job.tell(error)
             job.tell(_END)
+
+    def _run(self, job: _Job) -> None:
+        with closing(job.run()) as events:
+            for event in events:
+                if job.abandoned.is_set() or self._is_closing:
+                    return
+                job.tell(event)

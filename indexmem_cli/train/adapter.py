@@ -77,6 +77,11 @@ class AdapterRecipe:
         cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2
         return self.lr * min(1.0, (step + 1) / self.warmup_steps) * cosine
 
+    def hide(self, scores: Tensor, ends: list[int], budgets: list[int]) -> Tensor:
+        """Hide what a stream by this recipe would have evicted; see `teachers.hide_evicted`."""
+        pinned = self.sink_tokens, self.recent_tokens
+        return hide_evicted(scores, ends, budgets, self.chunk_tokens, *pinned, self.span_tokens)
+
 
 @dataclass
 class Batch:
@@ -220,15 +225,18 @@ class Run:
         """The paper's loss: over all tokens as queries, the sinks no keys."""
         config, losses = self.indexer.config, []
         for group, layer in enumerate(config.watched_layers):
-            states = whole.hidden[layer]
-            keys = self.indexer.make_keys(group, states)
-            query = whole.queries[config.groups[group][0]]
-            paid = self.indexer.relevance(group, query, states, keys)
-            causal = torch.ones_like(paid, dtype=torch.bool).tril()
-            best = paid.masked_fill(~causal, torch.finfo(paid.dtype).min).amax(dim=1)
+            best = self.largest_relevance(whole, group, layer)
             teacher = torch.stack([whole.logits[p] for p in config.groups[group]]).amax(dim=(0, 2))
             losses.append(streaming_kl(best, teacher, counted))
         return torch.stack(losses).mean()
+
+    def largest_relevance(self, whole: Whole, group: int, layer: int) -> Tensor:
+        """What any query from a token on says of it, by the paper's indexer: fp32 [B, T]."""
+        states, query = whole.hidden[layer], whole.queries[self.indexer.config.groups[group][0]]
+        keys = self.indexer.make_keys(group, states)
+        paid = self.indexer.relevance(group, query, states, keys)
+        causal = torch.ones_like(paid, dtype=torch.bool).tril()
+        return paid.masked_fill(~causal, torch.finfo(paid.dtype).min).amax(dim=1)
 
     def stream_loss(
         self, batch: Batch, whole: Whole, counted: Tensor, rng: Random
@@ -266,18 +274,10 @@ class Run:
 
     def hide(self, scores: list[Tensor], batch: Batch, budgets: list[int]) -> list[Tensor]:
         """Masks of what a stream would have evicted, one for all layers that share a score."""
-        recipe, masks = self.recipe, {}
+        masks: dict[int, Tensor] = {}
         for score in scores:
             if id(score) not in masks:
-                masks[id(score)] = hide_evicted(
-                    score.detach(),
-                    batch.ends,
-                    budgets,
-                    recipe.chunk_tokens,
-                    recipe.sink_tokens,
-                    recipe.recent_tokens,
-                    recipe.span_tokens,
-                )
+                masks[id(score)] = self.recipe.hide(score.detach(), batch.ends, budgets)
         return [masks[id(score)] for score in scores]
 
     @torch.no_grad()
@@ -309,12 +309,7 @@ class Run:
             return list(self.indexer(whole.hidden))
         config, scores = self.indexer.config, []
         for group, layer in enumerate(config.watched_layers):
-            states = whole.hidden[layer]
-            query, keys = whole.queries[config.groups[group][0]], None
-            keys = self.indexer.make_keys(group, states)
-            paid = self.indexer.relevance(group, query, states, keys)
-            causal = torch.ones_like(paid, dtype=torch.bool).tril()
-            best = paid.masked_fill(~causal, float("-inf")).amax(dim=1, keepdim=True)
+            best = self.largest_relevance(whole, group, layer).unsqueeze(1)
             scores += [best] * len(config.groups[group])
         return scores
 

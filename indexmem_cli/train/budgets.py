@@ -22,7 +22,7 @@ from indexmem_cli.train.adapter import AdapterRecipe, Batch, make_batch
 from indexmem_cli.train.data import Corpus, prepare
 from indexmem_cli.train.episodes import EpisodeMaker
 from indexmem_cli.train.loss import reverse_kl
-from indexmem_cli.train.teachers import WholeModel, hide_evicted
+from indexmem_cli.train.teachers import WholeModel
 
 UNITS = ("layer", "head")
 
@@ -47,15 +47,7 @@ def measure_damage(
     budgets = [max(pins + 1, int(end * keep_fraction)) for end in batch.ends]
     damage = []
     for place, score in enumerate(indexer(whole.hidden)):
-        hidden = hide_evicted(
-            score,
-            batch.ends,
-            budgets,
-            recipe.chunk_tokens,
-            recipe.sink_tokens,
-            recipe.recent_tokens,
-            recipe.span_tokens,
-        )
+        hidden = recipe.hide(score, batch.ends, budgets)
         nothing = torch.zeros_like(hidden)
         for alone in [hidden] if unit == "layer" else _by_head(hidden, model.kv_shapes[0][0]):
             gates = [alone if i == place else nothing for i in range(len(model.managed))]

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from indexmem_cli.train.tokenizer import build_tokenizer, load_tiktoken, write_tokenizer
+from indexmem_cli.tokens import load_tiktoken
+from indexmem_cli.train.tokenizer import build_tokenizer, write_tokenizer
 
 EXAMPLE_BOOK = "gutenberg:35461"
 NEEDLE_BOOK = "gutenberg:46597"
 HELD_OUT_BOOKS = frozenset({EXAMPLE_BOOK, NEEDLE_BOOK})
 PROSE_SHARDS = ("gutenberg-00", "gutenberg-03")
+HELD_OUT_SHARD = f"{PROSE_SHARDS[-1]}.jsonl.xz"
 NUM_VALIDATION_BOOKS = 12
 """The last books of the last shard, never trained on."""
 VALIDATION_FRACTION = 0.05
@@ -52,6 +54,12 @@ def read_prose(data: Path) -> tuple[list[str], list[str]]:
         train += [book["text"] for book in books[:cut] if book["id"] not in HELD_OUT_BOOKS]
         valid += [book["text"] for book in books[cut:] if book["id"] not in HELD_OUT_BOOKS]
     return train, valid
+
+
+def read_held_out_books(data: Path) -> list[str]:
+    """Return the texts of the books that are kept for validation, for whoever measures."""
+    books = list(read_records(data / "prose" / HELD_OUT_SHARD))[-NUM_VALIDATION_BOOKS:]
+    return [book["text"] for book in books]
 
 
 def read_modern(data: Path) -> tuple[list[str], list[str]]:

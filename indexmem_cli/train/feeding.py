@@ -11,10 +11,10 @@ from random import Random
 
 import numpy as np
 
+from indexmem_cli.tokens import load_tiktoken
 from indexmem_cli.train.data import Corpus
 from indexmem_cli.train.episodes import EpisodeMaker
 from indexmem_cli.train.recipes import Recipe
-from indexmem_cli.train.tokenizer import load_tiktoken
 
 Arrays = tuple[np.ndarray, np.ndarray]
 _own: dict[str, EpisodeMaker] = {}  # of a process that makes batches

@@ -14,8 +14,8 @@ import numpy as np
 
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.train.data import (
+    HELD_OUT_SHARD,
     NUM_VALIDATION_BOOKS,
-    PROSE_SHARDS,
     SOURCES,
     prepare,
     read_records,
@@ -101,9 +101,8 @@ class _Parts:
 def _hold_out(data: Path, folder: Path) -> None:
     """Write what the bench needs, in the layout of a data folder."""
     (folder / "prose").mkdir(parents=True, exist_ok=True)
-    shard = f"{PROSE_SHARDS[-1]}.jsonl.xz"
-    books = list(read_records(data / "prose" / shard))[-NUM_VALIDATION_BOOKS:]
-    with lzma.open(folder / "prose" / shard, "wt", encoding="utf-8") as lines:
+    books = list(read_records(data / "prose" / HELD_OUT_SHARD))[-NUM_VALIDATION_BOOKS:]
+    with lzma.open(folder / "prose" / HELD_OUT_SHARD, "wt", encoding="utf-8") as lines:
         lines.writelines(json.dumps(book) + "\n" for book in books)
     shutil.copyfile(data / "prose" / "chat.jsonl.xz", folder / "prose" / "chat.jsonl.xz")
     if (data / "qa" / "dev").is_dir():

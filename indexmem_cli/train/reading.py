@@ -12,9 +12,7 @@ from random import Random
 from indexmem_cli.config import NOT_STATED
 from indexmem_cli.train.data import read_records
 from indexmem_cli.train.tasks import Turn, capitalise
-from indexmem_cli.train.templates import (
-    TRAINING_SPEAKER_QUESTIONS,
-)
+from indexmem_cli.train.templates import TRAINING_SPEAKER_QUESTIONS
 
 QA_SETS = ("squadshifts", "qamr", "fairytaleqa", "policyqa", "covidqa", "molweni", "babi")
 QUESTIONS_FILE = "questions.json.gz"
@@ -90,10 +88,11 @@ def load_functions(texts: list[str], max_chars: int = 1200) -> list[Function]:
             continue
         lines = text.splitlines(keepends=True)
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
-                source = "".join(lines[node.lineno - 1 : node.end_lineno])
-                if len(source) <= max_chars:
-                    functions.append(Function(source, ask_function(node)))
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("__"):
+                continue
+            source = "".join(lines[node.lineno - 1 : node.end_lineno])
+            if len(source) <= max_chars:
+                functions.append(Function(source, ask_function(node)))
     return [function for function in functions if function.turns]
 
 

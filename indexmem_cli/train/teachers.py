@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from indexmem_cli.backbone import Backbone
+from indexmem_cli.hooks import HookedModel
 from indexmem_cli.memory.update import select_kept
 from indexmem_cli.ops import attend, pool_spans
 from indexmem_cli.rotation import turn
@@ -59,12 +60,12 @@ class Whole:
     """Largest attention that any watched row and head of the group pays: fp32 [B, G, T]."""
     logits: list[Tensor] = field(default_factory=list)
     """The same of the logits before the softmax."""
-    output: Tensor | None = None
-    """The decoder's last states, [B, T, d_model]."""
+    output: Tensor = field(init=False)
+    """The decoder's last states, [B, T, d_model]; there once the pass is over."""
 
 
-class WholeModel(Backbone):
-    """A backbone for training: no memory, whole rows, gradients where they are wanted."""
+class WholeModel(HookedModel[Whole]):
+    """A model for training: no memory, whole rows, gradients where they are wanted."""
 
     def __init__(self, backbone: Backbone, in_bf16: bool = False) -> None:
         """Take the model over from `backbone`, which can no longer be used."""
@@ -76,12 +77,10 @@ class WholeModel(Backbone):
 
     def run(self, ids: Tensor, **options: Any) -> Whole:
         """Pass rows of token ids [B, T] through all layers; options are fields of `Whole`."""
-        self._run = run = Whole(**options)
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16):
-                run.output = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        finally:
-            self._run = None
+        run = Whole(**options)
+        precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16)
+        with self.running(run), precision:
+            run.output = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         return run
 
     def predict_from(self, states: Tensor) -> Tensor:
@@ -90,9 +89,18 @@ class WholeModel(Backbone):
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def attend(self, module, query, key, value, scaling, window, softcap) -> Tensor:
-        """Attend in one layer, called by transformers; queries and keys arrive unrotated."""
-        run = self._run
+    def attend(
+        self,
+        run: Whole,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attend in one layer to all that came before, as `HookedModel.attend` says."""
         positions = torch.arange(query.shape[2], device=query.device)[None]
         angles = self.angles(module, query, positions)
         turned, keys = (turn(module, x, *angles) for x in (query, key))
@@ -103,10 +111,10 @@ class WholeModel(Backbone):
             if run.gates is not None:
                 gates = run.gates[self.managed.index(module.layer_idx)]
             if run.want_layers:
-                far = self._turn_far(module, query)
+                far = self.turn_far(module, query)
                 run.layers.append(LayerPass(turned, far, keys, key, value, scaling, softcap))
             if run.rows is not None:
-                self._watch_attention(run, turned, keys, scaling, softcap)
+                self._watch_attention(run, run.rows, turned, keys, scaling, softcap)
         if gates is None:
             window = None if managed else window
             return attend(turned, keys, value, scaling, None, window, softcap).transpose(1, 2)
@@ -116,23 +124,39 @@ class WholeModel(Backbone):
         return (weights @ value.unsqueeze(2)).flatten(1, 2).transpose(1, 2)
 
     @torch.no_grad()
-    def _watch_attention(self, run: Whole, query, keys, scaling, softcap) -> None:
+    def _watch_attention(
+        self,
+        run: Whole,
+        watched: Tensor,
+        query: Tensor,
+        keys: Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> None:
         """Note the largest weights of the watched rows, a block of rows at a time."""
         with torch.autocast(self.device.type, enabled=False):
-            self._watch_rows(run, query, keys, scaling, softcap)
+            self._watch_rows(run, watched, query, keys, scaling, softcap)
 
-    def _watch_rows(self, run: Whole, query, keys, scaling, softcap) -> None:
+    def _watch_rows(
+        self,
+        run: Whole,
+        watched: Tensor,
+        query: Tensor,
+        keys: Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> None:
         best = top = None
-        most = int(run.rows.sum(1).max())
+        most = int(watched.sum(1).max())
         # The watched rows of each text first, then others, which are struck out again.
-        where = run.rows.int().sort(dim=1, descending=True, stable=True).indices[:, :most]
+        where = watched.int().sort(dim=1, descending=True, stable=True).indices[:, :most]
         for first in range(0, most, ROWS_AT_ONCE):
             rows = where[:, first : first + ROWS_AT_ONCE]  # [B, R]
             wide = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
             logits = _grouped_logits(query.gather(2, wide), keys, scaling, softcap)
             seen = torch.arange(keys.shape[2], device=rows.device) <= rows.unsqueeze(-1)
             logits = logits.masked_fill(~seen[:, None, None], float("-inf"))
-            off = ~run.rows.gather(1, rows)[:, None, None, :, None]
+            off = ~watched.gather(1, rows)[:, None, None, :, None]
             paid = logits.softmax(-1).masked_fill(off, 0).amax(dim=(2, 3))
             best = paid if best is None else torch.maximum(best, paid)
             if run.want_logits:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCAB_SIZE = 8192
@@ -84,19 +83,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length_tokens: int) 
     (folder / "tokenizer.tiktoken").write_text("".join(lines), encoding="ascii")
     special = {token: len(ranks) + i for i, token in enumerate(SPECIAL_TOKENS)}
     _write_json(folder / "tiktoken.json", {"pattern": PATTERN, "special_tokens": special})
-
-
-def load_tiktoken(folder: Path) -> tiktoken.Encoding:
-    """Read the encoding from `tokenizer.tiktoken` and `tiktoken.json` in `folder`."""
-    described = json.loads((folder / "tiktoken.json").read_text(encoding="utf-8"))
-    lines = (folder / "tokenizer.tiktoken").read_bytes().splitlines()
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
-    return tiktoken.Encoding(
-        "indexmem",
-        pat_str=described["pattern"],
-        mergeable_ranks=ranks,
-        special_tokens=described["special_tokens"],
-    )
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -6,7 +6,10 @@ from typing import Any
 from indexmem_cli.documents.chats.messages import Message, epoch, wall_clock
 
 _HIDDEN_CONTENT = {
-    *("thoughts", "reasoning_recap", "model_editable_context", "user_editable_context"),
+    "thoughts",
+    "reasoning_recap",
+    "model_editable_context",
+    "user_editable_context",
 }
 _CLAUDE_ROLES = {"human": "user"}
 
@@ -16,9 +19,8 @@ def from_chatgpt(record: dict[str, Any], around: dict[str, Any]) -> Iterator[Mes
     nodes = record["mapping"]
     node_id = record.get("current_node") or next(reversed(nodes), None)
     branch: dict[str, dict[str, Any]] = {}
-    while (
-        node_id is not None and node_id in nodes and node_id not in branch
-    ):  # a broken file may go in circles
+    # A broken file may go in circles.
+    while node_id is not None and node_id in nodes and node_id not in branch:
         branch[node_id] = nodes[node_id]
         node_id = nodes[node_id].get("parent")
     for node_id, node in reversed(branch.items()):

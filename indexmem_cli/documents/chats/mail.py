@@ -10,7 +10,7 @@ from email.policy import default as modern
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.messages import Message
-from indexmem_cli.documents.passages import ByteSource, Damaged
+from indexmem_cli.documents.passages import ByteSource, Damaged, read_whole
 from indexmem_cli.documents.web import text_of_html
 
 MAX_MAIL_BYTES = 50_000_000
@@ -41,9 +41,7 @@ def detect_mail(head: str) -> str | None:
 
 def read_mail(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield the one message of a file."""
-    data = stream.read(MAX_MAIL_BYTES + 1)
-    if len(data) > MAX_MAIL_BYTES:
-        raise Damaged("the mail is too large", reason="too large")
+    data = read_whole(stream, MAX_MAIL_BYTES, "the mail")
     if config.encoding or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode(config.encoding or "utf-16", "replace").encode()
     yield parse_mail(data.removeprefix(codecs.BOM_UTF8))

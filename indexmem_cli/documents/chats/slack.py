@@ -11,7 +11,7 @@ from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.exports import MAX_RECORD_BYTES, read_records
 from indexmem_cli.documents.chats.messages import Message
 from indexmem_cli.documents.chats.messengers import from_slack
-from indexmem_cli.documents.passages import ByteSource, Damaged, Meter
+from indexmem_cli.documents.passages import ByteSource, Damaged, Meter, read_whole
 from indexmem_cli.documents.unzip import Zip
 
 _LISTS = ("channels.json", "groups.json", "dms.json", "mpims.json")
@@ -45,9 +45,7 @@ class Folder:
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return a whole file that is not larger than `max_bytes`."""
         with (self._root / name).open("rb") as stream:
-            data = stream.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise Damaged(f"{name} in it is too large", reason="too large")
+            data = read_whole(stream, max_bytes, f"{name} in it")
         if self._meter is not None:
             self._meter.count(len(data))
         return data

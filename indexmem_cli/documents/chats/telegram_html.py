@@ -5,7 +5,7 @@ from datetime import datetime
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.messages import Message
-from indexmem_cli.documents.passages import ByteSource, Damaged
+from indexmem_cli.documents.passages import ByteSource, read_whole
 from indexmem_cli.documents.web import MAX_HTML_BYTES, parse_html
 
 
@@ -16,10 +16,7 @@ def is_telegram_html(head: bytes) -> bool:
 
 def read_telegram_html(stream: ByteSource, config: ReadConfig) -> Iterator[Message]:
     """Yield the messages of a page; one without a name is by the author of the one before."""
-    data = stream.read(MAX_HTML_BYTES + 1)
-    if len(data) > MAX_HTML_BYTES:
-        raise Damaged("the page is too large", reason="too large")
-    soup = parse_html(data, config.encoding)
+    soup = parse_html(read_whole(stream, MAX_HTML_BYTES, "the page"), config.encoding)
     title = soup.select_one(".page_header .text")
     chat = " ".join(title.get_text().split()) if title else None
     author = None

@@ -203,7 +203,7 @@ def bring_back(
         pooled = pooled.nan_to_num(nan=float("-inf")).masked_fill(is_back, float("-inf"))
         pinned = ~is_back & (held < state.sink_tokens)
         part.keep(select_kept(pooled, pinned, min(keep_tokens, int((~is_back).sum(-1).min()))))
-        if isinstance(part.latent, CentroidMemory) and part.latent.count is not None:
+        if isinstance(part.latent, CentroidMemory):
             part.latent.remove(keys, values, _tags_now(part, back, tag))
         part.insert(keys, values, back)
     state.uniform = state.uniform and shared
@@ -238,7 +238,6 @@ def _find(places: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def _shape(part: LayerState) -> tuple[int, int]:
     """Heads and head size of a part that holds something."""
-    assert part.keys is not None, "what holds nothing was not read into"
     return part.keys.shape[1], part.keys.shape[3]
 
 

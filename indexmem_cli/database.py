@@ -35,7 +35,7 @@ class Kind:
             MemoryFileError: the file exists, or cannot be written.
         """
         connection = self._make(path) if path else configured("")
-        with explained(path):
+        with explained(path, f"the {self.name}"):
             connection.executescript(f"BEGIN; {self.schema} COMMIT;")
         return connection
 

@@ -139,8 +139,6 @@ class GrowingReading(Reading):
             saver.begin()
             if reader.stored is not None:
                 saver.shards, reader.stored.shards.new_path = reader.stored.shards, saver.new_shard
-                if self.manifest is not None:
-                    saver.take_over(self.manifest, self.manifest.states[-1])
             path, coverage = saver.new_archive(), vars(self.coverage)
             try:
                 self.archive.copied(path).close()

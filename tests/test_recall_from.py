@@ -267,7 +267,11 @@ def test_what_was_said_in_a_chat_is_brought_back_on_another_day_too(book, tiny_m
             model=ModelConfig(str(tiny_model_dir), device="cpu", offline=True),
             resumed=resumed,
         )
-        answers = [list(opened.ask(message, AnswerConfig(max_tokens=4))) for message in said]
+        answers = []
+        for message in said:
+            answers.append(list(opened.ask(message, AnswerConfig(max_tokens=4))))
+            if "number 2" in message or "number 4" in message:
+                opened.save()
         assert opened.close() == []
         notices = [e for events in answers for e in events if isinstance(e, Notice)]
         return opened, [events[-1] for events in answers], notices
@@ -279,7 +283,7 @@ def test_what_was_said_in_a_chat_is_brought_back_on_another_day_too(book, tiny_m
         again, [answer], said = talk([question], first.session.id)
         assert not said and file in [b.file for r in answer.recall for b in r.blocks]
         assert again._growing.reader.stored.shards.end == again._growing.reader.state.seen
-    assert len(again._growing.manifest.states[-1].shards) == 3
+    assert len(again._growing.manifest.states[-1].shards) == 5, "one a time it was saved"
     assert verify_memory(Library(), again._growing.manifest.id)
     assert Library().load(again._others[str(book)].manifest.id).recall_from == "text"
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -26,6 +27,8 @@ from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.cli.memories import prune
 from indexmem_cli.config import (
     DEFAULT_MODEL,
+    RECALL_FROM,
+    TEXT,
     AnswerConfig,
     MemoryConfig,
     ModelConfig,
@@ -75,8 +78,9 @@ class Scene:
         plan, _ = make_plan(MEMORY, 2048, len(opening), 64)
         [sources] = open_each([str(self.source)], ReadConfig())
         reader = make_reader(self.engine.backbone, plan, MEMORY, [])
-        reading = Reading(sources, reader, self.engine.tokenizer, opening)
-        key = Key("", "model", "tokenizer", {"chunk_tokens": CHUNK})
+        form = MEMORY.recall_from
+        reading = Reading(sources, reader, self.engine.tokenizer, opening, form)
+        key = Key("", "model", "tokenizer", {"chunk_tokens": CHUNK, "recall_from": form or TEXT})
         for _ in reading.remember(key, "tiny", StoreConfig(**store), self.library):
             pass
         return reading
@@ -261,6 +265,10 @@ def digest(reading: Reading) -> list:
         for layer in reading.reader.state.layers
         for name in ("keys", "values", "positions")
     ]
+    stored = reading.reader.stored
+    if stored is not None:
+        rows = bytearray(stored.shards.read(0, stored.shards.end))
+        layers.append(torch.frombuffer(rows, dtype=torch.uint8))
     return [*layers, [block.ids for block in reading.archive]]
 
 
@@ -296,15 +304,19 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recall-from", choices=RECALL_FROM, help="what is stored for recall")
     parser.add_argument("--scenes", default=",".join(SCENES), help="those that are killed")
     parser.add_argument("--out", type=Path, default=RESULTS / "crash.jsonl")
     options = parser.parse_args()
+    global MEMORY
+    MEMORY = replace(MEMORY, recall_from=options.recall_from)
     torch.set_num_threads(1)  # threads do not survive a fork
     Saver.is_due = lambda saver: True  # save after every chunk: most kills hit a save
     conversation.CHECKPOINT_S, conversation._MAX_COST = 0.0, 1e9  # and after every turn
     engine = load_language_model(ModelConfig(model=options.model, device="cpu"))
     text = "".join(f"Line {i}: the mill passes to heir number {i * 7 % 101}.\n" for i in range(48))
     fields = common_fields(find_checkpoint(options.model), "cpu")
+    fields["recall_from"] = options.recall_from or TEXT
     rows = []
     scenes = options.scenes.split(",")
     for number, kind in enumerate(scenes):

@@ -250,7 +250,9 @@ class TestShards:
         with pytest.raises(MemoryFileError):
             Shards([tmp_path / "other"])
 
-    @pytest.mark.parametrize("change", ["data = zeroblob(256)", "tokens = 63", "digest = x'00'"])
+    @pytest.mark.parametrize(
+        "change", ["data = zeroblob(256)", "tokens = 32", "tokens = 'x'", "digest = x'00'"]
+    )
     def test_damage_is_found_when_it_is_read_and_not_before(self, tmp_path, change):
         shards = self.written(tmp_path)
         shards.append(self.ROWS, 128)

@@ -71,6 +71,7 @@ def show(
     policy: options.Policy = MemoryConfig.policy,
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
+    recall_from: options.RecallFrom = None,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
     temperature: options.Temperature = AnswerConfig.temperature,
     seed: options.Seed = AnswerConfig.seed,
@@ -85,7 +86,8 @@ def show(
       indexmem config show
       indexmem config show --budget 8k --json
     """
-    options.memory_config(budget, chunk, policy, span, seed, answer_from)
+    how = (budget, chunk, policy, span, seed, answer_from)
+    options.memory_config(*how, recall_from=recall_from)
     options.model_config(model, quant, dtype, device, offline, kv_dtype)
     AnswerConfig(max_tokens, temperature, seed)
     from indexmem_cli.render import show_json, show_settings

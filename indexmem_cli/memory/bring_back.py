@@ -73,15 +73,16 @@ class StoredKeys:
             MemoryFileError: they are damaged, or not those of this model.
         """
         raw = bytearray(b"".join(self.shards.read(*span) for span in spans))
-        rows = torch.frombuffer(raw, dtype=torch.uint8).view(sum(b - a for a, b in spans), -1)
         shapes = [_shape(part) for part in state.managed]
         widths = [width(2 * heads, size, self.bits) for heads, size in shapes]
-        if rows.shape[1] != sum(widths):
+        tokens = sum(end - first for first, end in spans)
+        if len(raw) != tokens * sum(widths):
             raise MemoryFileError(
-                f"a token has {rows.shape[1]:,} bytes of keys and values, not {sum(widths):,}",
-                "read its text instead (--recall-from text), or remove the memory and ingest again",
+                f"{tokens:,} tokens have {len(raw):,} bytes of keys and values, not those of this "
+                f"model, {tokens * sum(widths):,}",
+                "read their text instead: --recall-from text",
             )
-        found = []
+        rows, found = torch.frombuffer(raw, dtype=torch.uint8).view(tokens, -1), []
         for part, one, (heads, size) in zip(
             state.managed, rows.split(widths, dim=1), shapes, strict=True
         ):
@@ -97,7 +98,8 @@ class StoredKeys:
         tags = torch.full((sum(heads), len(place)), -1)
         for span in spans:
             for position, head, tag in self.shards.tags(*span):
-                tags[head, place[position]] = tag
+                if head < len(tags):
+                    tags[head, place[position]] = tag
         return list(tags[None].split(heads, dim=1))
 
     def _try(self, write: Callable[[], None]) -> None:

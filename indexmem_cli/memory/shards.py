@@ -23,7 +23,7 @@ CREATE TABLE rows (
     first INTEGER PRIMARY KEY,  -- stream position of the first token
     tokens INTEGER NOT NULL,
     data BLOB NOT NULL,         -- as many bytes for each token
-    digest BLOB NOT NULL        -- BLAKE2b of position and data
+    digest BLOB NOT NULL        -- BLAKE2b of position, tokens and data
 );
 CREATE TABLE evicted (
     position INTEGER NOT NULL,
@@ -58,7 +58,7 @@ class Shards:
         for path, connection in zip(self.sealed, self._connections, strict=True):
             query = "SELECT min(first), max(first + tokens) FROM rows"
             [(first, end)] = self._ask(connection, path, query)
-            if first != self.end:
+            if first != self.end or type(end) is not int:
                 raise MemoryFileError(f"{path}: its tokens are not those that come next")
             self.end = end
 
@@ -74,8 +74,7 @@ class Shards:
             for at in range(0, tokens, ROW_TOKENS):
                 data = rows[at * size : (at + ROW_TOKENS) * size]
                 row = (self.end + at, min(ROW_TOKENS, tokens - at), data)
-                digest = _digest(row[0], data)
-                connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (*row, digest))
+                connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (*row, _digest(*row)))
             connection.commit()  # a full disk shows now, and not when a question comes
         self.end += tokens
 
@@ -100,7 +99,8 @@ class Shards:
         query = "SELECT first, tokens, data, digest FROM rows WHERE first > ? AND first < ?"
         for path, row in self._all(f"{query} ORDER BY first", first - ROW_TOKENS, end):
             start, tokens, data, digest = row
-            if digest != _digest(start, data) or len(data) % tokens:
+            sound = type(tokens) is int and type(data) is bytes and 0 < tokens <= ROW_TOKENS
+            if not sound or digest != _digest(start, tokens, data):
                 raise self._damaged(path, start)
             size = len(data) // tokens
             if start <= at < start + tokens:
@@ -166,5 +166,6 @@ class Shards:
         )
 
 
-def _digest(first: int, data: bytes) -> bytes:
-    return hashlib.blake2b(first.to_bytes(8, "little") + data, digest_size=16).digest()
+def _digest(first: int, tokens: int, data: bytes) -> bytes:
+    place = first.to_bytes(8, "little", signed=True) + tokens.to_bytes(8, "little")
+    return hashlib.blake2b(place + data, digest_size=16).digest()

@@ -129,11 +129,13 @@ class SlotAttention(HookedModel[Pass]):
         return out.to(query.dtype).transpose(1, 2)
 
     def _mask(self, run: Pass, query: Tensor, slots: int, window: int | None) -> Tensor:
-        """The causal mask of a pass, shared by the layers that hold as many slots."""
-        key = (slots, window, query.device)
+        """The causal mask of a pass: the right end of the one for the fullest layer."""
+        if query.is_cuda and window is None:  # a word, not numbers
+            return ops.make_mask(query, slots)
+        key = (window, query.device)
         if key not in run.masks:
-            run.masks[key] = ops.make_mask(query, slots, window)
-        return run.masks[key]
+            run.masks[key] = ops.make_mask(query, run.most_slots, window)
+        return run.masks[key][:, -slots:]
 
     def turn_new(
         self, module: nn.Module, query: Tensor, layer: LayerState | WindowState, run: Pass
@@ -168,6 +170,13 @@ class SlotAttention(HookedModel[Pass]):
         if not (run.state.uniform or run.state.compact):
             return self.angles(module, like, positions)
         kind, count = getattr(module, "layer_type", None), positions.shape[1]
+        if run.state.compact:  # a slot's rank is its place in one table for the fullest layer
+            table = (kind, like.device, like.dtype)
+            if table not in run.angles:
+                ranks = torch.arange(run.most_slots, device=positions.device)[None]
+                run.angles[table] = self.angles(module, like, ranks)
+            cos, sin = run.angles[table]
+            return cos[:, first : first + count], sin[:, first : first + count]
         key = (kind, first, count, like.device, like.dtype)
         if key not in run.angles:
             run.angles[key] = self.angles(module, like, positions)

@@ -33,9 +33,14 @@ class Pass:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     queries: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
-    # Layers on one device share these.
-    masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict)
+    # Layers on one device share these, cut to the slots they hold.
+    masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
     angles: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    most_slots: int = field(init=False)
+    """In the fullest layer, the new tokens among them."""
+
+    def __post_init__(self) -> None:
+        self.most_slots = max(part.held for part in self.state.parts) + self.new_tokens
 
     def note_attention(self, weights: Tensor, key: Tensor) -> None:
         """Keep the largest weight of any row and head of the group: [B, H, T, N] to [B, G, N]."""

@@ -14,13 +14,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import crash
 import torch
 from crash import Scene, digest, same
 from safetensors.torch import load, save
 
 from indexmem_cli.bench.rows import RESULTS, append_row, common_fields, print_table
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import DEFAULT_MODEL, ModelConfig
+from indexmem_cli.config import DEFAULT_MODEL, RECALL_FROM, TEXT, ModelConfig
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.language_model import load_language_model
 from indexmem_cli.library import MANIFEST
@@ -179,7 +180,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "fuzz_memories.jsonl")
+    parser.add_argument("--recall-from", choices=RECALL_FROM, help="what is stored for recall")
     options = parser.parse_args(arguments)
+    crash.MEMORY = replace(crash.MEMORY, recall_from=options.recall_from)
     engine = load_language_model(ModelConfig(model=options.model, device="cpu"))
     text = "".join(f"Line {i}: the mill passes to heir number {i * 7 % 101}.\n" for i in range(48))
     kinds = (*DAMAGE, "other header", "other tensors", "other manifest")
@@ -195,6 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         if target.outcome() != "unchanged":
             raise RuntimeError("the memory was not put back")
     fields = common_fields(find_checkpoint(options.model), "cpu")
+    fields["recall_from"] = options.recall_from or TEXT
     rows = [
         {**fields, "kind": kind, "n": found.total(), **{name: found[name] for name in COLUMNS[2:]}}
         for kind, found in seen.items()

@@ -115,15 +115,17 @@ def configured(uri: str) -> sqlite3.Connection:
 class explained:
     """Turns SQLite's errors into one that names the file."""
 
-    def __init__(self, path: Path | None, otherwise: str = "the archive") -> None:
-        self._name = path or otherwise
+    def __init__(
+        self, path: Path | None, otherwise: str = "the archive", hint: str | None = None
+    ) -> None:
+        self._name, self._hint = path or otherwise, hint
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, sqlite3.Error):
-            raise MemoryFileError(f"{self._name}: {error}") from error
+            raise MemoryFileError(f"{self._name}: {error}", self._hint) from error
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

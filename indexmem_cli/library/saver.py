@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexmem_cli.config import RECALL_FROM
+from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library import CHECKPOINT, MANIFEST, Library
 from indexmem_cli.library.disk import checksum, make_folder, new_name, sync
 from indexmem_cli.library.manifest import Manifest, Part, SavedState, damaged
@@ -247,7 +248,10 @@ def open_keys(folder: Path, manifest: Manifest, saved: SavedState) -> "StoredKey
 
     if manifest.recall_from not in RECALL_FROM:
         raise damaged(manifest.id, f"it is to be recalled from {manifest.recall_from!r:.40}")
-    stored = open_stored(manifest.recall_from, [folder / name for name in saved.shards])
+    try:
+        stored = open_stored(manifest.recall_from, [folder / name for name in saved.shards])
+    except MemoryFileError as error:
+        raise damaged(manifest.id, error.message) from error
     if stored.shards.end != saved.layout.get("seen"):
         raise damaged(manifest.id, "its keys and values are not those of its text")
     return stored

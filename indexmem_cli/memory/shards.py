@@ -33,6 +33,7 @@ CREATE TABLE evicted (
 ) WITHOUT ROWID;
 """
 SHARD = Kind("file of keys and values", 0x494D4B56, 1, _TABLES)  # "IMKV"
+_HINT = "recall from its text (--recall-from text), or remove the memory and ingest again"
 _PLACE = "the keys and values of the text"
 
 
@@ -156,13 +157,12 @@ class Shards:
     def _ask(
         self, connection: sqlite3.Connection, path: Path | None, query: str, *values: int
     ) -> list[tuple[Any, ...]]:
-        with explained(path, _PLACE):
+        with explained(path, _PLACE, _HINT):
             return connection.execute(query, values).fetchall()
 
     def _damaged(self, path: Path | None, position: int) -> MemoryFileError:
         return MemoryFileError(
-            f"{path or _PLACE}: what it holds of token {position:,} is not as it was written",
-            "read its text instead (--recall-from text), or remove the memory and ingest again",
+            f"{path or _PLACE}: what it holds of token {position:,} is not as it was written", _HINT
         )
 
 

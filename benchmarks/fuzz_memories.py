@@ -159,12 +159,13 @@ class Target:
         """Ask for the memory as a question does."""
         try:
             reading = self.scene.read()
+            found = digest(reading)  # where keys and values are stored, they are looked at now
         except MemoryFileError as error:
             return "refused" if error.hint and self.manifest.id in error.message else "wrong"
         except Exception as error:  # what this looks for
             print(f"{type(error).__name__}: {error}", flush=True)
             return "wrong"
-        is_same = reading.tokens_reused == reading.tokens and same(digest(reading), self.expected)
+        is_same = reading.tokens_reused == reading.tokens and same(found, self.expected)
         return "unchanged" if is_same else "wrong"
 
     def repair(self) -> None:

@@ -190,6 +190,19 @@ def test_a_token_whose_cluster_is_not_known_is_an_error(backbone):
         recall(reader)
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="Triton interprets only where there is no device"
+)
+def test_kernels_bring_back_the_same(backbone, monkeypatch):
+    reader, forks = read(backbone, bits=8, budget_tokens=80), []
+    for choice in ("reference", "interpret"):
+        monkeypatch.setenv("INDEXMEM_KERNELS", choice)
+        forks.append(recall(reader))
+    for one, other in zip(*(fork.state.managed for fork in forks), strict=True):
+        assert torch.equal(places_of(one), places_of(other))
+        assert torch.equal(one.all_keys(), other.all_keys())
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma2", "gemma3"])
 def test_every_family_answers_from_what_is_brought_back(family):
     backbone = make_backbone(family)

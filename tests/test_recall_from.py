@@ -217,13 +217,15 @@ class TestDamage:
         (_, manifest), answers = stored_of(memory), set()
         for path in shards_of(manifest):
             good = path.read_bytes()
-            for at in range(60, len(good), 977):
+            for at in range(60, len(good), len(good) // 12):
                 flip(path, at)
                 with pytest.raises(MemoryFileError) as caught:
                     verify_memory(Library(), manifest.id)
                 assert caught.value.exit_code == 4
+                again = open_memory(book, tiny_model_dir)
+                again.engine = memory.engine
                 try:
-                    answers.add(told(open_memory(book, tiny_model_dir))[0].text)
+                    answers.add(told(again)[0].text)
                 except MemoryFileError as error:
                     assert error.exit_code == 4
                     answers.add(None)

@@ -210,6 +210,7 @@ KEEPERS = {
     "examples": set(),
 }
 MAX_LINES = 400
+MAX_BODY_LINES = 60
 # Tables of wordings are data, and read as such.
 LONGER = {"train/kinds.py": 600}
 
@@ -302,6 +303,20 @@ def test_files_fit_in_the_head(path: Path) -> None:
     limit = LONGER.get(name_of(path), MAX_LINES)
     num_lines = len(path.read_text("utf-8").splitlines())
     assert num_lines <= limit
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the lines of a function below its signature and its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (function.end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "kernels" not in p.parts], ids=name_of)
+def test_functions_fit_in_the_head(path: Path) -> None:
+    """But for kernels: each is one program, and its launch names every argument."""
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    functions = [n for n in nodes if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    assert not [f.name for f in functions if body_lines(f) > MAX_BODY_LINES]
 
 
 @each_file

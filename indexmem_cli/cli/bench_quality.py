@@ -171,9 +171,9 @@ def show_estimate(estimate: "Estimate") -> None:
 
 def list_known() -> None:
     """Name all suites with their tasks, and all groups of methods with theirs."""
-    from indexmem_cli.bench import cells  # noqa: F401 - makes them known
-    from indexmem_cli.bench.suites import GROUPS, METHODS, SUITES
+    from indexmem_cli.bench.suites import GROUPS, METHODS, SUITES, load_own
 
+    load_own()
     for suite, tasks in SUITES.items():
         typer.echo(f"suite {suite}: {', '.join(tasks)}")
     for group, said in GROUPS.items():

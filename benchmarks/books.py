@@ -206,8 +206,8 @@ def ahead_of(ours: Sequence[Row], theirs: Sequence[Row]) -> Row:
 def measure(name: str, length: str, ways: Ways, options: Namespace, folder: Path) -> Iterator[Row]:
     """Ask every question of one set at one length in every way."""
     if name == "pages":
-        asked = Random(options.seed).sample(ask_pages(Random(options.seed)), options.count)
-        books = [(EXAMPLE, Part("", tuple(asked)))]
+        chosen = Random(options.seed).sample(ask_pages(Random(options.seed)), options.count)
+        books = [(EXAMPLE, Part("", tuple(chosen)))]
     else:
         books = []
         for i, book in enumerate(make_books(name, length, options)):

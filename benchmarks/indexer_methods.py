@@ -130,8 +130,8 @@ def fit_fast(
         chance = Random(0)
         texts = [corpus.packed(chance, "prose", FAST_TOKENS) for _ in range(FAST_TEXTS)]
         fitted = fit_model(WholeModel(backbone), adapter.indexer, texts, num_steps=FAST_STEPS)
-        weights = {f"{i}.{name}": tensor for i, (slow, _) in enumerate(fitted)
-                   for name, tensor in slow.state_dict().items()}  # fmt: skip
+        states = [slow.state_dict().items() for slow, _ in fitted]
+        weights = {f"{i}.{name}": t for i, state in enumerate(states) for name, t in state}
         save_file(weights, file)
     tensors, made = load_file(file), []
     for layer in range(len(adapter.indexer.config.layers)):

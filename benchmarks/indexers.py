@@ -267,8 +267,7 @@ def parse(arguments: list[str] | None) -> Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True)
     add("--cache", type=Path, help="token cache of a training run; default: that of --adapters")
-    add("--adapters", type=Path, help="folder with an adapter of each form; what is missing is "
-        "trained first")  # fmt: skip
+    add("--adapters", type=Path, help="folder with an adapter of each form, trained where missing")
     add("--steps", type=int, default=1000, help="training steps of an adapter that is missing")
     add("--adapter", action="append", default=[], metavar="NAME=FILE")
     add("--tasks", default=",".join(TASKS))

@@ -39,3 +39,14 @@ def join_coverage(parts: Sequence[Coverage]) -> Coverage:
         files_skipped=dict(skipped),
         pages_without_text=tuple(page for part in parts for page in part.pages_without_text),
     )
+
+
+def describe_undecoded(sources: Sources) -> list[str]:
+    """Say of which sources, after reading, some characters are lost; nothing where none are."""
+    broken = [document for document in sources.documents if document.undecodable_chars]
+    if not broken:
+        return []
+    count = sum(document.undecodable_chars for document in broken)
+    named = ", ".join(document.name for document in broken[:3]) + ", …" * (len(broken) > 3)
+    lost = f"{count:,} character{'s' * (count != 1)} of {named} cannot be decoded"
+    return [f"{lost}; --encoding names another encoding"]

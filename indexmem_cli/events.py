@@ -347,6 +347,8 @@ class Inspection:
     kv_bytes: int
     full_kv_bytes: int
     kv_bytes_per_token: int
+    notices: tuple[str, ...] = ()
+    """What the user should know of the sources."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the inspection as plain JSON values; `schema` 1 is stable."""

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import MemoryConfig, ModelConfig, ReadConfig
-from indexmem_cli.coverage import coverage_of
+from indexmem_cli.coverage import coverage_of, describe_undecoded
 from indexmem_cli.documents import open_sources
 from indexmem_cli.events import FileReport, Inspection
 from indexmem_cli.plan import plan_ahead
@@ -41,4 +41,5 @@ def inspect(
         kv_bytes=min(total, plan.budget_tokens) * per_token,
         full_kv_bytes=total * per_token,
         kv_bytes_per_token=per_token,
+        notices=tuple(describe_undecoded(opened)),
     )

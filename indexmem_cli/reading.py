@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from indexmem_cli.archive import Archive
 from indexmem_cli.config import TEXT, StoreConfig
-from indexmem_cli.coverage import coverage_of
+from indexmem_cli.coverage import coverage_of, describe_undecoded
 from indexmem_cli.documents import Document, Passage, Sources
 from indexmem_cli.errors import LockTimeout, MemoryFileError
 from indexmem_cli.events import Coverage, Event, Notice, Progress, Remembered
@@ -344,6 +344,7 @@ class Reading:
         with self._saving(notices):
             self.archive.commit(last=True)
         self.coverage = coverage_of(self.sources, self.chain.tokens)
+        notices += describe_undecoded(self.sources)
         if self._saver is None:
             return
         changed = changed_while_read(self._saver.blank.files)

@@ -144,12 +144,14 @@ class SessionStore:
         Raises:
             OSError: it cannot be written.
         """
-        values = (session.model, session.budget_tokens, json.dumps(session.sources), time.time())
+        now_s = time.time()
+        values = (session.model, session.budget_tokens, json.dumps(session.sources), now_s)
         self._write(
             "INSERT INTO sessions (id, model, budget_tokens, sources, used_s, created_s)"
-            " VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT (id) DO UPDATE"
-            " SET model = ?2, budget_tokens = ?3, sources = ?4, used_s = ?5",
-            (session.id, *values),
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
+            " SET model = excluded.model, budget_tokens = excluded.budget_tokens,"
+            " sources = excluded.sources, used_s = excluded.used_s",
+            (session.id, *values, now_s),
         )
 
     def put_turn(self, session_id: str, turn: Turn) -> None:

@@ -192,7 +192,7 @@ def test_many_processes_read_a_document_once(number, tiny_model_dir, book):
 
     def read():
         memory = Memory.read(book, budget=96, chunk_tokens=32, save=True, model=model.model)
-        memory._engine = engine
+        memory.engine = engine
         *_, done = memory.ingest()
         [remembered] = done.memories
         return [remembered.id, remembered.tokens, remembered.tokens_reused]

@@ -14,6 +14,7 @@ from indexmem_cli.documents import open_each
 from indexmem_cli.engine import make_reader
 from indexmem_cli.errors import LockTimeout, MemoryFileError
 from indexmem_cli.events import Notice, Progress
+from indexmem_cli.inspecting import inspect
 from indexmem_cli.language_model import load_language_model
 from indexmem_cli.library import CHECKPOINT, MANIFEST, Library
 from indexmem_cli.library.manifest import Key
@@ -130,6 +131,14 @@ class TestReuse:
         path.write_bytes(b"")
         again, _ = remember(engine, library, book, fresh=True)
         assert again.tokens_reused == 0 and library.verify(again.manifest.id)
+
+
+def test_characters_that_cannot_be_decoded_are_told(engine, library, book):
+    book.write_bytes("schön, größer, über\n".encode() * 30 + b"a bad \xff byte\n")
+    told = f"1 character of {book} cannot be decoded; --encoding names another encoding"
+    assert notices(remember(engine, library, book)[1]) == [told]
+    seen = inspect([str(book)], read=ReadConfig(), memory=MemoryConfig(), model=ModelConfig())
+    assert seen.notices == (told,)
 
 
 class TestGrowth:

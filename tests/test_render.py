@@ -298,7 +298,7 @@ def test_the_bar_fits_one_line(width: int, monkeypatch: pytest.MonkeyPatch) -> N
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     progress = events.Progress("a-rather-long-name-of-a-book.pdf", 100_000, 0.25, 11.0)
-    with render.ReadingBar(screen.open_console(stderr=True), wanted=True) as bar:
+    with render.answers.ReadingBar(screen.open_console(stderr=True), wanted=True) as bar:
         bar.show(progress)
     line = next(line for line in reversed(terminal.text.splitlines()) if "tok/s" in line)
     visible = line.rpartition("\r")[2].removeprefix("\x1b[2K")
@@ -312,7 +312,7 @@ def test_the_bar_fits_one_line(width: int, monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_coverage_is_never_rounded_up(read: int, total: int, shown: str) -> None:
     coverage = replace(COVERAGE, tokens_read=read, tokens_total=total)
-    assert render.describe_coverage(coverage).startswith(f"read {shown}")
+    assert render.wording.describe_coverage(coverage).startswith(f"read {shown}")
 
 
 def test_a_folder_is_shown_as_a_tree(capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,13 +341,13 @@ def test_a_folder_is_shown_as_a_tree(capsys: pytest.CaptureFixture[str]) -> None
 def test_coverage_of_messages() -> None:
     coverage = events.Coverage(9, 9, 1, {}, 0, 0, (), messages_read=1, messages_not_selected=3)
     expected = "read 100% of 9 tokens (1 message; 3 messages not selected)"
-    assert render.describe_coverage(coverage) == expected
+    assert render.wording.describe_coverage(coverage) == expected
 
 
 def test_coverage_of_a_folder() -> None:
     skipped = {"ignored": 3, "binary": 1}
     coverage = events.Coverage(10, 10, 12, skipped, 0, 0, ())
-    assert render.describe_coverage(coverage) == (
+    assert render.wording.describe_coverage(coverage) == (
         "read 100% of 10 tokens (12 files; skipped 3 ignored, 1 binary)"
     )
 
@@ -375,7 +375,7 @@ def test_coverage_of_a_folder() -> None:
     ],
 )
 def test_places(source: events.Source, place: str) -> None:
-    assert render.describe_place(source) == place
+    assert render.wording.describe_place(source) == place
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_places(source: events.Source, place: str) -> None:
     ],
 )
 def test_progress(progress: events.Progress, figures: str) -> None:
-    assert render.describe_progress(progress, narrow=False) == figures
+    assert render.wording.describe_progress(progress, narrow=False) == figures
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from indexmem_cli.bench.parts import markdown_table
 from indexmem_cli.bench.reader import ModelReader
 from indexmem_cli.bench.rows import Row
 from indexmem_cli.bench.scores import score_exact, score_f1
@@ -94,7 +95,7 @@ def describe_model(folder: Path) -> str:
     stored = f"{count_parameters(checkpoint):,} ({kept}, {checkpoint.weight_bytes / 1e6:.1f} MB)"
     lines = [("architecture", shape), ("parameters", stored)]
     lines += [("trained window", f"{checkpoint.window_tokens} tokens")]
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in lines)])
+    return markdown_table(["", ""], lines)
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
@@ -113,12 +114,12 @@ def count_parameters(checkpoint: Checkpoint) -> int:
 def describe_depths(rows: Iterable[Row]) -> str:
     """Write needle accuracy by tenth of the text, of the form measured last."""
     found = {row["task"]: row for row in rows if "by_depth" in row}
-    head = "| needle accuracy in %, by tenth of the text | " + " | ".join(map(str, range(1, 11)))
-    lines = [head + " |", "|---" * 11 + "|"]
-    for task, row in found.items():
-        cells = " | ".join(f"{100 * share:.0f}" for share in row["by_depth"])
-        lines.append(f"| {task.removeprefix('needle, ')} | {cells} |")
-    return "\n".join(lines)
+    head = ["needle accuracy in %, by tenth of the text", *map(str, range(1, 11))]
+    lines = (
+        [task.removeprefix("needle, "), *(f"{100 * share:.0f}" for share in row["by_depth"])]
+        for task, row in found.items()
+    )
+    return markdown_table(head, lines)
 
 
 def describe_origin(rows: list[Row]) -> str:
@@ -154,7 +155,7 @@ def describe_training(log: Path) -> str:
 def ask_examples(model: str) -> str:
     """Ask the ten example questions, with all of each passage in memory; write the table."""
     reader = ModelReader(ModelConfig(model=model, device="cpu", offline=True))
-    lines = ["| kind | text | question | answer | |", "|---|---|---|---|---|"]
+    lines: list[list[str]] = []
     texts: dict[str, str] = {}
     for one in EXAMPLES_ASKED:
         passage = texts.setdefault(one.source, " ".join(load_example(one.source).split()))
@@ -171,8 +172,8 @@ def ask_examples(model: str) -> str:
         given = reader.answer(passage, one.question).text
         tokens = len(reader.tokenizer.encode(passage))
         cells = (one.kind, f"{name}, {tokens:,} tokens", one.question, given, judge(given, one))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+        lines.append([cell.replace("|", "\\|") for cell in cells])
+    return markdown_table(["kind", "text", "question", "answer", ""], lines)
 
 
 def load_example(source: str) -> str:

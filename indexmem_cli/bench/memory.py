@@ -92,8 +92,9 @@ def bench_memory(config: PeakConfig, out: Path | None) -> Iterator[Row]:
 def _known(names: Sequence[str]) -> list[str]:
     if all(name in (FULL, RECALL, *POLICIES) for name in names):
         return list(names)
-    from indexmem_cli.bench import cells, suites  # noqa: F401 - cells makes all of them known
+    from indexmem_cli.bench import suites
 
+    suites.load_own()
     return suites.names_of(names)
 
 
@@ -132,9 +133,10 @@ def _read_bounded(settings: Row, model: ModelConfig, warmup: Sources, text: Sour
 
 def _read_by_method(settings: Row, model: ModelConfig, warmup: Sources, text: Sources) -> Row:
     """Read and answer by any other method of `bench quality`, from the whole text in memory."""
-    from indexmem_cli.bench import cells, suites  # noqa: F401 - cells makes all of them known
+    from indexmem_cli.bench import suites
     from indexmem_cli.bench.methods import Asked
 
+    suites.load_own()
     engine, method = load_language_model(model), suites.METHODS[settings["mode"]]
     device, kept = engine.backbone.info.device, settings["budget_tokens"]
 

@@ -4,7 +4,7 @@ A part stands between `<!-- NAME -->` and `<!-- /NAME -->`; everything else is l
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from indexmem_cli.errors import ConfigError
@@ -36,3 +36,10 @@ def write_parts(path: Path, parts: Mapping[str, Callable[[], str]]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(fill_parts(path, parts), encoding="utf-8")
     partial.replace(path)
+
+
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Write a table; an empty cell is one space."""
+    rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in (head, *lines)]
+    rows.insert(1, "|" + "---|" * len(head))
+    return "\n".join(rows)

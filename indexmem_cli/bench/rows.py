@@ -70,9 +70,14 @@ def option_parser(description: str, benchmark: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_sizes(text: str) -> list[int]:
-    """Read numbers of tokens such as `16k,64k`; none in an empty text."""
-    return [parse_size(part) for part in text.split(",") if part]
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Read numbers of tokens such as `16k,64k`; none in an empty text or in `none`."""
+    return tuple(map(parse_size, parse_names(text.replace("none", ""))))
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Split a list such as `recall,full`."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def state_of_code() -> tuple[str | None, bool | None]:

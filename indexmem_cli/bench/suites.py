@@ -121,6 +121,11 @@ def add_method(name: str, method: Method) -> None:
     METHODS[name] = method
 
 
+def load_own() -> None:
+    """Make known what this package has: a module adds its tasks and methods on import."""
+    importlib.import_module("indexmem_cli.bench.cells")
+
+
 def names_of(wanted: Sequence[str]) -> list[str]:
     """Return the methods that names and groups stand for; `all` for every one.
 

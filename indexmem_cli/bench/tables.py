@@ -3,12 +3,12 @@
 To add one: write a function of all rows, enter it in `TABLES`, and set its marks in README.md.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from indexmem_cli.bench.parts import fill_parts, write_parts
+from indexmem_cli.bench.parts import fill_parts, markdown_table, write_parts
 from indexmem_cli.bench.rows import RESULTS, ROOT, Row, of_newest, read_rows
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.estimate import CARD_GIB, largest_budget
@@ -51,7 +51,7 @@ def tabulate_memory(results: Path) -> str:
             cells += [_mib(size) for size in sizes] or ["", ""]
         lines.append(cells)
     head = ["tokens", "KV kept", "peak above the loaded model"]
-    return _markdown([*head, "full cache: KV", "full cache: peak"], lines)
+    return markdown_table([*head, "full cache: KV", "full cache: peak"], lines)
 
 
 def tabulate_facts(results: Path) -> str:
@@ -64,7 +64,7 @@ def tabulate_facts(results: Path) -> str:
             hidden_in = _text_tokens(results, row)
             right = f"{row['right']} of {row['n']}"
             lines.append([label, f"{hidden_in:,}", right, f"{low} to {high}"])
-    return _markdown(["", "tokens", "right", "95 % interval"], lines)
+    return markdown_table(["", "tokens", "right", "95 % interval"], lines)
 
 
 def tabulate_cards(results: Path) -> str:
@@ -85,7 +85,7 @@ def tabulate_cards(results: Path) -> str:
             size = f"{weights.nbytes(quant, 'bfloat16') / 2**30:.1f} GiB"
             cells = ("does not fit" if budget is None else f"{budget:,}" for budget in budgets)
             lines.append([name, form, size, *cells])
-    return _markdown(["", "form", "weights", *(f"{gib} GB" for gib in CARD_GIB)], lines)
+    return markdown_table(["", "form", "weights", *(f"{gib} GB" for gib in CARD_GIB)], lines)
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -126,10 +126,3 @@ def _mib(size: int) -> str:
     """Write bytes as MiB: a decimal where there are few."""
     mib = size / MIB
     return f"{mib:,.0f} MiB" if mib >= 100 else f"{mib:.1f} MiB"
-
-
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Write a table; an empty cell is one space."""
-    rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in (head, *lines)]
-    rows.insert(1, "|" + "---|" * len(head))
-    return "\n".join(rows)

@@ -4,10 +4,6 @@ All readers take turns in one process, so that a slow minute of the machine hits
 every round each reads the next tokens of its own stream, and ratios compare times of one round.
 """
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
-
 import tempfile
 import time
 from collections.abc import Iterator, Sequence

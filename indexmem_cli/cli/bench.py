@@ -88,10 +88,10 @@ def model(
         raise ConfigError(f"the data folder does not exist: {data}", "leave --data out")
     hush_libraries(False)
     from indexmem_cli.bench.model import BenchConfig, bench_model
-    from indexmem_cli.bench.rows import append_row, folder_for
+    from indexmem_cli.bench.rows import append_row, folder_for, parse_sizes
     from indexmem_cli.render import show_json, show_measures
 
-    sizes = tuple(parse_size(length) for length in lengths.split(","))
+    sizes = parse_sizes(lengths)
     config = BenchConfig(
         measured, full, data, count, sizes, threads=threads, device=device, seed=seed
     )
@@ -201,9 +201,10 @@ def device(
     hush_libraries(False)
     from indexmem_cli.bench.device import COLUMNS, DeviceConfig, bench_device
     from indexmem_cli.bench.kernels import require_gpu
+    from indexmem_cli.bench.rows import parse_names, parse_sizes
     from indexmem_cli.bench.shapes import SHAPES
 
-    names = ("rehearsal",) if rehearse else tuple(models.split(","))
+    names = ("rehearsal",) if rehearse else parse_names(models)
     if unknown := set(names) - set(SHAPES):
         raise ConfigError(f"unknown shape: {', '.join(unknown)}", f"there are: {', '.join(SHAPES)}")
     if rehearse:
@@ -211,8 +212,7 @@ def device(
         config = replace(config, rehearse=True)
     else:
         require_gpu("bench device")
-        sizes = (tuple(map(parse_size, text.split(","))) for text in (lengths, full))
-        looks, fulls = sizes
+        looks, fulls = parse_sizes(lengths), parse_sizes(full)
         config = DeviceConfig(
             names, quant, kv_dtype, parse_size(budget), lengths=looks, full_lengths=fulls
         )

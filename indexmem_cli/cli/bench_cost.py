@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from indexmem_cli.cli import options
-from indexmem_cli.cli.bench_quality import Data, names_in, parse_kept, run_quality
+from indexmem_cli.cli.bench_quality import Data, parse_kept, run_quality
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, ModelConfig, parse_size
 from indexmem_cli.errors import ConfigError, IndexMemError
@@ -55,16 +55,16 @@ def memory(
     """
     hush_libraries(False)
     from indexmem_cli.bench.memory import PeakConfig, bench_memory, summarise
-    from indexmem_cli.bench.rows import print_table
+    from indexmem_cli.bench.rows import parse_names, parse_sizes, print_table
     from indexmem_cli.render import show_json
 
     config = PeakConfig(
         ModelConfig(measured, device=device),
-        names_in(methods),
+        parse_names(methods),
         parse_size(budget),
         parse_size(chunk),
-        _sizes(lengths),
-        _sizes(full_lengths),
+        parse_sizes(lengths),
+        parse_sizes(full_lengths),
         runs,
         threads,
     )
@@ -110,17 +110,17 @@ def speed(
       indexmem bench speed --shape 768x12 --lengths 16k --repeats 1
     """
     hush_libraries(False)
-    from indexmem_cli.bench.rows import append_row, print_table
+    from indexmem_cli.bench.rows import append_row, parse_names, parse_sizes, print_table
     from indexmem_cli.bench.turns import SpeedConfig, bench_speed, tabulate
     from indexmem_cli.render import show_json
 
     config = SpeedConfig(
         ModelConfig(measured, device=device),
         shape,
-        names_in(policies),
+        parse_names(policies),
         parse_size(budget),
         parse_size(chunk),
-        _sizes(lengths),
+        parse_sizes(lengths),
         parse_size(round_tokens),
         repeats,
         threads,
@@ -175,20 +175,20 @@ def everything(
     hush_libraries(False)
     from indexmem_cli.bench.cells import QualityConfig
     from indexmem_cli.bench.pictures import PICTURES, make_pictures
-    from indexmem_cli.bench.rows import folder_for
+    from indexmem_cli.bench.rows import folder_for, parse_names, parse_sizes
     from indexmem_cli.cli.bench import device as measure_device
     from indexmem_cli.cli.bench import kernels
     from indexmem_cli.cli.bench import model as measure_model
     from indexmem_cli.machine import look_at_machine
 
     folder = folder_for(out) or Path("bench")
-    asked = names_in(methods) or ("main",)
+    asked = parse_names(methods) or ("main",)
     config = QualityConfig(
         ModelConfig(measured, device=device),
         suites=("all",),
         methods=asked,
-        lengths=_sizes(lengths),
-        budgets=tuple(map(parse_kept, names_in(budgets))),
+        lengths=parse_sizes(lengths),
+        budgets=tuple(map(parse_kept, parse_names(budgets))),
         count=count,
         threads=threads,
         data=data,
@@ -230,10 +230,6 @@ def run_steps(steps: dict[str, Callable[[], Any]]) -> None:
             typer.echo(f"{name} failed: {error}", err=True)
     if failed:
         raise ConfigError(f"not measured: {', '.join(failed)}", "the reasons stand above")
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(map(parse_size, names_in(text.replace("none", ""))))
 
 
 def _file(out: Path | None, name: str) -> Path | None:

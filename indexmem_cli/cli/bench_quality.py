@@ -100,6 +100,7 @@ def quality(
     hush_libraries(False)
     from indexmem_cli.bench.cells import QualityConfig
     from indexmem_cli.bench.quality import FULL_COUNT, FULL_SHARES
+    from indexmem_cli.bench.rows import parse_names, parse_sizes
     from indexmem_cli.bench.suites import load_additions
 
     for path in add or ():
@@ -109,11 +110,11 @@ def quality(
         return
     config = QualityConfig(
         ModelConfig(measured, device=device),
-        suites=names_in(suite) or (("all",) if full else ("ruler",)),
-        tasks=names_in(tasks),
-        methods=names_in(methods) or (("all",) if full else ()),
-        lengths=tuple(map(parse_size, names_in(lengths))),
-        budgets=FULL_SHARES if full else tuple(map(parse_kept, names_in(budgets))),
+        suites=parse_names(suite) or (("all",) if full else ("ruler",)),
+        tasks=parse_names(tasks),
+        methods=parse_names(methods) or (("all",) if full else ()),
+        lengths=parse_sizes(lengths),
+        budgets=FULL_SHARES if full else tuple(map(parse_kept, parse_names(budgets))),
         count=FULL_COUNT if full else count,
         chunk_tokens=parse_size(chunk),
         threads=threads,
@@ -170,9 +171,9 @@ def show_estimate(estimate: "Estimate") -> None:
 
 def list_known() -> None:
     """Name all suites with their tasks, and all groups of methods with theirs."""
-    from indexmem_cli.bench import cells  # noqa: F401 - makes them known
-    from indexmem_cli.bench.suites import GROUPS, METHODS, SUITES
+    from indexmem_cli.bench.suites import GROUPS, METHODS, SUITES, load_own
 
+    load_own()
     for suite, tasks in SUITES.items():
         typer.echo(f"suite {suite}: {', '.join(tasks)}")
     for group, said in GROUPS.items():
@@ -196,8 +197,3 @@ def parse_kept(text: str) -> int | float:
     if not 0 < share <= 1:
         raise ConfigError(f"not a share: {text!r}", "write it as 25% or 12.5%")
     return share
-
-
-def names_in(text: str) -> tuple[str, ...]:
-    """Split a list of names."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -81,6 +81,7 @@ def _inspection_lines(inspection: Inspection, verbose: bool) -> list[str]:
             f"no text on {len(coverage.pages_without_text):,} pages: {', '.join(named)}"
             + (f" and {rest:,} more (-v lists them)" if rest else "")
         )
+    lines += inspection.notices
     lines.append(
         f"KV cache of {inspection.model}, {format_bytes(inspection.kv_bytes_per_token)} per token: "
         f"{format_bytes(inspection.full_kv_bytes)} full, {format_bytes(inspection.kv_bytes)} at a "

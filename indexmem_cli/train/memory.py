@@ -48,9 +48,8 @@ class Replay:
         """What they would get of all tokens."""
         parts = self.layer
         query = parts.query[:, :, self.asking]
-        return attend_with_lse(
-            query, parts.key, parts.value, parts.scale, None, parts.softcap
-        )[0]  # fmt: skip
+        seen = parts.key, parts.value
+        return attend_with_lse(query, *seen, parts.scale, None, parts.softcap)[0]
 
     def write_to(self, memory: LatentMemory) -> None:
         """Hand what was evicted to a memory, in the stream's own portions."""
@@ -61,9 +60,15 @@ class Replay:
 
 @torch.no_grad()
 def replay(
-    model: WholeModel, ids: Tensor, scores: list[Tensor], budget: int, chunk: int, sinks: int,
-    recent: int, span: int,
-) -> Iterator[Replay]:  # fmt: skip
+    model: WholeModel,
+    ids: Tensor,
+    scores: list[Tensor],
+    budget: int,
+    chunk: int,
+    sinks: int,
+    recent: int,
+    span: int,
+) -> Iterator[Replay]:
     """Replay the reading of one text [1, T], layer by layer; its last chunk does the asking.
 
     Args:

@@ -7,28 +7,25 @@ run repeats the uninterrupted one.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn.functional import cross_entropy  # noqa: E402
-from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
-
-from indexmem_cli.train.data import Corpus, prepare  # noqa: E402
-from indexmem_cli.train.episodes import EpisodeMaker  # noqa: E402
-from indexmem_cli.train.feeding import feed  # noqa: E402
-from indexmem_cli.train.muon import Muon  # noqa: E402
-from indexmem_cli.train.packing import is_packed, unpack  # noqa: E402
-from indexmem_cli.train.probe import measure  # noqa: E402
-from indexmem_cli.train.recipes import RECIPES, Recipe, Stage  # noqa: E402
-from indexmem_cli.train.state import gather, load_state, save_state, scatter  # noqa: E402
-from indexmem_cli.train.tokenizer import SPECIAL_TOKENS  # noqa: E402
+from indexmem_cli.train.data import Corpus, prepare
+from indexmem_cli.train.episodes import EpisodeMaker
+from indexmem_cli.train.feeding import feed
+from indexmem_cli.train.muon import Muon
+from indexmem_cli.train.packing import is_packed, unpack
+from indexmem_cli.train.probe import measure
+from indexmem_cli.train.recipes import RECIPES, Recipe, Stage
+from indexmem_cli.train.state import gather, load_state, save_state, scatter
+from indexmem_cli.train.tokenizer import SPECIAL_TOKENS
 
 Batch = tuple[Tensor, Tensor]
 REWARM_STEPS = 20  # momentum and second moments look back about as far

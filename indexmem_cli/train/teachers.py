@@ -216,9 +216,9 @@ def reconstruction_scores(
     Returns:
         Per managed layer fp32 [B, G, C], and the inputs [B, C, d_model] of the watched layers.
     """
-    frame = [torch.tensor(part, device=text.device).expand(len(text), -1).long() for part in
-             (before, between)]  # fmt: skip
-    ids = torch.cat([frame[0], text, frame[1], text], dim=1)
+    frame = (torch.tensor(part, device=text.device).long() for part in (before, between))
+    above, amid = (part.expand(len(text), -1) for part in frame)
+    ids = torch.cat([above, text, amid, text], dim=1)
     first, size = len(before), text.shape[1]
     rows = torch.zeros_like(ids, dtype=torch.bool)
     rows[:, -size - 1 :] = True
@@ -228,9 +228,14 @@ def reconstruction_scores(
 
 
 def hide_evicted(
-    scores: Tensor, ends: list[int], budgets: list[int], chunk: int, sinks: int, recent: int,
+    scores: Tensor,
+    ends: list[int],
+    budgets: list[int],
+    chunk: int,
+    sinks: int,
+    recent: int,
     span: int,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """What each row may see when the text before it was read in chunks under a budget.
 
     Args:

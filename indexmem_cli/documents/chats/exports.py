@@ -47,7 +47,7 @@ _FORMATS = (
         "messages.item.sender_name messages.item.timestamp_ms",
         "",
         messengers.from_facebook,
-    ),  # fmt: skip
+    ),
     _Format("slack", "item.ts item.type item.text", "item", messengers.from_slack_file),
     _Format("roles", "messages.item.role", "messages.item", assistants.from_roles),
     _Format("roles", "item.messages.item.role", "item.messages.item", assistants.from_roles),

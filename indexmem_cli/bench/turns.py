@@ -49,9 +49,9 @@ class SpeedConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if any(length % self.round_tokens for length in self.lengths):
+        if not self.lengths or any(length % self.round_tokens for length in self.lengths):
             raise ConfigError(
-                f"lengths must be multiples of a round of {self.round_tokens:,} tokens"
+                f"one length or more: multiples of a round of {self.round_tokens:,} tokens"
             )
 
 

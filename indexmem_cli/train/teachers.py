@@ -114,7 +114,8 @@ class WholeModel(HookedModel[Whole]):
                 far = self.turn_far(module, query)
                 run.layers.append(LayerPass(turned, far, keys, key, value, scaling, softcap))
             if run.rows is not None:
-                self._watch_attention(run, run.rows, turned, keys, scaling, softcap)
+                with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                    self._watch_rows(run, run.rows, turned, keys, scaling, softcap)
         if gates is None:
             window = None if managed else window
             return attend(turned, keys, value, scaling, None, window, softcap).transpose(1, 2)
@@ -122,20 +123,6 @@ class WholeModel(HookedModel[Whole]):
         causal = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
         weights = logits.masked_fill(~causal, float("-inf")).softmax(-1).to(value.dtype)
         return (weights @ value.unsqueeze(2)).flatten(1, 2).transpose(1, 2)
-
-    @torch.no_grad()
-    def _watch_attention(
-        self,
-        run: Whole,
-        watched: Tensor,
-        query: Tensor,
-        keys: Tensor,
-        scaling: float,
-        softcap: float | None,
-    ) -> None:
-        """Note the largest weights of the watched rows, a block of rows at a time."""
-        with torch.autocast(self.device.type, enabled=False):
-            self._watch_rows(run, watched, query, keys, scaling, softcap)
 
     def _watch_rows(
         self,
@@ -146,6 +133,7 @@ class WholeModel(HookedModel[Whole]):
         scaling: float,
         softcap: float | None,
     ) -> None:
+        """Note the largest weights of the watched rows, a block of rows at a time."""
         best = top = None
         most = int(watched.sum(1).max())
         # The watched rows of each text first, then others, which are struck out again.

@@ -129,7 +129,7 @@ class Run:
             self.model.set_attn_implementation(stage.attention)
             self.body = self.model.model
             if stage.compiled and self.recipe.device == "cpu":
-                self.body = torch.compile(self.model.model)
+                self.body = torch.compile(self.model.model, dynamic=False)
             elif stage.compiled:
                 # Layers are alike: one graph serves all, compiled in seconds instead of minutes.
                 torch.compiler.reset()

@@ -34,6 +34,14 @@ DEEPENING: Mix = {
     "chat": 0.03,
 }
 POLISHING: Mix = {"facts": 0.58, "qa": 0.3, "natural": 0.04, "lm": 0.08}
+SETTLING: Mix = {
+    "facts": 0.36,
+    "qa": 0.42,
+    "natural": 0.08,
+    "lm": 0.08,
+    "code": 0.03,
+    "chat": 0.03,
+}
 READING: Mix = {
     "facts": 0.36,
     "qa": 0.32,
@@ -68,6 +76,8 @@ class Recipe:
     intermediate: int
     window_tokens: int
     stages: tuple[Stage, ...]
+    rounds: int = 1
+    """How many times the stages follow each other."""
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     warmup_steps: int = 40
@@ -100,7 +110,7 @@ class Recipe:
         stages = tuple(
             replace(
                 stage,
-                num_steps=max(1, round(stage.num_steps * share)),
+                num_steps=max(1, round(stage.num_steps * min(1.0, share * self.rounds))),
                 batch_tokens=batch_tokens or stage.batch_tokens,
                 compiled=stage.compiled and not plain,
             )
@@ -108,15 +118,17 @@ class Recipe:
         )
         warmup = max(1, round(self.warmup_steps * share))
         device = device or self.device
-        return replace(self, stages=stages, warmup_steps=warmup, device=device)
+        rounds = max(1, round(self.rounds * share))
+        return replace(self, stages=stages, rounds=rounds, warmup_steps=warmup, device=device)
 
     @property
     def num_steps(self) -> int:
         """Steps of all stages."""
-        return sum(stage.num_steps for stage in self.stages)
+        return self.rounds * sum(stage.num_steps for stage in self.stages)
 
     def stage_at(self, step: int) -> Stage:
         """Return the stage that `step` (counted from 0) belongs to."""
+        step %= self.num_steps // self.rounds
         for stage in self.stages:
             if step < stage.num_steps:
                 return stage
@@ -131,8 +143,36 @@ class Recipe:
         return min(1.0, (step + 1) / max(1, self.warmup_steps)) * decay
 
 
+# A length that has not been trained for a thousand steps is half forgotten, so all take turns.
+ALL_LENGTHS = (
+    Stage(1, 512, SETTLING, "eager", compiled=True),
+    Stage(1, 1024, SETTLING),
+    Stage(1, 256, SETTLING, "eager", compiled=True),
+    Stage(1, 512, SETTLING, "eager", compiled=True),
+    Stage(1, 1024, SETTLING),
+    Stage(1, 512, SETTLING, "eager", compiled=True),
+    Stage(1, 2048, SETTLING),
+    Stage(1, 256, SETTLING, "eager", compiled=True),
+    Stage(1, 512, SETTLING, "eager", compiled=True),
+    Stage(1, 1024, SETTLING),
+)
+
 RECIPES = {
     "cpu": Recipe(
+        hidden=256,
+        layers=6,
+        heads=4,
+        kv_heads=2,
+        intermediate=768,
+        window_tokens=2048,
+        stages=ALL_LENGTHS,
+        rounds=340,
+        muon_lr=0.015,
+        adam_lr=2e-3,
+        decay_fraction=0.85,
+        start="cpu-deep",
+    ),
+    "cpu-deep": Recipe(
         hidden=256,
         layers=6,
         heads=4,

@@ -148,7 +148,7 @@ class EpisodeMaker:
 
     def make_facts(self, rng: Random, length: int) -> Row:
         """Synthetic facts hidden in prose."""
-        share = rng.choice((0.15, 0.3, 0.45, 0.8)) * (length - 60) + 10
+        share = rng.choice((0.05, 0.15, 0.3, 0.45, 0.8)) * (length - 60) + 10
         facts: list[Fact] = []
         if length > 200 and rng.random() < 0.5:
             facts = make_similar_facts(rng, rng.randint(2, min(8, length // 80)))

@@ -358,3 +358,21 @@ def test_schedule_warms_up_holds_and_decays() -> None:
     assert fractions[-1] < 0.05
     held = fractions[recipe.warmup_steps : round(recipe.num_steps * (1 - recipe.decay_fraction))]
     assert set(held) == {1.0}
+
+
+def test_stages_of_a_recipe_in_rounds_take_turns_to_its_end() -> None:
+    recipe = RECIPES["cpu"]
+    turn = [stage.length_tokens for stage in recipe.stages]
+    assert len(turn) * recipe.rounds == recipe.num_steps
+    lengths = [recipe.stage_at(step).length_tokens for step in range(recipe.num_steps)]
+    assert lengths == turn * recipe.rounds
+    few = recipe.rehearsed(20, None, None)
+    assert few.num_steps == 20
+    assert [few.stage_at(step).length_tokens for step in range(20)] == turn * 2
+
+
+def test_a_run_draws_other_rows_than_the_run_it_starts_from() -> None:
+    for name, recipe in RECIPES.items():
+        before = RECIPES.get(recipe.start or "")
+        if before and before.stages == recipe.stages:
+            assert recipe.seed_offset != before.seed_offset, name

@@ -275,7 +275,8 @@ def train_base(
         unpack(data, out / "cache", out / "model")
         data = out / "cache"
     encoding = prepare(data, out / "cache", out / "model", chosen.window_tokens)
-    run = Run(chosen, EpisodeMaker(Corpus(out / "cache", encoding), data), out, seed)
+    maker = EpisodeMaker(Corpus(out / "cache", encoding), data)
+    run = Run(chosen, maker, out, seed + chosen.seed_offset)
     if chosen.start:
         start = train_base(chosen.start, data, out / "start", True, seed, None, *changes)
         run.begin(start)

@@ -93,6 +93,8 @@ class Recipe:
     """Processes that make batches; 0 makes them in a thread."""
     weights_only: bool = False
     """Checkpoints hold the weights in bf16 and nothing else; a resumed run warms up anew."""
+    seed_offset: int = 0
+    """Added to the seed, so that a run with the stages of its start draws other rows."""
     start: str | None = None
     """The recipe whose model this one begins with; None begins with random weights."""
     doubled: tuple[int, ...] = ()
@@ -170,6 +172,7 @@ RECIPES = {
         muon_lr=0.01,
         adam_lr=1.3e-3,
         decay_fraction=0.85,
+        seed_offset=1,
         start="cpu-turns",
     ),
     "cpu-turns": Recipe(

@@ -159,59 +159,39 @@ ALL_LENGTHS = (
     Stage(1, 1024, SETTLING),
 )
 
+CPU_DEEP = Recipe(
+    hidden=256,
+    layers=6,
+    heads=4,
+    kv_heads=2,
+    intermediate=768,
+    window_tokens=2048,
+    stages=(
+        Stage(800, 256, DEEPENING, "eager", compiled=True),
+        Stage(1100, 512, DEEPENING, "eager", compiled=True),
+        Stage(650, 1024, DEEPENING),
+        Stage(60, 2048, DEEPENING),
+        Stage(190, 512, DEEPENING, "eager", compiled=True),
+        Stage(130, 1536, DEEPENING),
+        Stage(120, 512, DEEPENING, "eager", compiled=True),
+        Stage(250, 512, POLISHING, "eager", compiled=True),
+    ),
+    muon_lr=0.015,
+    adam_lr=2e-3,
+    decay_fraction=0.8,
+    start="cpu-shallow",
+    doubled=(1, 2),
+)
+CPU_TURNS = replace(
+    CPU_DEEP, stages=ALL_LENGTHS, rounds=340, decay_fraction=0.85, start="cpu-deep", doubled=()
+)
+
 RECIPES = {
-    "cpu": Recipe(
-        hidden=256,
-        layers=6,
-        heads=4,
-        kv_heads=2,
-        intermediate=768,
-        window_tokens=2048,
-        stages=ALL_LENGTHS,
-        rounds=200,
-        muon_lr=0.01,
-        adam_lr=1.3e-3,
-        decay_fraction=0.85,
-        seed_offset=1,
-        start="cpu-turns",
+    "cpu": replace(
+        CPU_TURNS, rounds=200, muon_lr=0.01, adam_lr=1.3e-3, seed_offset=1, start="cpu-turns"
     ),
-    "cpu-turns": Recipe(
-        hidden=256,
-        layers=6,
-        heads=4,
-        kv_heads=2,
-        intermediate=768,
-        window_tokens=2048,
-        stages=ALL_LENGTHS,
-        rounds=340,
-        muon_lr=0.015,
-        adam_lr=2e-3,
-        decay_fraction=0.85,
-        start="cpu-deep",
-    ),
-    "cpu-deep": Recipe(
-        hidden=256,
-        layers=6,
-        heads=4,
-        kv_heads=2,
-        intermediate=768,
-        window_tokens=2048,
-        stages=(
-            Stage(800, 256, DEEPENING, "eager", compiled=True),
-            Stage(1100, 512, DEEPENING, "eager", compiled=True),
-            Stage(650, 1024, DEEPENING),
-            Stage(60, 2048, DEEPENING),
-            Stage(190, 512, DEEPENING, "eager", compiled=True),
-            Stage(130, 1536, DEEPENING),
-            Stage(120, 512, DEEPENING, "eager", compiled=True),
-            Stage(250, 512, POLISHING, "eager", compiled=True),
-        ),
-        muon_lr=0.015,
-        adam_lr=2e-3,
-        decay_fraction=0.8,
-        start="cpu-shallow",
-        doubled=(1, 2),
-    ),
+    "cpu-turns": CPU_TURNS,
+    "cpu-deep": CPU_DEEP,
     "cpu-shallow": Recipe(
         hidden=256,
         layers=4,

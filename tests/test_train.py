@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 import torch
+from torch import Tensor
 
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import NOT_STATED
@@ -19,6 +20,7 @@ from indexmem_cli.train import (
     frames,
     kinds,
     kinds_people,
+    labels,
     natural,
     pretrain,
     tasks,
@@ -211,7 +213,8 @@ def test_facts_of_any_verb_use_no_word_kept_for_development() -> None:
     used = {form for verb in (*frames.VERBS, *frames.MOVES) for form in frames.inflect(verb)}
     used |= {form for verb in frames.IRREGULAR for form in (verb, *frames.inflect(verb))}
     assert {"treaty", "inherit", "visitors"} <= kept
-    assert not kept & (used | {*frames.VERBS, *frames.MOVES, *frames.NOUNS})
+    used |= {*frames.VERBS, *frames.MOVES, *frames.NOUNS, *labels.USES}
+    assert not kept & (used | {*labels.LABELS, *labels.QUALITIES})
 
 
 @pytest.mark.parametrize(
@@ -348,6 +351,22 @@ def test_train_base_writes_a_loadable_model_and_a_log(
     assert [row["step"] for row in rows] == [2, 2]
     assert 0 <= rows[1]["needle_accuracy"] <= 1
     assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
+
+
+def test_an_averaged_run_ends_in_the_mean_of_its_start_and_its_end(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "tiny", TINY)
+    further = replace(TINY, start="tiny", averaged=True, seed_offset=1)
+    monkeypatch.setitem(RECIPES, "further", further)
+
+    def flat(folder: Path) -> Tensor:
+        return torch.cat([w.flatten() for w in pretrain.load_weights(folder).values()])
+
+    mean = flat(pretrain.train_base("further", data_folder, tmp_path / "out"))
+    first = flat(tmp_path / "out" / "start" / "model")
+    last = flat(pretrain.export_run(tmp_path / "out"))
+    assert (mean - (first + last) / 2).norm() < 0.2 * (first - last).norm()
 
 
 def test_schedule_warms_up_holds_and_decays() -> None:

@@ -111,6 +111,12 @@ LONGER = {
 OBVIOUS = {"in", "at", "on", "inside", "during"}
 """Prepositions that "where" and "when" already hold."""
 
+HABITS = words(
+    "each year|every day|each month|every week|each summer|every winter|every night|each morning|"
+    "every Sunday|each season|every decade|each time|twice a year|once a month|as a rule",
+    "|",
+)
+
 
 def inflect(verb: str) -> tuple[str, str, str]:
     """Return past, participle and third person of a verb."""
@@ -220,6 +226,29 @@ def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
     if front:
         comma = "," if rng.random() < 0.8 else ""
         body = f"{front[0]}{comma} {body}"
+    return f"{body[:1].upper()}{body[1:]}.", pairs
+
+
+def make_habit(rng: Random) -> tuple[str, list[tuple[str, str]]]:
+    """Make a sentence of what is done again and again, in the present, mostly counted."""
+    verb = rng.choice((*VERBS, *IRREGULAR))
+    third = inflect(verb)[2]
+    subject, asks_subject = draw_subject(rng)
+    if rng.random() < 0.5:
+        subject, asks_subject = draw_noun(rng, "site"), "what"
+    number, noun = SLOTS["number"](rng), rng.choice(NOUNS)
+    thing, asks_thing, answer = f"{number} {noun}", f"how many {noun}", number
+    if rng.random() < 0.2:
+        thing, asks_thing, answer = draw_object(rng)
+    often = rng.choice(HABITS)
+    said = rng.choice(("", often))
+    body = f"{often} {subject} {third} {thing}"
+    if rng.random() < 0.4:
+        body = f"{subject} {third} {thing} {often}"
+    pairs = [
+        (close(asks_thing, "does", subject, verb, said), answer),
+        (close(asks_subject, third, thing, said), subject),
+    ]
     return f"{body[:1].upper()}{body[1:]}.", pairs
 
 

@@ -106,6 +106,21 @@ def deepen(weights: dict[str, Tensor], doubled: tuple[int, ...]) -> dict[str, Te
     return deeper
 
 
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Load the weights of a model's folder in fp32."""
+    weights: dict[str, Tensor]
+    weights = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    return weights
+
+
+def average(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the mean of two models' weights, of one shape and one line of training.
+
+    Source: weight-space ensembles of a model before and after fine-tuning (arXiv:2109.01903).
+    """
+    return {name: (weight + second[name].to(weight)) / 2 for name, weight in first.items()}
+
+
 class Run:
     """One training run: the model, its optimizers, and the step they stand at."""
 
@@ -163,8 +178,7 @@ class Run:
 
     def begin(self, start: Path) -> None:
         """Begin with the weights of the model in `start`, deepened as the recipe says."""
-        weights = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict()
-        self.model.load_state_dict(deepen(weights, self.recipe.doubled))
+        self.model.load_state_dict(deepen(load_weights(start), self.recipe.doubled))
 
     def resume(self) -> None:
         """Continue from the checkpoint in the run's folder, if there is one."""
@@ -284,5 +298,8 @@ def train_base(
         run.resume()
     last_step = min(chosen.num_steps, max_steps or chosen.num_steps)
     train(run, last_step, data, max_minutes and 60 * max_minutes)
+    if chosen.averaged:
+        run.model.load_state_dict(average(load_weights(start), run.model.state_dict()))
+        export(run.model, out / "model")
     draw_loss(out)
     return out / "model"

@@ -99,6 +99,8 @@ class Recipe:
     """The recipe whose model this one begins with; None begins with random weights."""
     doubled: tuple[int, ...] = ()
     """Layers of that model that are doubled: the copy adds nothing until it is trained."""
+    averaged: bool = False
+    """The model is the mean of the weights the run begins with and those it ends with."""
 
     def rehearsed(
         self, num_steps: int | None, batch_tokens: int | None, device: str | None
@@ -185,11 +187,19 @@ CPU_DEEP = Recipe(
 CPU_TURNS = replace(
     CPU_DEEP, stages=ALL_LENGTHS, rounds=340, decay_fraction=0.85, start="cpu-deep", doubled=()
 )
+CPU_AGAIN = replace(
+    CPU_TURNS,
+    rounds=200,
+    muon_lr=0.01,
+    adam_lr=1.3e-3,
+    seed_offset=1,
+    start="cpu-turns",
+    averaged=True,
+)
 
 RECIPES = {
-    "cpu": replace(
-        CPU_TURNS, rounds=200, muon_lr=0.01, adam_lr=1.3e-3, seed_offset=1, start="cpu-turns"
-    ),
+    "cpu": replace(CPU_AGAIN, rounds=64, seed_offset=2, start="cpu-again"),
+    "cpu-again": CPU_AGAIN,
     "cpu-turns": CPU_TURNS,
     "cpu-deep": CPU_DEEP,
     "cpu-shallow": Recipe(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from random import Random
 
 from indexmem_cli.config import NOT_STATED
-from indexmem_cli.train.frames import make_frame
+from indexmem_cli.train.frames import make_frame, make_habit
 from indexmem_cli.train.kinds import TRAINING_KINDS
 from indexmem_cli.train.kinds_people import Kind
+from indexmem_cli.train.labels import make_label
 from indexmem_cli.train.templates import (
     ATTRIBUTE_ADJECTIVES,
     ATTRIBUTES,
@@ -136,9 +137,15 @@ def make_deed_fact(rng: Random) -> Fact:
 
 
 def make_frame_fact(rng: Random) -> Fact:
-    """State a fact of any verb."""
-    sentence, pairs = make_frame(rng)
+    """State a fact of any verb: a deed, or a habit."""
+    sentence, pairs = make_habit(rng) if rng.random() < 0.25 else make_frame(rng)
     return Fact((sentence,), tuple(Turn(capitalise(asked), answer) for asked, answer in pairs))
+
+
+def make_label_fact(rng: Random) -> Fact:
+    """State the value of a label of any noun."""
+    sentence, question, answer = make_label(rng)
+    return Fact((open_sentence(sentence),), (Turn(question, answer),))
 
 
 def draw_verb(rng: Random) -> list[str]:
@@ -171,11 +178,13 @@ def make_list_fact(rng: Random) -> Fact:
 def make_fact(rng: Random) -> Fact:
     """State one training fact of any sort."""
     style = rng.random()
-    if style < 0.25:
+    if style < 0.2:
         return make_kind_fact(rng, TRAINING_KINDS)
-    if style < 0.43:
+    if style < 0.32:
         return make_attribute_fact(rng)
-    if style < 0.79:
+    if style < 0.47:
+        return make_label_fact(rng)
+    if style < 0.83:
         return make_frame_fact(rng)
     if style < 0.95:
         return make_deed_fact(rng)
@@ -198,6 +207,7 @@ def make_similar_facts(rng: Random, count: int) -> list[Fact]:
     makers = (
         lambda r: make_kind_fact(r, (TRAINING_KINDS[seed % len(TRAINING_KINDS)],)),
         make_attribute_fact,
+        make_label_fact,
         make_frame_fact,
     )
     make = rng.choice(makers)

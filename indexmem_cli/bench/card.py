@@ -134,22 +134,11 @@ def describe_origin(rows: list[Row]) -> str:
 
 
 def describe_training(log: Path) -> str:
-    """Say how long a run was, from its log; of a step logged twice the last row counts."""
+    """Say how long a run was, from its log."""
     rows = map(json.loads, log.read_text("utf-8").splitlines())
-    steps = {row["step"]: row for row in rows if "loss" in row}
-    by_length: dict[int, int] = {}
-    before = 0
-    for step in sorted(steps):
-        row = steps[step]
-        length = row["length_tokens"]
-        by_length[length] = by_length.get(length, 0) + row["num_tokens"] - before
-        before = row["num_tokens"]
-    lengths = ", ".join(f"{n / 1e6:.1f} M at {length}" for length, n in sorted(by_length.items()))
-    minutes = steps[max(steps)]["elapsed_s"] / 60
-    return (
-        f"{max(steps):,} steps, {before / 1e6:.1f} M tokens ({lengths} tokens a row), "
-        f"{minutes:.0f} minutes."
-    )
+    last = max((row for row in rows if "loss" in row), key=lambda row: row["step"])
+    minutes = last["elapsed_s"] / 60
+    return f"{last['step']:,} steps, {last['num_tokens'] / 1e6:.1f} M tokens, {minutes:.0f} minutes."
 
 
 def ask_examples(model: str) -> str:

@@ -13,7 +13,7 @@ from indexmem_cli.train.words import SLOTS, words
 LABELS = words(
     "address aisle alarm anthem badge band batch bay berth bin bolt booth box bus button cabin "
     "call card carriage case certificate channel chapter charge chart chord circuit class clue "
-    "coach compartment counter coupon course court crate crest cue cylinder deck delivery desk "
+    "coach compartment counter course coupon court crate crest cue cylinder deck delivery desk "
     "dock docket door dose draft drawer emblem entry envelope exercise exit ferry field file "
     "filter flag flight folder form formula frequency fuse gate gauge gear grade grant grid group "
     "handle hook hotline hymn index invoice item key lane layer lecture lens lesson letter lever "

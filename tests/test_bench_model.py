@@ -225,6 +225,15 @@ def test_a_card_takes_the_newest_rows_of_its_model():
         card.newest_rows(rows, "none-such")
 
 
+def test_a_card_says_how_long_the_run_was(tmp_path):
+    steps = [
+        {"step": n, "loss": 1.0, "num_tokens": n * 8192, "elapsed_s": n * 1.5} for n in (1, 40)
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in [*steps, {"step": 40, "needle": 1}]))
+    assert card.describe_training(log) == "40 steps, 0.3 M tokens, 1 minutes."
+
+
 def test_a_card_counts_parameters_and_judges_answers(tiny_model_dir):
     import torch
     from transformers import AutoModelForCausalLM

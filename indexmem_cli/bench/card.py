@@ -138,7 +138,9 @@ def describe_training(log: Path) -> str:
     rows = map(json.loads, log.read_text("utf-8").splitlines())
     last = max((row for row in rows if "loss" in row), key=lambda row: row["step"])
     minutes = last["elapsed_s"] / 60
-    return f"{last['step']:,} steps, {last['num_tokens'] / 1e6:.1f} M tokens, {minutes:.0f} minutes."
+    return (
+        f"{last['step']:,} steps, {last['num_tokens'] / 1e6:.1f} M tokens, {minutes:.0f} minutes."
+    )
 
 
 def ask_examples(model: str) -> str:

@@ -1,6 +1,7 @@
 """The recipes of the embedded model: its shape, stages, and learning rates."""
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 Mix = dict[str, float]
 
@@ -133,11 +134,8 @@ class Recipe:
     def stage_at(self, step: int) -> Stage:
         """Return the stage that `step` (counted from 0) belongs to."""
         step %= self.num_steps // self.rounds
-        for stage in self.stages:
-            if step < stage.num_steps:
-                return stage
-            step -= stage.num_steps
-        return self.stages[-1]
+        ends = accumulate(stage.num_steps for stage in self.stages)
+        return next(stage for stage, end in zip(self.stages, ends, strict=True) if step < end)
 
     def lr_fraction(self, step: int) -> float:
         """Share of the full learning rate at `step`: warm-up, plateau, decay."""

@@ -136,7 +136,7 @@ def answer(
     tokens = sum(reading.tokens - reading.tokens_reused for reading in readings)
     yield Answer(
         text=text.rstrip(),
-        sources=evidence.sources(grounds.places, text.rstrip()),
+        sources=evidence.sources(grounds.places, text.rstrip(), question),
         coverage=join_coverage([reading.coverage for reading in readings if reading.coverage]),
         memory=replace(
             use,

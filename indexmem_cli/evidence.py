@@ -9,6 +9,7 @@ from typing import Any
 from indexmem_cli.archives import Archives
 from indexmem_cli.config import NOT_STATED
 from indexmem_cli.events import Source
+from indexmem_cli.memory.naming import defines, find_names
 from indexmem_cli.terms import terms_of, words_of
 from indexmem_cli.tokens import Entry
 
@@ -43,18 +44,26 @@ class Evidence:
             position = self.origins.get(position, position)
             self.weights[position] = self.weights.get(position, 0.0) + weight
 
-    def sources(self, places: Archives, answer: str) -> tuple[Source, ...]:
+    def sources(self, places: Archives, answer: str, question: str) -> tuple[Source, ...]:
         """Return the places that an answer rests on, best first.
 
         They are as few of the passages attended to, or read again, as hold the words of the
         answer that any of them holds; of passages that hold the same, the most attended. Where
-        none holds any, the most attended ones. A refusal rests on none.
+        none holds any, the most attended ones. What defines a name of the question is shown as
+        well, whatever the answer says. A refusal rests on none.
         """
         if answer.startswith(NOT_STATED.rstrip(".")):
             return ()
         rarity = _rarity(places, answer)
         passages = self._passages(places, frozenset(rarity))
         chosen = _cover(passages, rarity) or _most_attended(passages)
+        if names := find_names(question):
+            chosen += [
+                passage
+                for passage in passages
+                if passage not in chosen
+                and defines(passage.entry, places.text_of(passage.entry), names)
+            ]
         groups: list[list[_Passage]] = []
         for passage in sorted(chosen, key=lambda passage: passage.entry.first):
             if groups and _follows(groups[-1][-1].entry, passage.entry):

@@ -46,7 +46,7 @@ def sources_of(places, answer, attention, read_again=()):
     origins = {1000 + i: firsts[line] for i, line in enumerate(read_again)}
     evidence = Evidence(origins=origins)
     evidence.add([(firsts[line], weight) for line, weight in attention.items()])
-    return evidence.sources(places, answer)
+    return evidence.sources(places, answer, "Who was it?")
 
 
 def lines_of(sources):
@@ -128,7 +128,7 @@ def sources_in(path, tokenizer, answer, word, folder=None):
         for entry in block.entries:
             if word in archive.text_of(entry):
                 evidence.add([(entry.first, 1.0)])
-    [source] = evidence.sources(Archives([archive], [{}]), answer)
+    [source] = evidence.sources(Archives([archive], [{}]), answer, "Who was it?")
     return source, passages
 
 
@@ -170,3 +170,19 @@ def test_a_quotation_of_a_page_stands_where_its_offsets_say(tmp_path, tokenizer)
     source, passages = sources_in(path, tokenizer, "Gudrun sang", "Gudrun")
     assert (source.page, source.quote) == (2, "that Gudrun sang of him.")
     assert quoted(source, passages) == source.quote
+
+
+def test_what_defines_a_name_of_the_question_is_a_source_whatever_the_answer(tmp_path, tokenizer):
+    path = tmp_path / "shelf.py"
+    path.write_text('"""The shelf."""\n\nROOM = 3\n\n\nclass NotEnough(Exception):\n    code = 3\n')
+    archive = Archive.create(None, tokenizer.decode)
+    (document,) = open_each([str(path)], ReadConfig())[0].documents
+    for chunk in read_chunks(document.passages(), tokenizer, 64):
+        archive.add(chunk.entries)
+    archive.commit(last=True)
+    places, evidence = Archives([archive], [{}]), Evidence()
+    evidence.add([(entry.first, 1.0) for block in archive for entry in block.entries])
+    first = evidence.sources(places, "the shelf", "Where is the class defined?")
+    assert lines_of(first) == [(1, 1)]
+    named = evidence.sources(places, "the shelf", "Where is the class NotEnough defined?")
+    assert lines_of(named) == [(1, 1), (6, 6)] and named[1].symbol == "NotEnough"

@@ -44,6 +44,11 @@ def find_definitions(archive: Searched, question: str) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
+def defines(entry: "Entry", text: str, names: Sequence[str]) -> bool:
+    """Whether a passage with this text defines one of the names."""
+    return any(_defines(entry, text, name) for name in names)
+
+
 def _definitions_of(archive: Searched, name: str) -> Iterator[int]:
     places = archive.places_of(terms_of(name), _MOST_PLACES + 1)
     if len(places) > _MOST_PLACES:

@@ -107,7 +107,7 @@ ALLOWED = {
     "documents": set(),
     "tokens": {"documents"},
     "checkpoint": set(),
-    "evidence": {"archives", "events", "terms", "tokens"},
+    "evidence": {"archives", "events", "memory", "terms", "tokens"},
     "archive": {"database", "documents", "terms", "tokens"},
     "database": set(),
     "coverage": {"documents", "events"},

@@ -56,13 +56,13 @@ def draw_panels(
     title: str,
     logs: str = "",
 ) -> None:
-    """Draw a line for each method, in a panel for each group; faint behind the others: the main.
+    """Draw a line for each method, in a panel for each group, the main first and faint in all.
 
     Args:
         ways: points [x, y] of each method, or [x, y, low, high] with an interval.
     """
     groups: dict[str, dict[str, list[list[float]]]] = {}
-    for name, points in ways.items():
+    for name, points in sorted(ways.items(), key=lambda way: group_of(way[0]) != "main"):
         groups.setdefault(group_of(name), {})[name] = points
     columns = min(2, len(groups))
     panels = figure.subplots(-(-len(groups) // columns), columns, squeeze=False, sharey=True)

@@ -58,7 +58,7 @@ class _Signals:
         if signum in self._waiting:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
-        elif _is_importing(frame):
+        elif _is_dropped_in(frame):
             self._wait(signum)
         else:
             if signum == signal.SIGTERM:
@@ -83,7 +83,7 @@ class _Signals:
 
     def _send_again(self, signum: int) -> None:
         time.sleep(_POLL_S)
-        while _is_importing(sys._current_frames().get(self._main_thread)):
+        while _is_dropped_in(sys._current_frames().get(self._main_thread)):
             time.sleep(_POLL_S)
         self._waiting.discard(signum)
         if hasattr(signal, "pthread_kill"):  # wakes the main thread, if it waits for something
@@ -92,7 +92,11 @@ class _Signals:
             signal.raise_signal(signum)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_filename != _IMPORTING:
+def _is_dropped_in(frame: FrameType | None) -> bool:
+    """Whether an exception would be dropped: in an import, or in the hook for what was dropped."""
+    hook = _Signals.show_unraisable.__code__
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING or frame.f_code is hook:
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False

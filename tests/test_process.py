@@ -108,7 +108,7 @@ def test_interrupt() -> None:
 
 # Sends a signal from a line of Python of which it is known what becomes of an exception in it.
 _AT_A_BAD_MOMENT = """
-import signal, sys
+import signal, sys, threading, time
 import fake_session
 
 SENT = signal.Signals[sys.argv.pop(1)]
@@ -118,6 +118,11 @@ PLACE = sys.argv.pop(1)
 class Dying:
     def __del__(self):
         signal.raise_signal(SENT)
+
+
+def start_slowly(thread, start=threading.Thread.start):
+    start(thread)
+    time.sleep(0.2)
 
 
 class Missing:
@@ -144,7 +149,10 @@ class Session(fake_session.FakeSession):
                 import cannot_be_had
             except BaseException:
                 pass
+        elif PLACE == "a finaliser":
+            Dying()
         else:
+            threading.Thread.start = start_slowly
             Dying()
         yield from super().ask(*args, **options)
 
@@ -156,7 +164,13 @@ fake_session.run_program()
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", -signal.SIGTERM)])
 @pytest.mark.parametrize(
-    "place", ["a callback of an import", "an import that may fail", "a finaliser"]
+    "place",
+    [
+        "a callback of an import",
+        "an import that may fail",
+        "a finaliser",
+        "a finaliser, its hook held up",
+    ],
 )
 def test_no_signal_is_swallowed(name: str, code: int, place: str) -> None:
     """What is raised in these places, Python or a library drops."""

@@ -57,12 +57,12 @@ class Evidence:
         rarity = _rarity(places, answer)
         passages = self._passages(places, frozenset(rarity))
         chosen = _cover(passages, rarity) or _most_attended(passages)
-        if names := find_names(question):
+        for name in find_names(question):
             chosen += [
                 passage
                 for passage in passages
                 if passage not in chosen
-                and defines(passage.entry, places.text_of(passage.entry), names)
+                and defines(passage.entry, places.text_of(passage.entry), name)
             ]
         groups: list[list[_Passage]] = []
         for passage in sorted(chosen, key=lambda passage: passage.entry.first):

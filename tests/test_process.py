@@ -149,10 +149,9 @@ class Session(fake_session.FakeSession):
                 import cannot_be_had
             except BaseException:
                 pass
-        elif PLACE == "a finaliser":
-            Dying()
         else:
-            threading.Thread.start = start_slowly
+            if PLACE == "a finaliser, its hook held up":
+                threading.Thread.start = start_slowly
             Dying()
         yield from super().ask(*args, **options)
 

@@ -134,9 +134,9 @@ def describe_origin(rows: list[Row]) -> str:
 
 
 def describe_training(log: Path) -> str:
-    """Say how long a run was, from its log."""
+    """Say how long a run was, from the last step of its log."""
     rows = map(json.loads, log.read_text("utf-8").splitlines())
-    last = max((row for row in rows if "loss" in row), key=lambda row: row["step"])
+    *_, last = (row for row in rows if "loss" in row)
     minutes = last["elapsed_s"] / 60
     return (
         f"{last['step']:,} steps, {last['num_tokens'] / 1e6:.1f} M tokens, {minutes:.0f} minutes."

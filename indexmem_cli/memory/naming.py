@@ -44,22 +44,18 @@ def find_definitions(archive: Searched, question: str) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def defines(entry: "Entry", text: str, names: Sequence[str]) -> bool:
-    """Whether a passage with this text defines one of the names."""
-    return any(_defines(entry, text, name) for name in names)
-
-
 def _definitions_of(archive: Searched, name: str) -> Iterator[int]:
     places = archive.places_of(terms_of(name), _MOST_PLACES + 1)
     if len(places) > _MOST_PLACES:
         return
     for number, passage in places:
         entry = archive.block(number).entries[passage]
-        if _defines(entry, archive.text_of(entry), name):
+        if defines(entry, archive.text_of(entry), name):
             yield number
 
 
-def _defines(entry: "Entry", text: str, name: str) -> bool:
+def defines(entry: "Entry", text: str, name: str) -> bool:
+    """Whether a passage with this text defines a name."""
     if name.startswith("--"):
         return re.search(rf"[\"'`]{re.escape(name)}\b", text) is not None
     symbol = entry.place.symbol or ""

@@ -226,7 +226,7 @@ def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
     if front:
         comma = "," if rng.random() < 0.8 else ""
         body = f"{front[0]}{comma} {body}"
-    return f"{body[:1].upper()}{body[1:]}.", pairs
+    return end(body), pairs
 
 
 def make_habit(rng: Random) -> tuple[str, list[tuple[str, str]]]:
@@ -249,7 +249,12 @@ def make_habit(rng: Random) -> tuple[str, list[tuple[str, str]]]:
         (close(asks_thing, "does", subject, verb, said), answer),
         (close(asks_subject, third, thing, said), subject),
     ]
-    return f"{body[:1].upper()}{body[1:]}.", pairs
+    return end(body), pairs
+
+
+def end(body: str) -> str:
+    """Begin a statement with a capital and end it."""
+    return f"{body[:1].upper()}{body[1:]}."
 
 
 def close(*parts: str) -> str:

@@ -159,13 +159,32 @@ ALL_LENGTHS = (
     Stage(1, 1024, SETTLING),
 )
 
-CPU_DEEP = Recipe(
+CPU_SHALLOW = Recipe(
     hidden=256,
-    layers=6,
+    layers=4,
     heads=4,
     kv_heads=2,
     intermediate=768,
     window_tokens=2048,
+    stages=(
+        Stage(320, 128, COPYING, "eager", compiled=True),
+        Stage(230, 128, FADING, "eager", compiled=True),
+        Stage(300, 256, LENGTHENING, "eager", compiled=True),
+        Stage(150, 512, READING, "eager", compiled=True),
+        Stage(250, 128, FINDING, "eager", compiled=True),
+        Stage(500, 128, FINDING, "eager", compiled=True, batch_tokens=4096),
+        Stage(700, 256, WIDENING, "eager", compiled=True, batch_tokens=4096),
+        Stage(500, 512, WIDENING, "eager", compiled=True, batch_tokens=4096),
+        Stage(1050, 512, READING, "eager", compiled=True, batch_tokens=4096),
+        Stage(1000, 1024, READING, batch_tokens=4096),
+        Stage(300, 2048, READING),
+        Stage(650, 1024, RECALLING, batch_tokens=4096),
+        Stage(150, 2048, RECALLING, batch_tokens=4096),
+    ),
+)
+CPU_DEEP = replace(
+    CPU_SHALLOW,
+    layers=6,
     stages=(
         Stage(800, 256, DEEPENING, "eager", compiled=True),
         Stage(1100, 512, DEEPENING, "eager", compiled=True),
@@ -200,29 +219,7 @@ RECIPES = {
     "cpu-again": CPU_AGAIN,
     "cpu-turns": CPU_TURNS,
     "cpu-deep": CPU_DEEP,
-    "cpu-shallow": Recipe(
-        hidden=256,
-        layers=4,
-        heads=4,
-        kv_heads=2,
-        intermediate=768,
-        window_tokens=2048,
-        stages=(
-            Stage(320, 128, COPYING, "eager", compiled=True),
-            Stage(230, 128, FADING, "eager", compiled=True),
-            Stage(300, 256, LENGTHENING, "eager", compiled=True),
-            Stage(150, 512, READING, "eager", compiled=True),
-            Stage(250, 128, FINDING, "eager", compiled=True),
-            Stage(500, 128, FINDING, "eager", compiled=True, batch_tokens=4096),
-            Stage(700, 256, WIDENING, "eager", compiled=True, batch_tokens=4096),
-            Stage(500, 512, WIDENING, "eager", compiled=True, batch_tokens=4096),
-            Stage(1050, 512, READING, "eager", compiled=True, batch_tokens=4096),
-            Stage(1000, 1024, READING, batch_tokens=4096),
-            Stage(300, 2048, READING),
-            Stage(650, 1024, RECALLING, batch_tokens=4096),
-            Stage(150, 2048, RECALLING, batch_tokens=4096),
-        ),
-    ),
+    "cpu-shallow": CPU_SHALLOW,
     "gpu": Recipe(
         hidden=512,
         layers=9,

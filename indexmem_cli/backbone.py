@@ -161,6 +161,10 @@ class Backbone(SlotAttention):
         def rotate(index: int, x: Tensor, positions: Tensor) -> Tensor:
             return turn(modules[index], x, *self.angles(modules[index], x, positions[None]))
 
+        def turned_keys(index: int) -> Tensor:
+            layer = state.managed[index]
+            return self.turn_slots(modules[index], layer.all_keys(), layer, run, 0)
+
         def remembered(index: int) -> Tensor:
             module, layer, query = modules[index], state.managed[index], queries[index]
             if (latent := layer.live_latent) is None:
@@ -173,7 +177,8 @@ class Backbone(SlotAttention):
             return latent.share(self.turn_far(module, query), lse, module.scaling)
 
         hidden = {i: h[:, h.shape[1] - new_tokens :] for i, h in state.hidden.items()}
-        return Block(state, new_tokens, queries, hidden, [], attention, rotate, remembered)
+        asked = (attention, rotate, turned_keys, remembered)
+        return Block(state, new_tokens, queries, hidden, [], *asked)
 
     def _forward(
         self,

@@ -1,8 +1,10 @@
 """The options of each act as frozen, checked dataclasses. Imports nothing heavy."""
 
+import os
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from indexmem_cli.errors import ConfigError
@@ -95,6 +97,11 @@ def parse_pages(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
+def is_path(text: str | Path) -> bool:
+    """Say whether a text names a file or folder; not if it is too long, or forbidden, to ask."""
+    return os.path.exists(text)  # noqa: PTH110 (Path.exists raises for those)
+
+
 def parse_time(text: str, is_end: bool = False) -> datetime:
     """Read a date or a time such as `2024-03-05` or `2024-03-05 14:02`.
 
@@ -113,8 +120,9 @@ def parse_time(text: str, is_end: bool = False) -> datetime:
     moment = moment.replace(tzinfo=None)
     if not is_end:
         return moment
-    span = timedelta(minutes=1) if ":" in text else timedelta(days=1)
-    return moment + span - timedelta(microseconds=1)
+    is_day = re.fullmatch(r"[\dW-]+", text.strip())
+    span = timedelta(days=1) if is_day else timedelta(minutes=1)
+    return moment + (span - timedelta(microseconds=1))
 
 
 def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from indexmem_cli.asking import answer as answer_question
-from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig
+from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, is_path
 from indexmem_cli.config import StoreConfig as Store
 from indexmem_cli.documents import Sources
 from indexmem_cli.documents.text import clean
@@ -279,7 +279,7 @@ class Conversation:
             if "-" in new:
                 raise ConfigError("standard input is where the questions come from")
             parts = open_parts(new, ReadConfig(), self.memory, store)
-            names = [str(Path(name).absolute()) if Path(name).exists() else name for name in new]
+            names = [str(Path(name).absolute()) if is_path(name) else name for name in new]
             self._unread |= dict(zip(names, parts, strict=True))
         self.session = replace(self.session, sources=tuple(dict.fromkeys(self.sources)))
 

@@ -1,5 +1,6 @@
 """Two loops: read a stream of tokens into a bounded memory, and answer from it. Never prints."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -79,9 +80,10 @@ class Reader:
 
     def fork(self) -> "Reader":
         """Return a reader with a copy of the memory, to answer from without changing this one."""
-        copy = Reader(self.backbone, self.plan, self.scorer, self.closing_ids, self.shares)
-        copy.state = self.state.clone()
-        return copy
+        scorer = copy.copy(self.scorer)  # it may go on gathering
+        fork = Reader(self.backbone, self.plan, scorer, self.closing_ids, self.shares)
+        fork.state = self.state.clone()
+        return fork
 
     def forget_stored(self) -> None:
         """Write no more keys and values down, and bring none back."""

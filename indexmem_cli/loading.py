@@ -159,8 +159,19 @@ def load_prompt(checkpoint: Checkpoint, instruction: str = INSTRUCTION) -> Promp
 
     The document and the question are encoded apart from it, as plain text, so nothing in them can
     become a special token.
+
+    Raises:
+        BackboneError: the tokenizer cannot be loaded without running code of the model's own.
     """
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.path, local_files_only=True, trust_remote_code=False
+        )
+    except ValueError as error:
+        raise BackboneError(
+            f"{checkpoint.id}: its tokenizer cannot be loaded: {first_line(error)}",
+            "code that comes with a model is never run; choose a model that needs none",
+        ) from error
     content = f"<document>\n{_DOCUMENT}\n</document>\n\n{_QUESTION}"
     text = f"{content}\nAnswer:"
     if tokenizer.chat_template:

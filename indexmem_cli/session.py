@@ -19,6 +19,7 @@ from indexmem_cli.config import (
     ModelConfig,
     ReadConfig,
     StoreConfig,
+    is_path,
     parse_budget,
     parse_pages,
 )
@@ -366,7 +367,7 @@ def open_parts(
     """
     library, saved = Library(), {}
     for name in sources:
-        if name != "-" and not Path(name).exists():
+        if name != "-" and not is_path(name):
             with contextlib.suppress(MemoryFileError):
                 saved[name] = library.load(library.resolve(name))
     if saved and len(sources) == 1:

@@ -110,9 +110,9 @@ def test_words_inside_names_and_of_scripts_without_spaces_are_found(tmp_path, te
 def test_nothing_in_a_text_or_question_is_syntax(tmp_path, text):
     archive = write(tmp_path / "a.sqlite", [text, "an ordinary line"])
     assert archive.text(archive.block(0)) == text + "\nan ordinary line\n"
-    for words in (terms_of(text), [text], ['"'], ['" OR "x'], [""], ["*"]):
-        for word in words:
-            assert set(archive.places_of([word], 9)) <= {(0, 0), (0, 1)}
+    assert archive.places_of([text], 9) == [(0, 0)]
+    for word in ('"', '" OR "x', "", "*"):
+        assert archive.places_of([word], 9) == []
     assert archive.places_of(["ordinary"], 9) == [(0, 1)]
     assert archive.places_of(['x" OR "ordinary'], 9) == []
 

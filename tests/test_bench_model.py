@@ -62,7 +62,7 @@ def test_shares_and_means_come_with_their_intervals():
     assert share["interval_95"] == pytest.approx([0.490, 0.943], abs=0.001)
     mean = scores.sum_up([1.0, 3.0])
     assert mean["value"] == 2.0
-    assert mean["interval_95"] == pytest.approx([2 - 1.386, 2 + 1.386], abs=0.001)
+    assert mean["interval_95"] == pytest.approx([2 - 1.96, 2 + 1.96], abs=0.001)
     loss = scores.compare([True, True, False, True], [True, False, False, True])
     assert loss["value"] == 0.25 and loss["interval_95"][0] < 0 < loss["interval_95"][1]
 

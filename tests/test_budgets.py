@@ -174,6 +174,13 @@ def test_with_room_for_all_uneven_shares_change_nothing(backbone):
     assert answers[0] == answers[1]
 
 
+def test_a_long_question_leaves_small_layers_room_for_a_long_answer(backbone):
+    reader = read(backbone, (0.3, 1.9, 0.8))
+    question = token_ids(80, seed=2)
+    steps = list(reader.fork().answer(question, AnswerConfig(max_tokens=256), frozenset()))
+    assert len(steps) == 256
+
+
 @pytest.mark.parametrize("shares", [SHARES, HEAD_SHARES])
 def test_the_kept_set_does_not_depend_on_the_chunks(backbone, shares):
     kept = [held(read(backbone, shares, ByPlace(), chunk=chunk, span=1)) for chunk in (7, 50, 100)]

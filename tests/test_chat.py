@@ -184,7 +184,7 @@ class TestPipe:
         assert result.exit_code == 0, result.stderr
         home = os.environ["HOME"]
         assert talk.asked == ["budget 8192", f"add my book.pdf {home}/x", "Who?"]
-        for part in ("kept: 1,024 of 412,380", "attended: ", "412,380 tokens", "/budget TOKENS"):
+        for part in ("kept: 1,024 of 412,380", "attended:", "412,380 tokens", "/budget TOKENS"):
             assert part in result.stderr
         assert result.stdout == "The mill passes to Ruth.\n"
 

@@ -597,7 +597,7 @@ def test_broken_exports_give_one_error(tmp_path, content):
         assert "x.json" in error.message
 
 
-def test_memory_is_flat_however_long_a_chat_is(tmp_path, monkeypatch, parsed_here):
+def test_memory_is_flat_however_long_a_chat_is(tmp_path, parsed_here):
     peaks = []
     for num in (700, 700, 3_500):  # the first pass warms up
         rows = "".join(
@@ -640,7 +640,7 @@ def test_a_chat_comes_through_a_pipe(tmp_path):
     assert len(lines_of(document)) == 2, "it can be read again"
 
 
-def test_times_that_are_none(tmp_path):
+def test_times_that_are_none():
     assert messages.epoch("x") is None and messages.epoch(1e300) is None
     assert messages.wall_clock("x") is None
     assert messages.wall_clock("2024-03-05T10:00:00.1234567Z") == datetime(

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import pytest
 
 from indexmem_cli.checkpoint import find_checkpoint, read_checkpoint
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.errors import BackboneError, IndexMemError
+from indexmem_cli.loading import load_backbone, load_prompt
 
 
 @pytest.fixture
@@ -154,3 +156,21 @@ def test_a_base_model_without_a_template_gets_a_plain_prompt(model_copy):
     prompt = load_prompt(find_checkpoint(str(model_copy)))
     tokenizer = AutoTokenizer.from_pretrained(model_copy)
     assert tokenizer.decode(prompt.ending) == "\nAnswer:"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "mistral", "gemma3_text"])
+def test_code_beside_a_model_is_never_run(model_copy, family, monkeypatch):
+    change_config(model_copy, model_type=family, auto_map={"AutoConfig": "evil.Evil"})
+    path = model_copy / "tokenizer_config.json"
+    named = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    (model_copy / "evil.py").write_text(
+        "from transformers import PreTrainedTokenizerFast as Evil\n"
+        f"open({str(model_copy / 'ran')!r}, 'w').close()\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    checkpoint = read_checkpoint("m", model_copy)
+    for load in (load_prompt, lambda found: load_backbone(found, ModelConfig("m"))):
+        with suppress(BackboneError):
+            load(checkpoint)
+    assert not (model_copy / "ran").exists()

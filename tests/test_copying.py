@@ -93,7 +93,7 @@ def test_an_extract_stands_in_a_passage_that_was_looked_up(memory, temperature):
 
 def test_where_no_passage_fits_nothing_is_quoted(memory):
     answer = memory.ask("Zyxq vwpt?", extract=True)
-    assert answer.text == "" and answer.recall == ((answer.recall[0]),)
+    assert answer.text == "" and [each.blocks for each in answer.recall] == [()]
     assert any("nothing to quote" in notice for notice in answer.notices)
 
 

@@ -1,6 +1,7 @@
 """PDF files: their text as prose, their pages, and the ones that cannot be read."""
 
 import io
+import itertools
 import logging
 from pathlib import Path
 
@@ -179,8 +180,19 @@ def test_pages_have_an_index_and_a_label(tmp_path):
 
 def test_memory_of_earlier_pages_is_given_back(tmp_path, monkeypatch, parsed_here):
     monkeypatch.setattr("indexmem_cli.documents.pdf._PAGES_CACHED", 2)
+    readers, held = [], []
+
+    class Watched(pypdf.PdfReader):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            readers.append(self)
+
+    monkeypatch.setattr("indexmem_cli.documents.pdf.PdfReader", Watched)
     document = open_one(make_pdf(tmp_path / "a.pdf", [[f"page {n}"] for n in range(9)]))
-    assert text_of(document) == "".join(f"page {n}\n" for n in range(9))
+    for n, passage in enumerate(document.passages()):
+        assert passage.text == f"page {n}\n"
+        held.append(len(readers[-1].resolved_objects))
+    assert any(after < before for before, after in itertools.pairwise(held))
 
 
 def test_pages_without_labels_have_none(tmp_path):
@@ -229,7 +241,7 @@ def _broken_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", _broken_files())
-def test_broken_files_give_one_line_and_no_noise(tmp_path, name, capfd, caplog):
+def test_broken_files_give_one_line_and_no_noise(tmp_path, name, capfd, caplog, parsed_here):
     path = tmp_path / "a.pdf"
     path.write_bytes(_broken_files()[name])
     with pytest.raises(DocumentError) as error:

@@ -67,6 +67,17 @@ def test_sinks_recent_tokens_and_pins_always_stay(backbone, policy):
             assert must_stay <= set(head)
 
 
+def test_an_answer_leaves_what_a_scorer_gathered_as_it_was(backbone):
+    reader, _ = start(backbone, budget_tokens=96, chunk_tokens=64, policy="expected-attention")
+    for _ in reader.read(chunks(IDS, 64)):
+        pass
+    before = {name: value.clone() for name, value in reader.scorer.tensors().items()}
+    for _ in reader.fork().answer(QUESTION, AnswerConfig(max_tokens=200), frozenset()):
+        pass
+    for name, value in reader.scorer.tensors().items():
+        assert torch.equal(value, before[name]), name
+
+
 @pytest.mark.parametrize("policy", ["recency", "random"])
 def test_kept_set_does_not_depend_on_the_chunk_size(backbone, policy):
     kept = []

@@ -80,7 +80,7 @@ def test_a_disk_that_fails_costs_the_memory_and_not_the_answer(call, code, ask, 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of file size are those of Linux")
 @pytest.mark.parametrize("limit_bytes", [0, 30_000])
 @needs_fork
-def test_a_disk_that_is_full_at_any_byte(limit_bytes, ask, book):
+def test_a_disk_that_is_full_at_any_byte(limit_bytes, ask):
     """Each file may grow so far: the text is stopped by the one limit, keys and values by both."""
 
     def limited():

@@ -309,7 +309,7 @@ def test_an_adapter_comes_back_as_it_was(saved, tiny_model_dir):
     assert not any(weight.requires_grad for weight in again.indexer.parameters())
 
 
-def test_an_adapter_of_another_model_is_refused(saved, tiny_model_dir, tmp_path):
+def test_an_adapter_of_another_model_is_refused(saved, tiny_model_dir):
     path, adapter = saved
     adapter.model_hash = "0" * 32
     save_adapter(adapter, path)

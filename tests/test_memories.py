@@ -207,7 +207,7 @@ class TestRemove:
             result = run("rm", memory.id, "--yes")
         assert result.exit_code == 7 and library.verify(memory.id)
 
-    def test_prune_takes_what_is_of_no_use(self, library, tmp_path):
+    def test_prune_takes_what_is_of_no_use(self, library):
         good, bad = save(library, blank("1" * 64)), save(library, blank("2" * 64))
         begun = begin(library, blank("3" * 64))
         (library.folder(bad.id) / bad.archive).unlink()

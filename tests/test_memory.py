@@ -80,13 +80,13 @@ def test_what_is_dropped_never_comes_back():
     state = filled(slots=30)
     state.recent_tokens = 3
     gone = set()
-    for step in range(10):
+    for _ in range(10):
         evict(state, [torch.rand(1, 2, state.held)] * 2, budget=20)
         for layer in state.managed:
             held = {(h, p) for h in range(2) for p in layer.positions[0, h, : layer.held].tolist()}
             assert not held & gone
         everything = {(h, p) for h in range(2) for p in range(state.seen)}
-        gone |= everything - held if step == 0 else set()
+        gone |= everything - held
         for layer in state.layers:
             layer.append(torch.rand(1, 2, 5, 4), torch.rand(1, 2, 5, 4), state.seen)
         state.seen += 5
@@ -130,15 +130,23 @@ def plain_attention():
     return [weights[0] for weights in out.attentions]
 
 
-def read_block(chunk, policy=None):
-    """Read IDS in chunks with nothing evicted; return the last block and the scores after it."""
+def read_block(chunk, policy=None, budget=96, seen=None):
+    """Read IDS in chunks under a budget; return the last block and the scores after it.
+
+    Args:
+        seen: list that the queries of each chunk are added to.
+    """
     backbone = make_backbone("qwen3")
     state = backbone.new_state(slots=len(IDS))
     scorer = make_scorer(policy)
     with torch.no_grad():
         for first in range(0, len(IDS), chunk):
             part = IDS[first : first + chunk]
+            if state.held > (left := budget - len(part)):
+                evict(state, [torch.rand(1, 2, state.held) for _ in state.managed], left)
             block = backbone.block(state, len(part), backbone.read(part, state, want_queries=True))
+            if seen is not None:
+                seen.append(block.queries)
             if scorer.needs_question:
                 block.question_attention = backbone.probe(IDS[:5], state)
             scores = scorer.score(block)
@@ -164,13 +172,15 @@ def test_snapkv_tova_and_h2o_see_the_models_own_attention(chunk, plain_attention
         torch.testing.assert_close(h2o[i][0], 2 * per_group(weights.sum(1)), **close)
 
 
-def test_expected_attention_follows_its_formula():
-    block, scores = read_block(32, "expected-attention")
-    backbone = make_backbone("qwen3")
-    queries = backbone.read(IDS, backbone.new_state(slots=96), want_queries=True)
-    rope, size = backbone.decoder.rotary_emb, 16
+@pytest.mark.parametrize("budget", [96, 70])
+def test_expected_attention_follows_its_formula_wherever_a_head_holds_its_keys(budget):
+    queries = []
+    block, scores = read_block(32, "expected-attention", budget, queries)
+    where = block.positions(1)[0]
+    assert torch.equal(where[0], where[1]) == (budget == 96)
+    rope, size = make_backbone("qwen3").decoder.rotary_emb, 16
     for i in range(3):
-        q = queries[i][0].double()  # [H, T, D], before rotation
+        q = torch.cat([chunk[i][0] for chunk in queries], dim=1).double()  # [H, T, D], not rotated
         cos, sin = rope.forward(torch.zeros(1), torch.arange(96, 96 + 512)[None])
         half = torch.cat([torch.eye(size)[:, size // 2 :] * -1, torch.eye(size)[:, : size // 2]], 1)
         turn = (torch.eye(size) * cos[0, :, None, :] + half.T.T * sin[0, :, None, :]).mean(0)
@@ -178,8 +188,9 @@ def test_expected_attention_follows_its_formula():
         mean = q.mean(1) @ turn
         centred = q - q.mean(1, keepdim=True)
         cov = turn.T @ (centred.transpose(1, 2) @ centred / 96) @ turn
-        keys = block.rotate(i, block.keys(i), torch.arange(96))[0].double()
-        keys = keys.repeat_interleave(2, 0)
+        held = enumerate(block.positions(i)[0])
+        turned = [block.rotate(i, block.keys(i)[:, [g]], where)[0, 0] for g, where in held]
+        keys = torch.stack(turned).double().repeat_interleave(2, 0)
         logits = (keys @ mean[..., None])[..., 0] / 4
         logits = logits + torch.einsum("hnd,hde,hne->hn", keys, cov, keys) / (2 * size)
         expected = per_group(logits.softmax(-1)) * block.values(i)[0].double().norm(dim=-1)

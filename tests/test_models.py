@@ -267,7 +267,7 @@ class TestList:
     def test_names_alone(self, folder: Path) -> None:
         assert run("models", "list", "-q", str(folder)).stdout == f"indexmem-mini\n{folder}\n"
 
-    def test_what_does_not_fit(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_does_not_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         small = machine.Machine(GIB, 1000, (), None)
         monkeypatch.setattr(machine, "look_at_machine", lambda: small)
         rows = json.loads(run("models", "list", "--json").stdout)["models"]
@@ -426,9 +426,7 @@ class TestHub:
             assert time.monotonic() - started < 10
 
 
-def test_a_disk_too_small_is_said_before_fetching(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_disk_too_small_is_said_before_fetching(folder: Path, tmp_path: Path) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=10)
     code = (
         "import shutil; from indexmem_cli import catalogue;"

@@ -436,7 +436,7 @@ def test_a_long_inspection_says_what_it_leaves_out(capsys: pytest.CaptureFixture
     render.show_inspection(long, verbose=False)
     assert "… and 60 more files (-v lists them)" in capsys.readouterr().out
     render.show_inspection(long, verbose=True)
-    assert capsys.readouterr().out.count("book.pdf") == 50 + INSPECTION.coverage.pages_read % 2 + 2
+    assert capsys.readouterr().out.count("book.pdf") == 50 + 2  # and in what was left out
 
 
 def test_what_was_recalled_is_told_round_by_round() -> None:

@@ -359,7 +359,7 @@ class TestErrors:
         response = httpx2.get(f"{address}/v1/nothing")
         assert (response.status_code, response.json()["error"]["message"]) == (404, "Not Found")
 
-    def test_forgetting(self, address: str, client: OpenAI) -> None:
+    def test_forgetting(self, address: str) -> None:
         gone = bring(address, "gone.txt", b"some text").json()["id"]
         url = f"{address}/v1/memories/{gone}"
         assert [httpx2.delete(url).status_code for _ in range(2)] == [200, 404]
@@ -398,13 +398,19 @@ class TestGuards:
 
 
 def test_health_and_metrics(address: str, client: OpenAI, memory_id: str) -> None:
+    def cached() -> float:
+        metrics = httpx2.get(f"{address}/metrics").text
+        return float(re.search(r'indexmem_tokens_total{kind="cached"} (\S+)', metrics)[1])
+
     ask(client, memories=[memory_id])
+    before = cached()
+    ask(client, memories=[memory_id])
+    assert cached() > before > 0
     health = httpx2.get(f"{address}/health").json()
     assert (health["status"], health["loaded"], health["waiting"]) == ("ok", True, 0)
     metrics = httpx2.get(f"{address}/metrics").text
     path = 'path="/v1/chat/completions",status="200"'
     assert float(re.search(rf"indexmem_requests_total{{{path}}} (\S+)", metrics)[1]) >= 1
-    assert float(re.search(r'indexmem_tokens_total{kind="cached"} (\S+)', metrics)[1]) >= 0
 
 
 class TestSplit:

@@ -4,7 +4,8 @@ import json
 import random
 import shutil
 import struct
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,8 +52,8 @@ def chunks(ids):
     return [ids[first : first + CHUNK] for first in range(0, len(ids), CHUNK)]
 
 
-def blank(content="c" * 64, **settings):
-    key = Key(content, "model", "tokenizer", {"chunk_tokens": CHUNK, **settings})
+def blank(content="c" * 64):
+    key = Key(content, "model", "tokenizer", {"chunk_tokens": CHUNK})
     return Manifest(
         key=key,
         name=None,
@@ -207,6 +208,16 @@ def resign(library, manifest, name):
     changed = replace(manifest, parts=parts)
     library.write(changed)
     return changed
+
+
+@dataclass
+class Touching:
+    """Leaves a file when it is unpickled."""
+
+    path: Path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 class TestDamage:
@@ -368,7 +379,8 @@ class TestDamage:
     def test_a_pickle_is_never_opened(self, library, saved, backbones, tmp_path):
         part = saved.states[-1].part
         path = library.folder(saved.id) / part
-        torch.save({"layers.0.keys": torch.zeros(1)}, path)  # noqa: TID251
+        torch.save(Touching(tmp_path / "ran"), path)  # noqa: TID251
         changed = resign(library, saved, part)
         with pytest.raises(MemoryFileError, match=part):
             load(library, changed, backbones("qwen3"))
+        assert not (tmp_path / "ran").exists()

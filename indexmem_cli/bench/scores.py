@@ -60,7 +60,7 @@ def sum_up(values: Sequence[float | bool]) -> Row:
     if all(isinstance(value, (bool, np.bool_)) for value in values):
         low, high = wilson_interval(sum(map(bool, values)), n)
     else:
-        half = 1.96 * float(np.std(values)) / n**0.5
+        half = 1.96 * float(np.std(values, ddof=min(1, n - 1))) / n**0.5
         low, high = mean - half, mean + half
     return {"value": round(mean, 5), "interval_95": [round(low, 5), round(high, 5)], "n": n}
 

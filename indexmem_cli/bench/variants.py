@@ -4,6 +4,7 @@ A feature counts only where it beats its twin: the same with its scores shuffled
 swapped, its budgets moved to another layer, or without it.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from random import Random
@@ -44,6 +45,12 @@ class Shuffled:
 
     def __init__(self, scorer: Scorer, seed: int = 0) -> None:
         self.scorer, self.chance = scorer, torch.Generator().manual_seed(seed)
+
+    def __copy__(self) -> "Shuffled":
+        """Return a control that shares the order of what is to come, of a copy of the scorer."""
+        twin = Shuffled(copy.copy(self.scorer))
+        twin.chance = self.chance
+        return twin
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.scorer, name)

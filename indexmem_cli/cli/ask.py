@@ -9,7 +9,14 @@ import typer
 
 from indexmem_cli.cli import options
 from indexmem_cli.cli.noise import hush_libraries
-from indexmem_cli.config import DEFAULT_MODEL, AnswerConfig, MemoryConfig, ModelConfig, StoreConfig
+from indexmem_cli.config import (
+    DEFAULT_MODEL,
+    AnswerConfig,
+    MemoryConfig,
+    ModelConfig,
+    StoreConfig,
+    is_path,
+)
 from indexmem_cli.errors import ConfigError, NotFullyRead
 
 
@@ -148,9 +155,9 @@ def _check_sources(sources: Sequence[str], question: str) -> Sequence[str]:
     """
     if not question.strip():
         raise ConfigError("the question is empty", 'indexmem ask book.pdf "your question"')
-    if options.is_path(question):
+    if is_path(question):
         named, asked = [*sources, question], "your question"
-        if sources and " " in sources[0] and not options.is_path(sources[0]):
+        if sources and " " in sources[0] and not is_path(sources[0]):
             asked = named.pop(0)
         shown = shlex.join(named) if len(named) < 4 else "SOURCE..."
         raise ConfigError(

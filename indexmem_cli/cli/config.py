@@ -26,8 +26,21 @@ def defaults_from_file(command: Any, args: list[str]) -> dict[str, Any]:
     subcommand = getattr(command, "commands", {}).get(args[0] if args else "")
     if subcommand is not None:
         return {args[0]: defaults_from_file(subcommand, args[1:])}
-    wanted = {parameter.name for parameter in command.params} & settings.SETTINGS.keys()
-    return settings.read_settings() if wanted else {}
+    by_variable = {v: each.parameter for each in settings.SETTINGS.values() for v in each.variables}
+    wanted = {
+        parameter.name: by_variable[variable]
+        for parameter in command.params
+        for variable in _variables(parameter)
+        if variable in by_variable
+    }
+    given = settings.read_settings() if wanted else {}
+    return {name: given[key] for name, key in wanted.items() if key in given}
+
+
+def _variables(parameter: Any) -> list[str]:
+    """Environment variables of an option: those that have a setting's are set by it."""
+    named = parameter.envvar or []
+    return [named] if isinstance(named, str) else list(named)
 
 
 @config.callback()

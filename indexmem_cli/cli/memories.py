@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from indexmem_cli.cli import options
-from indexmem_cli.errors import ConfigError, MemoryFileError
+from indexmem_cli.errors import ConfigError, LockTimeout, MemoryFileError
 
 if TYPE_CHECKING:
     from indexmem_cli.library import Library
@@ -112,7 +112,7 @@ def verify(
 
     library, damaged = Library(), 0
     for memory_id in [find_memory(library, name) for name in names or ()] or library.ids():
-        if not any(library.folder(memory_id).glob("manifest.json")) and not names:
+        if not names and not library.is_whole(memory_id):
             continue  # a reading that was cut short has nothing yet that could be used
         try:
             manifest = verify_memory(library, memory_id)
@@ -149,7 +149,10 @@ def export(
     library = Library()
     memory_id = find_memory(library, memory)
     path = out or Path(f"{Path(memory).name}.tar")
-    size = export_memory(library, memory_id, path, force)
+    try:
+        size = export_memory(library, memory_id, path, force)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
     show_lines([f"{memory_id} → {path}, {format_bytes(size)}; it holds the document's text"])
 
 
@@ -221,9 +224,9 @@ def prune(
     meets = parse_filters(filters or ())
     wanted = {"stale", "gone"} if stale else {"damaged", "unfinished"} if not filters else None
     found = [m for m in list_memories(library) if (not wanted or m.status in wanted) and meets(m)]
-    _remove(library, [memory.id for memory in found], yes, dry_run)
     if not dry_run:
         library.sweep()
+    _remove(library, [memory.id for memory in found], yes, dry_run)
 
 
 def _remove(library: "Library", ids: Sequence[str], yes: bool, dry_run: bool) -> None:
@@ -240,5 +243,12 @@ def _remove(library: "Library", ids: Sequence[str], yes: bool, dry_run: bool) ->
     if dry_run:
         return
     options.ask_before_removal(yes)
-    freed = sum(library.delete(memory.id) for memory in found)
-    show_lines([f"removed {len(found)}, {format_bytes(freed)} freed"])
+    freed, kept = [], None
+    for memory in found:
+        try:
+            freed.append(library.delete(memory.id))
+        except LockTimeout as error:  # it is being written; the others can go
+            kept = error
+    show_lines([f"removed {len(freed)}, {format_bytes(sum(freed))} freed"])
+    if kept:
+        raise kept

@@ -67,7 +67,7 @@ def list_models(
     hush_libraries(verbose)
     from indexmem_cli.catalogue import find_models
     from indexmem_cli.machine import look_at_machine
-    from indexmem_cli.render import show_json, show_models
+    from indexmem_cli.render import show_json, show_lines, show_models
 
     machine = look_at_machine()
     found = find_models(folders or ())
@@ -76,7 +76,7 @@ def list_models(
     if as_json:
         show_json({"schema": 1, "machine": _machine_row(machine, device), "models": rows})
     elif quiet:
-        typer.echo("\n".join(row["name"] for row in usable))
+        show_lines(row["name"] for row in usable)
     else:
         show_models(rows if verbose else usable, _machine_row(machine, device), len(rows))
 

@@ -337,14 +337,6 @@ def read_first_line(path: Path, what: str) -> str:
     return lines[0]
 
 
-def is_path(text: str) -> bool:
-    """Say whether the text names something that exists."""
-    try:
-        return Path(text).exists()
-    except OSError:  # longer than a name may be
-        return False
-
-
 def sources_or_pipe(sources: Sequence[str] | None, example: str) -> list[str]:
     """Return the sources, or `-` where none is given and something is piped in.
 

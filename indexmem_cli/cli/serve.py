@@ -56,7 +56,7 @@ def serve(
     memory = options.memory_config(*how, recall_from=recall_from)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     answer = AnswerConfig(max_tokens, temperature, seed)
-    key = options.read_first_line(api_key_file, "API key") if api_key_file else None
+    key = options.read_first_line(api_key_file, "API key").strip() if api_key_file else None
     if missing := [name for name in ("fastapi", "uvicorn") if not importlib.util.find_spec(name)]:
         raise IndexMemError(f"{missing[0]} is not installed", "pip install 'indexmem[serve]'")
     hush_libraries(verbose)

@@ -90,7 +90,7 @@ class Talk:
         line = line.rstrip("\r\n")
         if not line.strip():
             return True
-        if line.split()[0] in ("/quit", "/exit"):
+        if line.partition(" ")[0] in ("/quit", "/exit"):
             return False
         try:
             if line.startswith("/"):

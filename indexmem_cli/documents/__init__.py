@@ -11,12 +11,13 @@ import stat
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from indexmem_cli.config import ReadConfig
+from indexmem_cli.config import ReadConfig, is_path
 from indexmem_cli.documents.chats.messages import NOT_SELECTED, MessageDocument
 from indexmem_cli.documents.chats.slack import Folder, is_slack, read_slack
 from indexmem_cli.documents.codebase import find_files
@@ -138,7 +139,7 @@ def _open_source(
     elif is_address(source):
         page = open_address(source, config)
         opened.documents.append(_open_pipe(source, page, config, is_ours=True, keep=keep_pipes))
-    elif Path(source).is_dir():
+    elif is_path(source) and Path(source).is_dir():
         _open_folder(source, config, opened)
     else:
         opened.documents.append(_open_file(source, config, keep_pipes))
@@ -241,7 +242,8 @@ def _open_pipe(
     keep: bool = False,
 ) -> Document:
     """Open a stream that can be read once; what must be sought in goes to disk first."""
-    head = stream.read(SNIFF_BYTES) if stream is not None else b""
+    with _named(name):
+        head = stream.read(SNIFF_BYTES) if stream is not None else b""
     if stream is None or not head:
         raise ConfigError("stdin is empty" if name == "-" else f"{name}: the pipe is empty")
     rest = _Pipe(head, stream, is_ours)
@@ -249,9 +251,9 @@ def _open_pipe(
         return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
 
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
-    with rest:
+    with rest, _named(name):
         shutil.copyfileobj(rest, spool)
-    spool.flush()
+        spool.flush()
 
     def reopen() -> BinaryIO:
         copy = os.fdopen(os.dup(spool.fileno()), "rb")
@@ -264,6 +266,15 @@ def _open_pipe(
     document = open_blob(Blob(name, name, spool.tell(), reopen, head), config)
     document.has_text()
     return document
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which source could not be read."""
+    try:
+        yield
+    except OSError as error:
+        raise Unreadable("unreadable", f"{name}: {error.strerror or error}") from error
 
 
 class _Pipe(io.BufferedIOBase):
@@ -315,7 +326,7 @@ def _seems_readable(document: Document) -> bool:
 
 def _suggest(path: Path) -> str | None:
     """Name what is near a path that does not exist."""
-    if not path.parent.is_dir():
+    if not (is_path(path.parent) and path.parent.is_dir()):
         return f"there is no folder {_printable(path.parent)} either"
     try:
         names = [entry.name for entry in os.scandir(path.parent)]

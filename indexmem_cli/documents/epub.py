@@ -91,8 +91,9 @@ def _titles(archive: Zip, folder: str, items: Iterable["Element"]) -> dict[str, 
             )
         elif item.get("media-type") == "application/x-dtbncx+xml":
             links = [
-                (next(point.iterfind(".//{*}content")).get("src") or "", _label(point))
+                (content.get("src") or "", _label(point))
                 for point in _xml(archive, name).iterfind(".//{*}navPoint")
+                if (content := point.find(".//{*}content")) is not None
             ]
         else:
             continue

@@ -8,6 +8,8 @@ from indexmem_cli.documents.passages import Passage
 
 _HEADING = re.compile(r"\s{0,3}#{1,6}\s+(.*?)(?:\s+#+)?\s*")
 _FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})")
+_OPENING = re.compile(r'(?:^|[,;\t])"')
+_CLOSING = re.compile(r'""|"')
 
 
 def with_headings(passages: Iterable[Passage]) -> Iterator[Passage]:
@@ -24,15 +26,28 @@ def with_headings(passages: Iterable[Passage]) -> Iterator[Passage]:
         yield replace(passage, place=replace(passage.place, member=heading))
 
 
-def with_rows(passages: Iterable[Passage]) -> Iterator[Passage]:
-    """Count rows in place of lines; a row goes on while a quotation mark is open."""
+def with_rows(passages: Iterable[Passage], are_quoted: bool) -> Iterator[Passage]:
+    """Count rows in place of lines.
+
+    Args:
+        are_quoted: a cell may stand in quotation marks, and hold line ends; as in CSV.
+    """
     row, in_quotes, line = 0, False, 0
     for passage in passages:
         if passage.place.line != line and not in_quotes:
             row += 1
         line = passage.place.line
-        in_quotes ^= passage.text.count('"') % 2 == 1
+        in_quotes = are_quoted and _ends_in_quotes(passage.text, in_quotes)
         yield replace(passage, place=replace(passage.place, line=row, unit="row"))
+
+
+def _ends_in_quotes(text: str, in_quotes: bool) -> bool:
+    """Tell whether a quoted cell goes on after `text`; a mark within a cell opens none."""
+    at = 0
+    while found := (_CLOSING if in_quotes else _OPENING).search(text, at):
+        at = found.end()
+        in_quotes ^= found[0] != '""'
+    return in_quotes
 
 
 def with_symbols(passages: Iterable[Passage], symbols: dict[int, str]) -> Iterator[Passage]:

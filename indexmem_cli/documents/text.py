@@ -79,7 +79,7 @@ class TextDocument(FileDocument):
             elif self.kind == "markdown":
                 passages = with_headings(passages)
             elif self.kind in ("csv", "jsonl"):
-                passages = with_rows(passages)
+                passages = with_rows(passages, are_quoted=self.kind == "csv")
             yield from passages
 
     def _symbols(self) -> dict[int, str]:

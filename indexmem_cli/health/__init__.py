@@ -26,7 +26,7 @@ def examine(model: str | None = None) -> Iterator[Finding]:
         ("memory", system.check_memory),
         ("data", system.check_data),
         ("disk", system.check_disk),
-        ("model", lambda: files.check_model(model or files.set_model())),
+        ("model", lambda: files.check_model(model or files.model_in_force())),
         ("downloads", files.check_downloads),
         ("memories", files.check_memories),
     )

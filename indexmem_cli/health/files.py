@@ -15,7 +15,7 @@ from indexmem_cli.errors import IndexMemError
 from indexmem_cli.estimate import read_weights
 from indexmem_cli.health.finding import Finding
 from indexmem_cli.library import Library
-from indexmem_cli.library.disk import feed
+from indexmem_cli.library.disk import feed, folder_bytes
 from indexmem_cli.library.transfer import verify_memory
 
 STALE_S = 24 * 3600
@@ -25,13 +25,7 @@ STALE_S = 24 * 3600
 def check_model(name: str) -> Iterator[Finding]:
     """The model's files, and whether it can be used without a network."""
     try:
-        checkpoint = find_checkpoint(name, offline=True)
-        if missing := missing_files(checkpoint.path):
-            raise IndexMemError(f"{name}: {missing[0]} is missing")
-        read_weights(checkpoint)
-        damaged, checked = _damaged_files(checkpoint)
-        if damaged:
-            raise IndexMemError(f"{name}: {damaged[0].name} is damaged (its checksum is wrong)")
+        yield Finding("model", "ok", _check_files(name))
     except IndexMemError as error:
         damaged = _damaged_hub_files(name)
         can_fetch = "/" in name and not Path(name).expanduser().exists()
@@ -42,11 +36,29 @@ def check_model(name: str) -> Iterator[Finding]:
             f"indexmem models pull {name}" if can_fetch else error.hint,
             fix=(lambda: _fetch_again(name, damaged)) if can_fetch else None,
         )
-        yield Finding("offline", "failure", f"{name} cannot be used without a network")
-        return
-    how = f"{checked} checksums right" if checked else "its files are whole"
-    yield Finding("model", "ok", f"{name}, {checkpoint.family}: {how}")
+        try:
+            _check_files(name)  # it may have been mended since
+        except IndexMemError:
+            yield Finding("offline", "failure", f"{name} cannot be used without a network")
+            return
     yield Finding("offline", "ok", f"{name} needs no network")
+
+
+def _check_files(name: str) -> str:
+    """Say how a model was checked.
+
+    Raises:
+        IndexMemError: something is wrong with its files.
+    """
+    checkpoint = find_checkpoint(name, offline=True)
+    if missing := missing_files(checkpoint.path):
+        raise IndexMemError(f"{name}: {missing[0]} is missing")
+    read_weights(checkpoint)
+    damaged, checked = _damaged_files(checkpoint)
+    if damaged:
+        raise IndexMemError(f"{name}: {damaged[0].name} is damaged (its checksum is wrong)")
+    how = f"{checked} checksums right" if checked else "its files are whole"
+    return f"{name}, {checkpoint.family}: {how}"
 
 
 def _damaged_files(checkpoint: Checkpoint) -> tuple[list[Path], int]:
@@ -91,7 +103,7 @@ def _fetch_again(name: str, damaged: list[Path]) -> str:
     return f"{name} was fetched again"
 
 
-def set_model() -> str:
+def model_in_force() -> str:
     """The model in force: the variable, the file, or the default."""
     named = os.environ.get("INDEXMEM_MODEL")
     if named is None:
@@ -130,7 +142,14 @@ def _remove(files: list[Path]) -> str:
 def check_memories() -> Iterator[Finding]:
     """Check every byte of every saved memory."""
     library, damaged = Library(), 0
-    whole = [memory_id for memory_id in library.ids() if library.used_s(memory_id)]
+    if left := library.leftovers():
+        size = sum(map(folder_bytes, left))
+        found = (
+            f"{len(left)} removals or imports that a crash cut short take {size / 2**20:.1f} MiB"
+        )
+        advice = "indexmem doctor --fix"
+        yield Finding("memories", "warning", found, advice, lambda: _sweep(library))
+    whole = [memory_id for memory_id in library.ids() if library.is_whole(memory_id)]
     for memory_id in whole:
         try:
             verify_memory(library, memory_id)
@@ -139,6 +158,10 @@ def check_memories() -> Iterator[Finding]:
             yield Finding("memories", "failure", error.message, error.hint)
     if not damaged:
         yield Finding("memories", "ok", f"{len(whole)} saved, every byte as it was written")
+
+
+def _sweep(library: Library) -> str:
+    return f"{library.sweep() / 2**20:.1f} MiB were freed"
 
 
 def _hub_cache() -> Path:

@@ -102,7 +102,7 @@ class Library:
         Raises:
             MemoryFileError: there is one, but it cannot be used.
         """
-        if not (self.folder(key.id) / MANIFEST).exists():
+        if not self.is_whole(key.id):
             return None
         manifest = self.load(key.id)
         if manifest.key != key:
@@ -115,6 +115,10 @@ class Library:
             manifest = self.load(key.id, CHECKPOINT)
             return manifest if manifest.key == key else None
         return None
+
+    def is_whole(self, memory_id: str) -> bool:
+        """Whether it was read to its end; what is damaged was too."""
+        return (self.folder(memory_id) / MANIFEST).exists()
 
     def manifests(self) -> Iterator[Manifest]:
         """All whole memories that can be read, in no order; the others are passed over."""
@@ -293,13 +297,21 @@ class Library:
     def sweep(self) -> int:
         """Remove what a crash left of deletions and imports; return the bytes freed."""
         freed = 0
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self.root):
-                moving = entry.name.startswith((".gone-", ".incoming-"))
-                if moving and time.time() - entry.stat().st_mtime > _LEFTOVER_S:
-                    freed += folder_bytes(Path(entry.path))
-                    shutil.rmtree(entry.path, ignore_errors=True)
+        for folder in self.leftovers():
+            freed += folder_bytes(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         return freed
+
+    def leftovers(self) -> list[Path]:
+        """Folders that deletions and imports leave where a crash cuts them short."""
+        with contextlib.suppress(OSError):
+            return [
+                Path(entry.path)
+                for entry in os.scandir(self.root)
+                if entry.name.startswith((".gone-", ".incoming-"))
+                and time.time() - entry.stat().st_mtime > _LEFTOVER_S
+            ]
+        return []
 
     @contextlib.contextmanager
     def lock(self, memory_id: str, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:

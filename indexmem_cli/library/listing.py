@@ -34,7 +34,9 @@ def describe(library: Library, memory_id: str) -> SavedMemory:
         try:
             begun = library.load(memory_id, CHECKPOINT)
         except MemoryFileError:
-            return _damaged(memory_id, num_bytes, error)
+            if library.is_whole(memory_id) or (library.folder(memory_id) / CHECKPOINT).exists():
+                return _unreadable(memory_id, "damaged", error.message, num_bytes)
+            return _unreadable(memory_id, "unfinished", "nothing of it is saved yet", num_bytes)
         return _describe(begun, "unfinished", "reading was cut short", num_bytes, begun.created_s)
     status, detail = _freshness(manifest)
     return _describe(manifest, status, detail, num_bytes, library.used_s(memory_id))
@@ -97,13 +99,11 @@ def _parse(text: str, now_s: float) -> Callable[[SavedMemory], bool]:
 
 def _freshness(manifest: Manifest) -> tuple[str, str]:
     """Compare a memory with its source as it is now."""
-    if manifest.path is None:
-        return "ok", ""
-    if not os.path.lexists(manifest.path):
-        return "gone", f"{manifest.source} is no longer there"
     changed = changed_files(manifest.files)
     if not changed:
         return "ok", ""
+    if not any(file.path and os.path.lexists(file.path) for file in manifest.files):
+        return "gone", f"{manifest.source} is no longer there"
     if len(manifest.files) == 1:
         return "stale", f"{manifest.source} has changed"
     named = ", ".join(changed[:3]) + (" …" if len(changed) > 3 else "")
@@ -134,12 +134,12 @@ def _describe(
     )
 
 
-def _damaged(memory_id: str, num_bytes: int, error: MemoryFileError) -> SavedMemory:
+def _unreadable(memory_id: str, status: str, detail: str, num_bytes: int) -> SavedMemory:
     return SavedMemory(
         id=memory_id,
         name=None,
-        status="damaged",
-        detail=error.message,
+        status=status,
+        detail=detail,
         source="?",
         path=None,
         files=0,

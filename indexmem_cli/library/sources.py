@@ -86,12 +86,14 @@ def _stamp_of(file: SourceFile) -> tuple[int, int]:
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time of a file; None if it is gone."""
+    """Size and time of a file, or of all in a folder; None if it is gone."""
+    place = Path(path)
     try:
-        found = Path(path).stat()
+        files = [each for each in place.rglob("*") if each.is_file()] if place.is_dir() else [place]
+        found = [file.stat() for file in files]
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return sum(each.st_size for each in found), max((each.st_mtime_ns for each in found), default=0)
 
 
 def _sha256(path: str) -> str | None:

@@ -109,7 +109,7 @@ def _unpack(stream: BinaryIO, path: Path, staging: Library) -> str:
         raise _refused(path, f"{total:,} bytes are more than {MAX_IMPORT_BYTES:,}")
     free = shutil.disk_usage(staging.root.parent).free
     if total > free:
-        raise OSError(f"there is no room for {total:,} bytes: {free:,} are free")
+        raise _refused(path, f"there is no room for {total:,} bytes: {free:,} are free")
     folder = staging.folder(memory_id)
     make_folder(folder)
     (folder / MANIFEST).touch(mode=0o600)

@@ -34,6 +34,8 @@ class Block:
     """attention(layer, first, end): weights fp32 [B, H, R, N] of the block's rows [first, end)."""
     rotate: Callable[[int, Tensor, Tensor], Tensor]
     """rotate(layer, x [B, X, n, D], positions int64 [n]): x turned to those positions."""
+    turned_keys: Callable[[int], Tensor]
+    """turned_keys(layer): keys [B, G, N, D], each turned to where its own head holds it."""
     remembered: Callable[[int], Tensor]
     """remembered(layer): share of each row's attention that the latent memory takes, [B, H, T]."""
 
@@ -214,13 +216,9 @@ class ExpectedAttention(_Plain):
     def score(self, block: Block) -> list[Tensor]:
         self._observe(block)
         scores = []
-        for i, layer in enumerate(block.state.managed):
+        for i in range(len(block.state.managed)):
             mean, cov = self._future_queries(block, i)
-            held, size = layer.held, mean.shape[-1]
-            where = torch.arange(held, device=mean.device)
-            if not block.state.compact:
-                where = block.positions(i)[0, 0]
-            keys = block.rotate(i, block.keys(i), where).float()
+            keys, size = block.turned_keys(i).float(), mean.shape[-1]
             keys = keys.repeat_interleave(mean.shape[1] // keys.shape[1], dim=1)  # [B, H, N, D]
             logits = (keys @ mean.unsqueeze(-1)).squeeze(-1) / size**0.5
             logits += ((keys @ cov) * keys).sum(-1) / (2 * size)
@@ -248,15 +246,17 @@ class ExpectedAttention(_Plain):
 
     def _observe(self, block: Block) -> None:
         self.count += block.new_tokens
+        sums = []
         for i, queries in enumerate(block.queries):
             queries = queries.float()
             total, outer = queries.sum(2), queries.transpose(-1, -2) @ queries
-            if i < len(self.sums):
-                before = (sums.to(total.device) for sums in self.sums[i])
-                total, outer = total + next(before), outer + next(before)
-                self.sums[i] = (total, outer)
-            else:
-                self.sums.append((total, outer))
+            if self.sums:
+                total, outer = (
+                    new + old.to(new.device)
+                    for new, old in zip((total, outer), self.sums[i], strict=True)
+                )
+            sums.append((total, outer))
+        self.sums = sums  # a list of its own: copies of the scorer share the old one
 
     def _future_queries(self, block: Block, layer: int) -> tuple[Tensor, Tensor]:
         """Mean [B, H, D] and covariance [B, H, D, D] of the queries at the positions to come."""

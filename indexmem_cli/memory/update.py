@@ -60,7 +60,8 @@ def split_among_parts(state: MemoryState, budget: int, shares: Sequence[float]) 
     """Slots per head for every managed part of a memory; the arguments are those of `evict`."""
     if not shares:
         return [budget] * len(state.managed)
-    floor = min(budget, max(budget // 4, state.sink_tokens + state.recent_tokens + 1))
+    always = state.sink_tokens + state.recent_tokens + sum(b - a for a, b in state.pins)
+    floor = min(budget, max(budget // 4, always + 1))
     return split_budget(budget, shares, floor)
 
 
@@ -88,10 +89,10 @@ def evict(
     managed, budgets = state.managed, split_among_parts(state, budget, shares)
     shared = all(score is scores[0] for score in scores) and state.uniform and not shares
     index = None
-    for layer, score, budget in zip(managed, scores, budgets, strict=True):
+    for layer, score, own in zip(managed, scores, budgets, strict=True):
         batch, heads = layer.positions.shape[:2]
         layer.scores[:, :, : layer.held] = score
-        if layer.held <= budget:
+        if layer.held <= own:
             continue
         if index is None or not shared:
             positions = layer.positions[:, :, : layer.held]
@@ -100,15 +101,15 @@ def evict(
             pinned = pinned_slots(state, positions)
             # Counting waits for the device, so only where there may be too many.
             bound = state.sink_tokens + state.recent_tokens + sum(b - a for a, b in state.pins)
-            most = int(pinned.sum(-1).max()) if bound > budget else 0
-            if most > budget:
+            most = int(pinned.sum(-1).max()) if bound > own else 0
+            if most > own:
                 raise ConfigError(
-                    f"budget of {budget:,} tokens cannot hold the {most:,} that always stay",
+                    f"budget of {own:,} tokens cannot hold the {most:,} that always stay",
                     f"raise --budget to {most:,} or more",
                 )
             score = score.to(positions.device)
             pooled = pool_spans(score.expand_as(positions), positions, span_tokens)
-            index = select_kept(pooled, pinned, budget)
+            index = select_kept(pooled, pinned, own)
         layer.keep(index.to(layer.keys.device).expand(batch, heads, -1))
     one_for_all = shared and scores[0].shape[1] == 1
     state.uniform = state.uniform and (one_for_all or index is None)

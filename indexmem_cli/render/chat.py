@@ -71,6 +71,6 @@ def show_explanation(answer: Answer) -> None:
         console.print(Text(safe_line(line)))
     if not answer.sources:
         console.print(Text("attended: nothing of what was read"))
-    for source in answer.sources:
-        console.print(Text(f"attended: {source.weight:.0%} of the attention went to"))
-        Renderer(View(verbose=True)).show_sources((source,))
+    else:
+        console.print(Text("attended:"))
+        Renderer(View(verbose=True)).show_sources(answer.sources)

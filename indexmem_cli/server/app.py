@@ -1,7 +1,6 @@
 """The routes of the server, and what guards them."""
 
 import hmac
-import io
 import json
 import logging
 import time
@@ -23,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig
 from indexmem_cli.errors import IndexMemError
-from indexmem_cli.events import Answer, Progress, TokenText
+from indexmem_cli.events import Answer, Loaded, Notice, Progress, TokenText
 from indexmem_cli.library.manifest import Manifest
 from indexmem_cli.server.metrics import Metrics
 from indexmem_cli.server.protocol import (
@@ -112,6 +111,8 @@ class Server:
         try:
             async with aclosing(events):
                 async for event in events:
+                    if isinstance(event, Loaded | Notice):
+                        continue
                     if not begun:
                         begun = True
                         yield _sse(completion.chunk({"role": "assistant", "content": ""}))
@@ -151,7 +152,7 @@ class Server:
                 limit = self.config.most_bytes // 2**20
                 raise HTTPException(413, f"larger than {limit} MiB")
         name = unquote(request.query_params.get("name", "document"))
-        return await run_in_threadpool(self.shelf.add, name, io.BytesIO(data))
+        return await run_in_threadpool(self.shelf.add, name, bytes(data))
 
 
 def make_app(server: Server) -> FastAPI:

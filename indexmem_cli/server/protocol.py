@@ -22,6 +22,11 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "stop": (None, [], ""),
     "tools": (None, []),
     "functions": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "top_p": (None, 1),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "logit_bias": (None, {}),
     "logprobs": (None, False),
     "response_format": (None, {"type": "text"}),
 }
@@ -89,7 +94,8 @@ class ChatRequest(BaseModel):
         for name, values in _ONLY.items():
             if (asked := (self.model_extra or {}).get(name)) not in values:
                 raise ConfigError(f"{name}={json.dumps(asked)} is not supported", "leave it out")
-        longest = self.max_completion_tokens or self.max_tokens or default.max_tokens
+        limits = (self.max_completion_tokens, self.max_tokens, default.max_tokens)
+        longest = next(limit for limit in limits if limit is not None)
         heat = default.temperature if self.temperature is None else self.temperature
         return AnswerConfig(longest, heat, default.seed if self.seed is None else self.seed)
 

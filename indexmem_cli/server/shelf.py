@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from indexmem_cli.config import (
     FOCUS,
@@ -19,6 +18,7 @@ from indexmem_cli.config import (
     StoreConfig,
 )
 from indexmem_cli.documents import Document, Sources, join_sources, open_sources, open_text
+from indexmem_cli.documents.text import kind_of
 from indexmem_cli.errors import ConfigError, IndexMemError, MemoryFileError
 from indexmem_cli.events import Event
 from indexmem_cli.library import Library
@@ -55,14 +55,13 @@ class Shelf:
         self._blank = Memory([], memory, model, store=StoreConfig(save=False))
         self._lock = threading.Lock()
 
-    def add(self, name: str, stream: BinaryIO) -> Brought:
+    def add(self, name: str, data: bytes) -> Brought:
         """Keep a document; the same one brought twice is kept once.
 
         Raises:
             DocumentError: it cannot be read.
         """
         shown = Path(name.replace("\\", "/")).name or "document"
-        data = stream.read()
         digest = hashlib.sha256(shown.encode() + b"\0" + data).hexdigest()[:12]
         with self._lock:
             if digest in self._brought:
@@ -80,6 +79,8 @@ class Shelf:
             error.hint = error.hint and error.hint.replace(str(path), shown)
             raise
         document.name = shown
+        if document.kind == "text":
+            document.kind = kind_of(shown)
         brought = Brought(digest, shown, len(data), document.pages_total, document)
         with self._lock:
             if digest in self._brought:
@@ -158,28 +159,33 @@ class Shelf:
 
     def _memory_of(self, ids: tuple[str, ...], text: str) -> Memory:
         """Return the memory of these documents, sharing the model that is loaded already."""
-        memory = self._memories.get(ids) if not text else None
-        if memory is None:
-            with self._lock:
-                brought = [self._brought[name] for name in ids if name in self._brought]
-                saved = [_load_saved(name) for name in ids if name not in self._brought]
-            fresh = [Sources([one.document], name=one.name) for one in brought]
-            if text:
-                fresh.append(Sources([open_text(text, "messages")], name="messages"))
-            can_look_up = self.memory.recall and self.memory.policy != FOCUS
-            if saved and not can_look_up and len(saved) + len(fresh) > 1:
-                raise ConfigError("several memories can be asked together only with recall")
-            # A conversation goes on from its documents.
-            if fresh and (text or not can_look_up) or not saved and not fresh:
-                fresh = [join_sources(fresh)]
-            parts: list[Sources | Manifest] = [*saved, *fresh]
-            memory = replace(self._blank, sources=parts, library=Library())
-        if ids and not text:
-            self._memories[ids] = memory
-            self._memories.move_to_end(ids)
-            while len(self._memories) > self._most:
-                self._memories.popitem(last=False)
+        with self._lock:
+            brought = [self._brought[name] for name in ids if name in self._brought]
+            saved = [_load_saved(name) for name in ids if name not in self._brought]
+            # By what a name stands for now: it may have been read again since.
+            key = (*(one.id for one in brought), *(manifest.id for manifest in saved))
+            memory = self._memories.get(key) if not text else None
+            if memory is None:
+                memory = self._make_memory(brought, saved, text)
+            if key and not text:
+                self._memories[key] = memory
+                self._memories.move_to_end(key)
+                while len(self._memories) > self._most:
+                    self._memories.popitem(last=False)
         return memory
+
+    def _make_memory(self, brought: list[Brought], saved: list[Manifest], text: str) -> Memory:
+        fresh = [Sources([one.document], name=one.name) for one in brought]
+        if text:
+            fresh.append(Sources([open_text(text, "messages")], name="messages"))
+        can_look_up = self.memory.recall and self.memory.policy != FOCUS
+        if saved and not can_look_up and len(saved) + len(fresh) > 1:
+            raise ConfigError("several memories can be asked together only with recall")
+        # A conversation goes on from its documents.
+        if fresh and (text or not can_look_up) or not saved and not fresh:
+            fresh = [join_sources(fresh)]
+        parts: list[Sources | Manifest] = [*saved, *fresh]
+        return replace(self._blank, sources=parts, library=Library())
 
     def _forget(self, brought: Brought) -> None:
         if brought.document.path is not None:

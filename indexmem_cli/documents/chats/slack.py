@@ -4,6 +4,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,10 +37,9 @@ class Folder:
         self._root = root
         self._meter = meter
         self.names = [
-            f"{folder.name}/{entry.name}" if folder != root else entry.name
+            f"{folder.name}/{name}" if folder != root else name
             for folder in (root, *sorted(path for path in root.iterdir() if _is_folder(path)))
-            for entry in os.scandir(folder)
-            if entry.is_file(follow_symlinks=False)
+            for name in _files_of(folder)
         ]
 
     def read(self, name: str, max_bytes: int) -> bytes:
@@ -74,31 +74,35 @@ def read_slack(members: Members) -> Iterator[Message]:
     A day is held in memory as a whole, nothing larger.
     """
     base = _base(members.names)
-    users = {
-        user["id"]: _user_name(user)
-        for user in _records(members, f"{base}users.json", "user")
-        if "id" in user
-    }
     listed = [channel for name in _LISTS for channel in _records(members, base + name, "channel")]
-    names = {str(channel.get("name") or channel.get("id")): channel for channel in listed}
+    with _as_slack_writes_it("a list of users or channels"):
+        users = {
+            user["id"]: _user_name(user)
+            for user in _records(members, f"{base}users.json", "user")
+            if "id" in user
+        }
+        names = {str(channel.get("name") or channel.get("id")): channel for channel in listed}
     days: dict[str, list[str]] = {}
     for name in sorted(members.names):
         if name.startswith(base) and (match := _DAY.fullmatch(name.removeprefix(base))):
             days.setdefault(match[1], []).append(name)
     order = {name: at for at, name in enumerate(names)}
     for folder in sorted(days, key=lambda name: (order.get(name, len(order)), name)):
-        channel = _channel_name(names.get(folder) or {"name": folder}, users)
+        with _as_slack_writes_it("a list of channels"):
+            channel = _channel_name(names.get(folder) or {"name": folder}, users)
         for name in days[folder]:
             said = sorted(_records(members, name, "message"), key=_reading_order)
             for record in said:
-                yield from _messages(record, users, channel, name)
+                with _as_slack_writes_it(name):
+                    messages = list(from_slack(record, users, channel))
+                yield from messages
 
 
-def _messages(
-    record: dict[str, Any], users: dict[str, str], channel: str, name: str
-) -> Iterator[Message]:
+@contextmanager
+def _as_slack_writes_it(name: str) -> Iterator[None]:
+    """Say what is damaged where a record is not what it should be."""
     try:
-        yield from from_slack(record, users, channel)
+        yield
     except (AttributeError, TypeError, KeyError) as error:
         raise Damaged(f"{name} in it is not as Slack writes it ({error})") from error
 
@@ -139,6 +143,14 @@ def _channel_name(channel: dict[str, Any], users: dict[str, str]) -> str:
         return f"#{channel['name']}"
     people = [users.get(user, user) for user in channel.get("members") or []]
     return ", ".join(people) or str(channel.get("id"))
+
+
+def _files_of(folder: Path) -> list[str]:
+    """Names of the regular files in a folder; none where it cannot be looked into."""
+    try:
+        return [e.name for e in os.scandir(folder) if e.is_file(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def _is_folder(path: Path) -> bool:

@@ -129,7 +129,8 @@ def test_a_book_is_read_along_its_spine(tmp_path):
 
 def test_an_old_book_names_its_chapters_in_an_ncx(tmp_path):
     ncx = """<ncx><navMap><navPoint><navLabel><text>Uno</text></navLabel>
-    <content src="text/b%20b.xhtml"/></navPoint></navMap></ncx>"""
+    <content src="text/b%20b.xhtml"/></navPoint>
+    <navPoint><navLabel><text>leads nowhere</text></navLabel></navPoint></navMap></ncx>"""
     item = '<item id="c" href="toc.ncx" media-type="application/x-dtbncx+xml"/></manifest>'
     old = {**BOOK, "O/toc.ncx": ncx, "O/b.opf": PACKAGE.replace("</manifest>", item)}
     old["O/nav.xhtml"] = "<html></html>"

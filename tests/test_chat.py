@@ -180,13 +180,13 @@ class TestPipe:
         said = (
             "/budget 8k\n/add 'my book.pdf' ~/x\nWho?\n/explain\n/stats\n/sources\n/save\n/help\n"
         )
-        result = self.run(said + "/clear\n/quit\nnever asked\n")
+        result = self.run(said + "/clear\n /quit or stay?\n/quit\nnever asked\n")
         assert result.exit_code == 0, result.stderr
         home = os.environ["HOME"]
-        assert talk.asked == ["budget 8192", f"add my book.pdf {home}/x", "Who?"]
+        assert talk.asked == ["budget 8192", f"add my book.pdf {home}/x", "Who?", " /quit or stay?"]
         for part in ("kept: 1,024 of 412,380", "attended:", "412,380 tokens", "/budget TOKENS"):
             assert part in result.stderr
-        assert result.stdout == "The mill passes to Ruth.\n"
+        assert result.stdout == "The mill passes to Ruth.\n" * 2
 
     @pytest.mark.parametrize(
         ("line", "message"),

@@ -189,6 +189,8 @@ def test_a_selection_of_nothing_names_the_authors(tmp_path):
         open_chat(tmp_path / "a", "plain text", ReadConfig(authors=("Eve",)))
     with pytest.raises(ConfigError, match="not a time"):
         parse_time("yesterday")
+    assert parse_time("2024-06-02T14", is_end=True) == datetime(2024, 6, 2, 14, 0, 59, 999_999)
+    assert parse_time("9999-12-31", is_end=True) == datetime.max
 
 
 # --- exports as JSON

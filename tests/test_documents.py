@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents import Document, formats, open_sources, open_text
+from indexmem_cli.documents import Document, formats, open_each, open_sources, open_text
 from indexmem_cli.documents.text import (
     MAX_PASSAGE_CHARS,
     clean,
@@ -423,6 +423,24 @@ def test_addresses_need_permission(tmp_path, address):
     assert (text_of(text), text_of(page), page.kind) == ("one\n", "two\n\n", "html")
     with pytest.raises(DocumentError, match="not found"):
         open_sources([f"{address}/c.txt"], allowed)
+
+
+def test_a_connection_that_breaks_off_is_named(tmp_path, address, monkeypatch):
+    make_files(tmp_path, {"a.txt": "one\n" * 50_000})
+    length = http.server.SimpleHTTPRequestHandler.send_header
+
+    def too_long(self, name, value):
+        length(self, name, str(int(value) + 9) if name == "Content-Length" else value)
+
+    monkeypatch.setattr(_Quiet, "send_header", too_long)
+    with pytest.raises(DocumentError, match="a.txt.*broke off"):
+        open_each([f"{address}/a.txt"], ReadConfig(allow_network=True), keep_pipes=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/y", "~nobody-here/x"])
+def test_a_name_that_cannot_be_looked_up_is_like_any_other_that_is_wrong(name):
+    with pytest.raises(DocumentError, match="x"):
+        open_sources([name], READ)
 
 
 LOADER = """

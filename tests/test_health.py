@@ -141,6 +141,7 @@ def test_a_damaged_download_is_found_and_fetched_again(
         assert "1 stopped downloads take 0.0 MiB" in ill.stdout
         mended = doctor("-m", "test/tiny", "--fix")
         assert "test/tiny was fetched again" in mended.stdout
+        assert mended.exit_code == 0, mended.stdout
         assert "1 stopped downloads were removed" in mended.stdout
         assert (stale.exists(), fresh.exists()) == (False, True)
     assert doctor("-m", "test/tiny").exit_code == 0

@@ -74,6 +74,16 @@ class TestList:
         (tmp_path / "book.txt").write_text("tixt")
         assert describe(library, memory.id).status == "stale"
 
+    def test_what_was_read_of_several_files_or_an_odd_name_is_not_gone(self, library, tmp_path):
+        memory = save(library, replace(of("book.txt", tmp_path), path=str(tmp_path / "a.txt b")))
+        assert describe(library, memory.id).status == "ok"
+        (tmp_path / "book.txt").unlink()
+        assert describe(library, memory.id).status == "gone"
+
+    def test_a_reading_that_has_saved_nothing_yet_is_unfinished(self, library):
+        library.folder("a" * 12).mkdir(parents=True)
+        assert describe(library, "a" * 12).status == "unfinished"
+
     def test_sizes_are_those_on_the_disk(self, library):
         memory = save(library)
         sizes = [path.stat().st_size for path in library.folder(memory.id).iterdir()]
@@ -217,6 +227,20 @@ class TestRemove:
         assert run("prune", "--dry-run").exit_code == 0 and len(library.ids()) == 3
         assert run("prune", "-y").exit_code == 0
         assert library.ids() == [good.id] and begun not in library.ids() and not left.exists()
+
+    def test_what_is_being_written_keeps_the_others_from_nothing(self, library, monkeypatch):
+        ids = [begin(library, blank(digit * 64)) for digit in "123"]
+        delete = Library.delete
+
+        def busy(self, memory_id):
+            if memory_id == sorted(ids)[0]:
+                raise LockTimeout(f"memory {memory_id} is being written")
+            return delete(self, memory_id)
+
+        monkeypatch.setattr(Library, "delete", busy)
+        result = run("prune", "-y")
+        assert result.exit_code == 7 and "removed 2, " in result.stdout
+        assert library.ids() == sorted(ids)[:1]
 
     def test_prune_takes_what_every_filter_meets(self, library):
         old, new = save(library, blank("1" * 64)), save(library, blank("2" * 64))

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from indexmem_cli import settings
 from indexmem_cli.cli.app import app
+from indexmem_cli.cli.config import defaults_from_file
 from indexmem_cli.errors import ConfigError
 
 
@@ -89,6 +90,12 @@ class TestPrecedence:
         settings.write_setting(name, setting.example)
         row = shown()[setting.name]
         assert (str(row["value"]), row["origin"]) == (str(setting.example), "file")
+
+    def test_an_option_of_that_name_that_is_another_is_left_alone(self) -> None:
+        write_config('seed = 7\nbudget = "auto"\n')
+        commands = get_command(app)
+        assert defaults_from_file(commands, ["bench", "speed"]) == {"bench": {"speed": {}}}
+        assert defaults_from_file(commands, ["ask"]) == {"ask": {"seed": 7, "budget": "auto"}}
 
     def test_config_show_knows_every_setting(self) -> None:
         assert set(shown()) == {setting.name for setting in settings.SETTINGS.values()}

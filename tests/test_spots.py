@@ -85,6 +85,21 @@ def test_rows_are_counted_where_a_row_has_several_lines(tmp_path):
     assert {place.unit for place in places} == {"row"}
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"t": "a 5\\" disk"}\n{"t": "b"}\n{"t": "c"}\n'),
+        ("a.tsv", 'screen\t5" wide\nb\t1\nc\t2\n'),
+        ("a.csv", 'a,"say ""hi, you"""\nb,""\nc,5" or "so"\n'),
+    ],
+)
+def test_a_quotation_mark_within_a_row_opens_nothing(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    [document] = open_sources([str(path)], READ).documents
+    assert [passage.place.line for passage in document.passages()] == [1, 2, 3]
+
+
 def test_every_ignore_rule_means_what_it_means_to_git(tmp_path):
     """More of them, in folders that are nested, than the ones that were thought of one by one."""
     names = ["a", "b.txt", "ab", "x.y", " s", "[q]"]

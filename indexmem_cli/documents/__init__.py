@@ -251,9 +251,13 @@ def _open_pipe(
         return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
 
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
-    with rest, _named(name):
-        shutil.copyfileobj(rest, spool)
-        spool.flush()
+    try:
+        with rest, _named(name):
+            shutil.copyfileobj(rest, spool)
+            spool.flush()
+    except BaseException:
+        spool.close()
+        raise
 
     def reopen() -> BinaryIO:
         copy = os.fdopen(os.dup(spool.fileno()), "rb")

@@ -7,6 +7,7 @@ from indexmem_cli.config import ReadConfig
 from indexmem_cli.errors import ConfigError, DocumentError
 
 _TIMEOUT_S = 30
+_BROKE_OFF = "the connection broke off"
 
 
 def is_address(source: str) -> bool:
@@ -47,9 +48,12 @@ class _Response:
         from http.client import HTTPException
 
         try:
-            return self._response.read(size)
+            data = self._response.read(size)
         except HTTPException as error:
-            raise OSError("the connection broke off") from error
+            raise OSError(_BROKE_OFF) from error
+        if size and not data and getattr(self._response, "length", None):  # bytes still to come
+            raise OSError(_BROKE_OFF)
+        return data
 
     def close(self) -> None:
         self._response.close()

@@ -142,9 +142,8 @@ def _look_at(name: str, path: Path, origin: str, revision: str = "") -> FoundMod
         if missing := missing_files(path):
             raise BackboneError(f"not all here: {missing[0]} is missing")
         return FoundModel(name, origin, checkpoint, read_weights(checkpoint))
-    except (BackboneError, KeyError) as error:
-        message = f"config.json lacks {error}" if isinstance(error, KeyError) else error.message
-        return FoundModel(name, origin, problem=message.removeprefix(f"{name}: "))
+    except BackboneError as error:
+        return FoundModel(name, origin, problem=error.message.removeprefix(f"{name}: "))
 
 
 def _model_folders(parent: Path) -> list[Path]:

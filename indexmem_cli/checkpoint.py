@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from indexmem_cli.config import ADAPTER_FILE
+from indexmem_cli.config import ADAPTER_FILE, expand_home, is_path
 from indexmem_cli.errors import BackboneError, first_line
 
 FAMILIES = {
@@ -23,6 +23,15 @@ FAMILIES = {
     "gemma3_text": "Gemma-3",
 }
 """`model_type` of the decoders that can be read with, and the family each belongs to."""
+
+_NEEDED = (
+    *("max_position_embeddings", "num_hidden_layers", "num_attention_heads"),
+    *("hidden_size", "intermediate_size", "vocab_size"),
+)
+_UNSAID = {"gemma3_text": {"max_position_embeddings": 131_072, "vocab_size": 262_208}}
+"""What transformers takes where a config is silent."""
+_GLOBAL_EVERY = {"gemma2": 2, "gemma3_text": 6}
+"""One layer of so many sees everything, where a config does not say which do."""
 
 LARGE_MODEL_BYTES = 4 * 1024**3  # above this, quant "auto" quantises on a GPU
 PLAIN = "-weights"  # ends the name of a quantisation whose weights run as plain ones
@@ -60,14 +69,19 @@ class Checkpoint:
     @property
     def layer_windows(self) -> list[int | None]:
         """Sliding window of each layer in tokens; None where a layer sees everything."""
-        layers = self.config["num_hidden_layers"]
-        window = self.config.get("sliding_window")
-        if self.config.get("use_sliding_window") is False:
+        config, family = self.config, self.config["model_type"]
+        window = config.get("sliding_window")
+        if not config.get("use_sliding_window", not family.startswith("qwen")):
             window = None
-        kinds = self.config.get("layer_types")
-        if kinds is None:
-            return [window] * layers
-        return [window if kind == "sliding_attention" else None for kind in kinds]
+        if kinds := config.get("layer_types"):
+            return [window if kind == "sliding_attention" else None for kind in kinds]
+        # Older files do not say it of each layer: what transformers takes them to mean.
+        every = config.get("sliding_window_pattern") or _GLOBAL_EVERY.get(family)
+        first = config.get("max_window_layers", 28) if family.startswith("qwen") else 0
+        return [
+            window if i >= first and (not every or (i + 1) % every) else None
+            for i in range(config["num_hidden_layers"])
+        ]
 
     @property
     def stored_quant(self) -> str | None:
@@ -141,8 +155,8 @@ def find_checkpoint(model: str, offline: bool = False) -> Checkpoint:
         BackboneError: nothing of that name, files missing, or a family that is not supported.
     """
     path, revision = _shipped(model), ""
-    if path is None and Path(model).expanduser().is_dir():
-        path = Path(model).expanduser().resolve()
+    if path is None and is_path(expand_home(model)) and expand_home(model).is_dir():
+        path = expand_home(model).resolve()
     if path is None:
         path, revision = _from_hub(model, offline)
     return read_checkpoint(model, path, revision)
@@ -177,11 +191,17 @@ def read_config(model: str, path: Path) -> dict[str, Any]:
             f"{model}: no readable config.json in {path} ({type(error).__name__})",
             "give a folder in Hugging Face layout",
         ) from error
-    config = {**config, **config.get("text_config", {})}
+    text_model = config.get("text_config") or {} if isinstance(config, dict) else None
+    if not isinstance(text_model, dict):
+        raise BackboneError(f"{model}: config.json in {path} is not of a model")
+    config = {**config, **text_model}
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         names = ", ".join(dict.fromkeys(FAMILIES.values()))
         raise BackboneError(f"{model}: family {family!r} is not supported", f"supported: {names}")
+    config = _UNSAID.get(family, {}) | config
+    if missing := [name for name in _NEEDED if not isinstance(config.get(name), int)]:
+        raise BackboneError(f"{model}: config.json lacks {', '.join(missing)}")
     return config
 
 

@@ -22,6 +22,7 @@ from indexmem_cli.config import MemoryConfig, ModelConfig, ReadConfig, StoreConf
 from indexmem_cli.coverage import join_coverage
 from indexmem_cli.errors import ConfigError, IndexMemError
 from indexmem_cli.events import Event, Ingested, Notice, Progress
+from indexmem_cli.fitting import settle_budget
 from indexmem_cli.language_model import LanguageModel, load_language_model
 from indexmem_cli.library import home
 
@@ -112,7 +113,9 @@ class _Worker:
     ) -> tuple[list[Notice], Ingested] | IndexMemError:
         """Read a source, or return why it could not be read."""
         try:
-            self._engine = self._engine or load_language_model(self._model)
+            if self._engine is None:
+                self._memory, _ = settle_budget(self._memory, self._model)
+                self._engine = load_language_model(self._model)
             events = session.ingest(
                 [source],
                 read=self._read,

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,8 +60,8 @@ def parse_size(text: str) -> int:
         ConfigError: the text is not such a number, or it is not a whole, positive one.
     """
     match = _SIZE.fullmatch(text.strip())
-    tokens = float(match[1]) * _SCALE[match[2].lower()] if match else 0.0
-    if tokens < 1 or tokens != int(tokens):
+    tokens = Fraction(match[1]) * _SCALE[match[2].lower()] if match else Fraction()
+    if tokens < 1 or tokens.denominator != 1:
         raise ConfigError(
             f"not a number of tokens: {text!r}", "write it as 4096, 4k, 1.5k or 1m (k = 1024)"
         )
@@ -100,6 +101,11 @@ def parse_pages(text: str) -> tuple[tuple[int, int], ...]:
 def is_path(text: str | Path) -> bool:
     """Say whether a text names a file or folder; not if it is too long, or forbidden, to ask."""
     return os.path.exists(text)  # noqa: PTH110 (Path.exists raises for those)
+
+
+def expand_home(text: str) -> Path:
+    """Return the path that a text means, with `~` for a home; as it stands if there is none."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises then)
 
 
 def parse_time(text: str, is_end: bool = False) -> datetime:

@@ -99,7 +99,10 @@ class Conversation:
     """Turns so far, those of earlier days included."""
     _notices: list[str] = field(default_factory=list)
     _engine: LanguageModel | None = None
+    _prompted: LanguageModel | None = None
     _growing: GrowingReading | None = None
+    _is_broken: bool = False
+    """Whether reading failed on the way, so that the memory may not be of what was said."""
     _others: dict[str, Reading] = field(default_factory=dict)
     _unread: dict[str, Sources | Manifest] = field(default_factory=dict)
     _lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -124,10 +127,15 @@ class Conversation:
         yield from self._load()
         while self._unread:
             name = next(iter(self._unread))
-            yield from self._read_source(name, self._unread[name])
+            try:
+                yield from self._read_source(name, self._unread[name])
+            except IndexMemError:
+                del self._unread[name]  # else no question could be asked any more
+                self._note_sources()
+                raise
             del self._unread[name]
         with explained(self.memory, self.model):
-            if self._growing is None:
+            if self._growing is None or self._is_broken:
                 yield from self._recollect()
             yield from self._catch_up()
 
@@ -176,7 +184,7 @@ class Conversation:
             was_behind = talk.is_behind
             self._queue_rest(turn, question)
             if not was_behind:  # else it was stopped in the middle of a long message
-                for _ in talk.read():
+                for _ in self._read_on():
                     pass
             self._note_read()
 
@@ -187,8 +195,6 @@ class Conversation:
             DocumentError: one cannot be read.
         """
         self._open_sources((), sources)
-        if self.num_turns:
-            self._put()
         yield from self.start()
 
     def set_budget(self, tokens: int) -> Iterator[Event]:
@@ -257,9 +263,10 @@ class Conversation:
         self.num_turns = self.session.turns
 
     def _leave(self, save: bool = True) -> list[str]:
-        talk, notices = self._growing, self._notices
+        talk, notices, self._notices = self._growing, self._notices, []
         try:
-            if save and self.save_turns and talk and talk.saved_turns < self.num_turns:
+            is_behind = talk and not self._is_broken and talk.saved_turns < self.num_turns
+            if save and self.save_turns and is_behind:
                 self.save()
         except IndexMemError as error:
             notices = [*notices, error.message]
@@ -281,7 +288,12 @@ class Conversation:
             parts = open_parts(new, ReadConfig(), self.memory, store)
             names = [str(Path(name).absolute()) if is_path(name) else name for name in new]
             self._unread |= dict(zip(names, parts, strict=True))
+        self._note_sources()
+
+    def _note_sources(self) -> None:
         self.session = replace(self.session, sources=tuple(dict.fromkeys(self.sources)))
+        if self.num_turns:
+            self._put()
 
     def _read_source(self, name: str, part: Sources | Manifest) -> Iterator[Event]:
         store = Store(save=self.save_turns)
@@ -322,18 +334,27 @@ class Conversation:
             else:
                 if talk.turns <= len(turns):
                     break
-        self._growing, self.num_turns = talk, len(turns)
+        self._growing, self._is_broken = talk, False
+        self.num_turns = turns[-1].number if turns else 0
         for turn in turns[talk.turns :]:
             self._queue_rest(turn, self._queue_body(turn))
 
     def _catch_up(self) -> Iterator[Event]:
         """Read what is queued."""
         talk, started, tokens = self._talk, time.perf_counter(), 0
-        for num in talk.read():
+        for num in self._read_on():
             tokens += num
             fraction = talk.turns / (self.num_turns or 1)
             yield Progress(NAME, tokens, fraction, time.perf_counter() - started)
         self._note_read()
+
+    def _read_on(self) -> Iterator[int]:
+        """Read what is queued; after a failure all that was said is read again, the next time."""
+        try:
+            yield from self._talk.read()
+        except IndexMemError:
+            self._is_broken = True
+            raise
 
     def _note_read(self) -> None:
         """From now on what was read counts as known."""
@@ -353,14 +374,20 @@ class Conversation:
     def _record(self, turn: Turn) -> None:
         """Write a turn down, as far as the disk lets."""
         self.num_turns = turn.number
-        try:
-            self._put()
-            self.store.put_turn(self.session.id, turn)
-        except OSError as error:
-            self._notices.append(f"what was said is not saved: {error}")
+        if self._put():
+            try:
+                self.store.put_turn(self.session.id, turn)
+            except OSError as error:
+                self._notices.append(f"what was said is not saved: {error}")
 
-    def _put(self) -> None:
-        self.store.put(self.session)
+    def _put(self) -> bool:
+        """Write down what the session is; say whether that could be done."""
+        try:
+            self.store.put(self.session)
+        except OSError as error:
+            self._notices.append(f"this conversation is not saved: {error}")
+            return False
+        return True
 
     def _save_if_due(self) -> Iterator[Event]:
         waited_s = time.monotonic() - self._saved_at_s
@@ -383,8 +410,6 @@ class Conversation:
         if self._prompted is None or self._prompted.backbone is not self._engine.backbone:
             self._prompted = for_conversation(self._engine, self.model)
         return self._prompted
-
-    _prompted: LanguageModel | None = None
 
     def _make_plan(self, memory: MemoryConfig) -> tuple[Plan, list[str]]:
         return Memory([], memory, self.model)._plan(self._talking, 0)

@@ -169,7 +169,8 @@ def _cut(text: str, terms: frozenset[str]) -> tuple[str, int, int]:
     lower = joined.lower()
     first = min((at for term in terms if (at := lower.find(term)) >= 0), default=0)
     start = max(0, min(first - QUOTE_CHARS // 4, len(joined) - QUOTE_CHARS))
-    start = joined.find(" ", start) + 1 if start else 0
+    if start:  # at a word, where one begins before what is looked for
+        start = max(start, joined.find(" ", start, first) + 1)
     quote = joined[start : start + QUOTE_CHARS - 2].rstrip()
     end = start + len(quote)
     shown = f"{'…' if start else ''}{quote}{'…' if end < len(joined) else ''}"

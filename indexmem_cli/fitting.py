@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from indexmem_cli.checkpoint import Checkpoint, find_checkpoint
 from indexmem_cli.config import AUTO, MemoryConfig, ModelConfig
-from indexmem_cli.errors import ConfigError, OutOfMemory
+from indexmem_cli.errors import OutOfMemory
 from indexmem_cli.estimate import Need, Weights, estimate_need, largest_budget, read_weights
 from indexmem_cli.machine import Machine, look_at_machine
 
@@ -36,7 +36,7 @@ def settle_budget(memory: MemoryConfig, model: ModelConfig) -> tuple[MemoryConfi
         chunk = memory.chunk_tokens
         budget = largest_budget(checkpoint, weights, model, int(SPARE * free), gpu, chunk)
         if budget is None:
-            raise describe_shortage(replace(memory, budget_tokens=None), model)
+            raise describe_shortage(memory, model)
         need = estimate_need(checkpoint, weights, memory, model, gpu)
         if budget < need.budget_tokens:  # else the model's window is the limit, not the memory
             memory = replace(memory, budget_tokens=budget)
@@ -82,10 +82,7 @@ def settings_that_fit(
     chunks, kv_dtypes = (memory.chunk_tokens, 512, 128), dict.fromkeys((model.kv_dtype, "int8"))
     for chunk, quant, kv_dtype in itertools.product(chunks, quants, kv_dtypes):
         form = replace(model, quant=quant, kv_dtype=kv_dtype)
-        try:
-            most = largest_budget(checkpoint, weights, form, int(SPARE * free), gpu, chunk)
-        except ConfigError:
-            continue
+        most = largest_budget(checkpoint, weights, form, int(SPARE * free), gpu, chunk)
         if most is None:
             continue
         budget = min(most, now.budget_tokens)

@@ -89,15 +89,32 @@ def _ask_driver() -> tuple[str | None, tuple[Gpu, ...]]:
         return None, ()
     try:
         driver = pynvml.nvmlSystemGetDriverVersion()
-        count = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else pynvml.nvmlDeviceGetCount()
-        return driver, tuple(_describe(pynvml, index) for index in range(count))
+        shown = _shown(os.environ.get("CUDA_VISIBLE_DEVICES"), pynvml.nvmlDeviceGetCount())
+        return driver, tuple(_describe(pynvml, each) for each in shown)
     except pynvml.NVMLError:
         return None, ()
     finally:
         pynvml.nvmlShutdown()
 
 
-def _describe(pynvml: Any, index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+def _shown(visible: str | None, count: int) -> list[int | str]:
+    """Numbers, or UUIDs, of the cards that a program is shown: up to the first that is none.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES. count: cards that the driver knows.
+    """
+    if visible is None:
+        return list(range(count))
+    shown: list[int | str] = []
+    for name in (part.strip() for part in visible.split(",")):
+        if not name.startswith("GPU-") and not (name.isdecimal() and int(name) < count):
+            break
+        shown.append(int(name) if name.isdecimal() else name)
+    return shown
+
+
+def _describe(pynvml: Any, card: int | str) -> Gpu:
+    by_uuid, by_number = pynvml.nvmlDeviceGetHandleByUUID, pynvml.nvmlDeviceGetHandleByIndex
+    handle = by_uuid(card) if isinstance(card, str) else by_number(card)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     return Gpu(pynvml.nvmlDeviceGetName(handle), memory.total, memory.free)

@@ -132,9 +132,11 @@ class Reading:
             return
         with lock:
             # Whoever held the lock may have read what is wanted here.
-            if not store.fresh and self._find(library, blank, with_state):
-                return
-            yield from self._read_and_save(library, blank, store)
+            found = not store.fresh and self._find(library, blank, with_state)
+            if not found:
+                yield from self._read_and_save(library, blank, store)
+        if found:
+            yield from self._rename(library, store.name)
 
     def load(self, library: Library, manifest: Manifest, with_state: bool = True) -> None:
         """Take over a saved memory; nothing is read.
@@ -261,32 +263,24 @@ class Reading:
         started, self._saver = time.perf_counter(), saver
         notices: list[str] = []
         self._open_archive(notices)
-        if self.recall_from is not None and self.recall_from != TEXT:
-            self._store_keys(self.recall_from, base)
-        if base is None:
-            for _ in self.reader.read([self.opening] if self.opening else []):
-                pass  # the prompt's opening is not counted as text
-        else:
-            self.tokens_reused = base.tokens
         first, plan = len(self.opening), self.reader.plan
         try:
+            if self.recall_from is not None and self.recall_from != TEXT:
+                self._store_keys(self.recall_from, base)
+            if base is None:
+                for _ in self.reader.read([self.opening] if self.opening else []):
+                    pass  # the prompt's opening is not counted as text
+            else:
+                self.tokens_reused = base.tokens
             for chunk in read_chunks(self._passages(), self.tokenizer, plan.chunk_tokens, first):
                 with self._saving(notices):
                     if len(chunk.ids) < plan.chunk_tokens and len(self.chain.links) >= BASE_CHUNKS:
                         self._checkpoint()
                 if base is None or len(self.chain.links) >= base.chunks:
-                    step = self.reader.step_tokens
-                    for _ in self.reader.read([chunk.ids]):
-                        pass
-                    self._check_keys(notices)
-                    if self.reader.step_tokens < step:
-                        step = self.reader.step_tokens
-                        notices.append(
-                            f"out of memory: {step:,} tokens are read at a time from here"
-                        )
+                    self._take_in(chunk, notices)
                 self._keep(chunk, notices)
                 while notices:
-                    yield Notice(notices.pop())
+                    yield Notice(notices.pop(0))
                 self.seconds = time.perf_counter() - started
                 name = self._current.name if self._current else ""
                 share = self.sources.fraction(self._current)
@@ -318,6 +312,15 @@ class Reading:
         if self._saver is not None:
             self._saver.shards = self.reader.stored.shards
             self._saver.shards.new_path = self._saver.new_shard
+
+    def _take_in(self, chunk: Chunk, notices: list[str]) -> None:
+        """Pass a chunk through the model."""
+        step = self.reader.step_tokens
+        for _ in self.reader.read([chunk.ids]):
+            pass
+        self._check_keys(notices)
+        if (now := self.reader.step_tokens) < step:
+            notices.append(f"out of memory: {now:,} tokens are read at a time from here")
 
     def _check_keys(self, notices: list[str]) -> None:
         """Go on without keys and values where they cannot be written."""

@@ -282,14 +282,15 @@ class Memory:
         if several and wanted != TEXT:
             yield Notice("several sources share no keys and values: passages are read as text")
         for part in self._parts:
+            its_plan, its_config = plan, config
             if isinstance(part, Manifest):
                 if wanted not in (TEXT, part.recall_from):
                     how = f"to be recalled from {part.recall_from}, not from {wanted}"
                     yield Notice(f"memory {part.id} was read {how}")
-                plan = plan_of(part, plan, engine)
-                config = replace(config, policy=str(part.key.settings["policy"]))
+                its_plan = plan_of(part, plan, engine)
+                its_config = replace(config, policy=str(part.key.settings["policy"]))
             documents = Sources(name=part.source) if isinstance(part, Manifest) else part
-            reader = make_reader(engine.backbone, plan, config, closing)
+            reader = make_reader(engine.backbone, its_plan, its_config, closing)
             prompt = engine.tokenizer, engine.prompt.opening
             reading = Reading(documents, reader, *prompt, config.recall_from)
             if isinstance(part, Manifest):

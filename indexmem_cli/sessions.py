@@ -175,7 +175,7 @@ class SessionStore:
         with self._explained():
             rows = self._db.execute(
                 "SELECT id, model, budget_tokens, sources, created_s, used_s,"
-                " (SELECT count(*) FROM turns WHERE session = id),"
+                " (SELECT coalesce(max(number), 0) FROM turns WHERE session = id),"
                 " (SELECT substr(question, 1, 1000) FROM turns WHERE session = id"
                 "  ORDER BY number LIMIT 1)"
                 " FROM sessions ORDER BY used_s DESC, id"

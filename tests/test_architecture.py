@@ -40,7 +40,7 @@ ALLOWED = {
     "estimate": {"checkpoint", "plan"},
     "fitting": {"checkpoint", "estimate", "machine"},
     "health": {"catalogue", "checkpoint", "estimate", "library", "machine", "settings"},
-    "cluster": {"coverage", "events", "language_model", "library", "session"},
+    "cluster": {"coverage", "events", "fitting", "language_model", "library", "session"},
     "machine": set(),
     "server": {"documents", "events", "library", "session"},
     "render": {"events"},

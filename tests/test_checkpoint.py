@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from indexmem_cli.checkpoint import find_checkpoint, read_checkpoint
+from indexmem_cli.checkpoint import FAMILIES, find_checkpoint, read_checkpoint
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.errors import BackboneError, IndexMemError
 from indexmem_cli.loading import load_backbone, load_prompt
@@ -15,6 +15,18 @@ from indexmem_cli.loading import load_backbone, load_prompt
 @pytest.fixture
 def model_copy(tiny_model_dir, tmp_path):
     return shutil.copytree(tiny_model_dir, tmp_path / "model")
+
+
+SHAPE = {
+    "max_position_embeddings": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "hidden_size": 32, "intermediate_size": 64, "vocab_size": 99,
+}  # fmt: skip
+
+
+def checkpoint_of(folder, **config):
+    (folder / "m.safetensors").write_bytes(b"")
+    (folder / "config.json").write_text(json.dumps(SHAPE | config))
+    return read_checkpoint("m", folder)
 
 
 def change_config(folder, **changes):
@@ -79,17 +91,44 @@ def test_other_families_and_formats_are_refused(model_copy):
     ],
 )
 def test_layer_windows(tmp_path, config, windows):
-    (tmp_path / "m.safetensors").write_bytes(b"")
-    common = {"model_type": "mistral", "num_hidden_layers": 2}
-    (tmp_path / "config.json").write_text(json.dumps(common | config))
-    assert read_checkpoint("m", tmp_path).layer_windows == windows
+    assert checkpoint_of(tmp_path, model_type="mistral", **config).layer_windows == windows
+
+
+@pytest.mark.parametrize("said", [{}, {"sliding_window": 64, "use_sliding_window": True}])
+@pytest.mark.parametrize("family", [*FAMILIES.keys() - {"gemma3"}])
+def test_what_a_config_does_not_say_of_its_layers_is_what_transformers_takes(
+    tmp_path, family, said
+):
+    from transformers import AutoConfig
+
+    sizes = {"num_hidden_layers": 31, "num_attention_heads": 4, "num_key_value_heads": 2}
+    full = AutoConfig.for_model(family, **sizes, **said)
+    window = getattr(full, "sliding_window", None)
+    said = {**sizes, **({} if window is None else {"sliding_window": window}), **said}
+    kinds = getattr(full, "layer_types", None) or ["sliding_attention"] * 31
+    expected = [window if kind == "sliding_attention" else None for kind in kinds]
+    assert checkpoint_of(tmp_path, model_type=family, **said).layer_windows == expected
 
 
 def test_the_config_of_the_text_model_counts(tmp_path):
-    (tmp_path / "m.safetensors").write_bytes(b"")
-    text = {"model_type": "gemma3_text", "num_hidden_layers": 3, "max_position_embeddings": 99}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
-    assert read_checkpoint("m", tmp_path).window_tokens == 99
+    text = {**SHAPE, "model_type": "gemma3_text", "max_position_embeddings": 99}
+    found = checkpoint_of(tmp_path, model_type="gemma3", text_config=text)
+    assert found.window_tokens == 99
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["[]", '{"text_config": 3}', '{"model_type": ["llama"]}', '{"model_type": "llama"}', "7"],
+)
+def test_a_config_of_no_model_is_one_clear_error(model_copy, config):
+    (model_copy / "config.json").write_text(config)
+    with pytest.raises(BackboneError, match="config.json|is not supported"):
+        find_checkpoint(str(model_copy))
+
+
+def test_a_home_that_nobody_has_is_no_model():
+    with pytest.raises(BackboneError):
+        find_checkpoint("~nobody-here/model", offline=True)
 
 
 def load(folder, **options):

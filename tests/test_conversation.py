@@ -27,6 +27,7 @@ from indexmem_cli.estimate import estimate_need, read_weights
 from indexmem_cli.events import Answer, Notice, Progress, TokenText
 from indexmem_cli.library import Library
 from indexmem_cli.machine import Machine
+from indexmem_cli.session import Memory
 from indexmem_cli.sessions import Session, SessionStore, Turn, sessions_folder
 
 SAID = [f"The quick brown fox number {number} jumps over the lazy dog." for number in range(6)]
@@ -252,6 +253,18 @@ def test_sources_can_be_added_and_lost(begin, tmp_path):
     assert again.sources == []
 
 
+def test_a_source_that_cannot_be_read_is_let_go(begin, tmp_path, monkeypatch):
+    (tmp_path / "book.txt").write_text("The mill passes to Ruth.\n")
+    talk = begin()
+    hear(talk, SAID[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Memory, "ingest", lambda _: (_ for _ in ()).throw(DocumentError("damaged")))
+        with pytest.raises(DocumentError, match="damaged"):
+            list(talk.add([str(tmp_path / "book.txt")]))
+    assert talk.sources == [] == list(talk.store.all()[0].sources)
+    assert isinstance(ask(talk, SAID[1])[-1], Answer)
+
+
 def test_another_budget_reads_what_was_said_again(begin):
     talk = begin()
     hear(talk)
@@ -342,6 +355,45 @@ def test_a_disk_that_cannot_be_written_does_not_end_the_talk(begin, monkeypatch)
     assert isinstance(next(e for e in events if isinstance(e, Answer)), Answer)
     assert "No space left" in notices_of(ask(talk, SAID[2]))
     assert SAID[1] in text_of(talk)
+
+    monkeypatch.setattr(SessionStore, "put", full)
+    assert "No space left" in notices_of([*talk.set_budget(160), *ask(talk, SAID[3])])
+    assert talk.close(save=False) is not talk._notices == []
+
+
+def test_a_turn_that_could_not_be_written_leaves_its_number_free(begin, monkeypatch):
+    talk = begin()
+    hear(talk, SAID[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(SessionStore, "put_turn", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        hear(talk, SAID[1:2])
+    hear(talk, SAID[2:3])
+    talk.close()
+    again = begin(resumed=talk.session.id)
+    hear(again, SAID[3:4])
+    turns = [(turn.number, turn.question) for turn in again.store.turns(again.session.id)]
+    assert turns == [(1, SAID[0]), (3, SAID[2]), (4, SAID[3])]
+
+
+def test_what_failed_to_be_read_is_read_after_all(begin, monkeypatch):
+    talk = begin()
+    hear(talk, SAID[:2])
+    mlp = talk._engine.backbone.decoder.layers[-1].mlp
+
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlp, "forward", full)
+        with pytest.raises(OutOfMemory):
+            ask(talk, SAID[2])
+    hear(talk, SAID[3:5])
+    assert all(said in text_of(talk) for said in SAID[:5])
+    before = kept(talk)
+    talk.close(save=False)
+    again = begin(resumed=talk.session.id)
+    list(again.start())
+    assert same(before, kept(again))
 
 
 class TestStore:

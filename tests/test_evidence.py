@@ -8,7 +8,7 @@ from indexmem_cli.archives import Archives
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, NOT_STATED, ReadConfig
 from indexmem_cli.documents import open_each, open_text
-from indexmem_cli.evidence import QUOTE_CHARS, Evidence
+from indexmem_cli.evidence import QUOTE_CHARS, Evidence, _cut
 from indexmem_cli.tokens import load_tokenizer, read_chunks
 
 LINES = (
@@ -84,6 +84,14 @@ def test_words_far_into_a_long_passage_are_seen(places):
     [found] = sources_of(places, "Ansgar", {1: 5.0, 6: 1.0})
     assert found.line_start == 6 and len(found.quote) <= QUOTE_CHARS
     assert found.quote.startswith("…word") and found.quote.endswith("the treasure of Ansgar.")
+
+
+@pytest.mark.parametrize("text", ["漢" * 600, "漢" * 500 + " " + "漢" * 100, "a" * 620])
+def test_a_quotation_of_a_text_with_few_spaces_holds_the_word(text):
+    text = text[:400] + "答え" + text[402:]
+    quote, start, end = _cut(text, frozenset({"答え"}))
+    assert "答え" in quote and len(quote) <= QUOTE_CHARS
+    assert text[start:end] == quote.strip("…")
 
 
 def test_without_the_words_the_most_attended_places_are_shown_as_what_they_are(places):

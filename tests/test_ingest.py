@@ -78,6 +78,16 @@ def test_several_sources_have_a_memory_each_and_one_answer(run):
     assert answer["coverage"]["files_read"] == 3
 
 
+def test_a_memory_named_before_a_file_leaves_the_files_settings_alone(run):
+    run("ingest", "a.txt", "--name", "light", "--policy", "recency", "--budget", "100")
+    ask(run, "light", "b.txt", "Who?")
+    alone = ask(run, "b.txt", "Who?")
+    assert alone["memory"]["reused"], "it was read as if it had been asked alone"
+    settings = {m.source: m.key.settings for m in Library().manifests()}
+    assert settings["a.txt"]["policy"] != settings["b.txt"]["policy"]
+    assert settings["a.txt"]["budget_tokens"] != settings["b.txt"]["budget_tokens"]
+
+
 def test_a_pipe_is_saved_by_its_content(run, books):
     text = (books / "a.txt").read_text()
     assert not ask(run, "Who?", stdin=text)["memory"]["reused"]

@@ -235,6 +235,21 @@ class TestMachine:
         limit.write_text("max\n")
         assert machine.look_at_machine().ram_total_bytes > GIB
 
+    @pytest.mark.parametrize(
+        ("visible", "shown"),
+        [
+            (None, [0, 1, 2, 3]),
+            ("", []),
+            ("1", [1]),
+            ("3, 0", [3, 0]),
+            ("-1", []),
+            ("0,7,1", [0]),
+            ("GPU-a1,2", ["GPU-a1", 2]),
+        ],
+    )
+    def test_cards_are_those_that_cuda_shows(self, visible: str | None, shown: list) -> None:
+        assert machine._shown(visible, 4) == shown
+
     def test_devices(self) -> None:
         gpus = (machine.Gpu("A", 8 * GIB, 7 * GIB), machine.Gpu("B", 80 * GIB, 79 * GIB))
         here = machine.Machine(16 * GIB, 10 * GIB, gpus, "600.1")

@@ -10,7 +10,7 @@ import typer
 from indexmem_cli import settings
 from indexmem_cli.cli import options
 from indexmem_cli.cli.noise import hush_libraries
-from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig
+from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, expand_home
 from indexmem_cli.errors import BackboneError, IndexMemError
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def default(
     from indexmem_cli.render import show_line
 
     found = find_checkpoint(name, offline=True)
-    if Path(name).expanduser().is_dir() and found.path == Path(name).expanduser().resolve():
+    if expand_home(name).is_dir() and found.path == expand_home(name).resolve():
         name = str(found.path)  # a relative folder would mean another one elsewhere
     try:
         file = settings.write_setting("model", name)
@@ -222,7 +222,7 @@ def _find(name: str, offline: bool) -> "FoundModel":
     """
     from indexmem_cli.catalogue import FoundModel, find_models, look_up
 
-    folder = Path(name).expanduser()
+    folder = expand_home(name)
     for entry in find_models([folder] if (folder / "config.json").is_file() else []):
         if entry.name == str(folder) or entry.name == name:
             if entry.problem:

@@ -4,12 +4,11 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexmem_cli.cli.editor import edit_lines
 from indexmem_cli.cli.interrupts import Interrupts
-from indexmem_cli.config import AnswerConfig, parse_size
+from indexmem_cli.config import AnswerConfig, expand_home, parse_size
 from indexmem_cli.errors import ConfigError, IndexMemError
 from indexmem_cli.render import JsonRenderer, View, show_error
 from indexmem_cli.render.chat import (
@@ -134,7 +133,7 @@ class Talk:
 
     def _add(self, rest: str) -> None:
         try:
-            named = [str(Path(name).expanduser()) for name in shlex.split(rest)]
+            named = [str(expand_home(name)) for name in shlex.split(rest)]
         except ValueError as error:
             raise ConfigError(f"/add: {error}", "close the quotes") from error
         if not named:

@@ -10,7 +10,7 @@ from pathlib import Path
 from indexmem_cli import settings
 from indexmem_cli.catalogue import download, find_models, missing_files, plan_download
 from indexmem_cli.checkpoint import Checkpoint, find_checkpoint
-from indexmem_cli.config import DEFAULT_MODEL
+from indexmem_cli.config import DEFAULT_MODEL, expand_home, is_path
 from indexmem_cli.errors import IndexMemError
 from indexmem_cli.estimate import read_weights
 from indexmem_cli.health.finding import Finding
@@ -28,7 +28,7 @@ def check_model(name: str) -> Iterator[Finding]:
         yield Finding("model", "ok", _check_files(name))
     except IndexMemError as error:
         damaged = _damaged_hub_files(name)
-        can_fetch = "/" in name and not Path(name).expanduser().exists()
+        can_fetch = "/" in name and not is_path(expand_home(name))
         yield Finding(
             "model",
             "failure",

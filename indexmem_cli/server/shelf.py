@@ -140,7 +140,8 @@ class Shelf:
         memory = self._memory_of(tuple(ids), text)
         for event in memory.events(question, answer):
             # Before the event is told: whoever gets it may count the question's tokens at once.
-            self._blank.engine = memory.engine
+            # With the model goes the budget that was found to fit it.
+            self._blank.memory, self._blank.engine = memory.memory, memory.engine
             yield event
 
     def question_tokens(self, question: str) -> int:

@@ -85,9 +85,7 @@ class Bench:
         settings = ModelConfig(options["model"], dtype=options["dtype"], device=options["device"])
         self.backbone = load_backbone(checkpoint, settings)
         self.prompt = load_prompt(checkpoint)
-        encoding = prepare(
-            Path(options["data"]), Path(options["cache"]), checkpoint.path, checkpoint.window_tokens
-        )
+        encoding = prepare(Path(options["data"]), Path(options["cache"]), checkpoint.path)
         corpus = Corpus(Path(options["cache"]), encoding, "valid")
         self.encoding = encoding
         self.texts = Texts(corpus, Path(options["data"]), options["tokens"])

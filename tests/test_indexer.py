@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from families import WINDOW, make_backbone, make_model, token_ids
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from indexmem_cli.config import MemoryConfig
 from indexmem_cli.engine import Reader
@@ -307,6 +309,18 @@ def test_an_adapter_comes_back_as_it_was(saved, tiny_model_dir):
     assert again.trained_tokens == [512] and again.scores == {"kept": 0.5}
     assert torch.equal(again.layer_shares, adapter.layer_shares) and again.log_mass is None
     assert not any(weight.requires_grad for weight in again.indexer.parameters())
+
+
+@pytest.mark.parametrize("name", ["model_hash", "tokenizer_hash", "trained_tokens", "scores"])
+def test_an_adapter_that_does_not_say_what_it_is_of_is_refused(saved, tiny_model_dir, name):
+    path, _ = saved
+    with safe_open(path, "pt") as file:
+        manifest = json.loads(file.metadata()["indexmem"])
+        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    del manifest[name]
+    save_file(tensors, path, {"indexmem": json.dumps(manifest)})
+    with pytest.raises(BackboneError, match="no readable adapter"):
+        load_adapter(path, tiny_model_dir)
 
 
 def test_an_adapter_of_another_model_is_refused(saved, tiny_model_dir):

@@ -120,8 +120,8 @@ def test_removing_what_was_written_leaves_what_was_there(memory):
     before = {name: tensor.clone() for name, tensor in memory.save().items()}
     gone = evicted(7, seed=2)
     memory.remove(*gone, memory.write(*gone))
-    for name, tensor in memory.save().items():
-        torch.testing.assert_close(tensor, before[name], **CLOSE)
+    for name in before.keys() - {"writes"}:  # counts how often it was written to, no more
+        torch.testing.assert_close(memory.save()[name], before[name], **CLOSE)
 
 
 def test_tags_find_their_tokens_after_slots_were_merged():
@@ -213,7 +213,9 @@ def test_saved_loaded_and_cloned_it_says_the_same_and_shares_nothing(memory):
     other.load(memory.save())
     copy = memory.clone()
     assert torch.equal(other.read(query, *seen, 0.25), said)
+    other.write(*evicted(9, seed=3))
     copy.write(*evicted(9, seed=3))
+    assert all(torch.equal(part, copy.save()[name]) for name, part in other.save().items())
     assert not torch.equal(copy.read(query, *seen, 0.25), said)
     assert torch.equal(memory.read(query, *seen, 0.25), said)
     assert memory.nbytes == sum(tensor.nbytes for tensor in memory.save().values()) > 0

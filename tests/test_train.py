@@ -13,6 +13,7 @@ from torch import Tensor
 
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import NOT_STATED
+from indexmem_cli.errors import ConfigError
 from indexmem_cli.tokens import load_tiktoken
 from indexmem_cli.train import (
     data,
@@ -108,7 +109,8 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def maker(data_folder: Path, tmp_path: Path) -> episodes.EpisodeMaker:
-    encoding = data.prepare(data_folder, tmp_path / "cache", tmp_path / "tokenizer", 192)
+    data.make_tokenizer(data_folder, tmp_path / "tokenizer", 192)
+    encoding = data.prepare(data_folder, tmp_path / "cache", tmp_path / "tokenizer")
     return episodes.EpisodeMaker(data.Corpus(tmp_path / "cache", encoding), data_folder)
 
 
@@ -318,6 +320,34 @@ def test_muon_moves_a_matrix_against_its_gradient_by_its_rate() -> None:
     assert weight.detach().fill_diagonal_(0).abs().max() < 1e-6
 
 
+def test_a_cache_is_made_anew_for_another_tokenizer_or_text(data_folder, tmp_path: Path) -> None:
+    data.make_tokenizer(data_folder, tmp_path / "tokenizer", 192)
+    cache = tmp_path / "cache"
+    data.prepare(data_folder, cache, tmp_path / "tokenizer")
+    (cache / "prose.valid.npy").write_bytes(b"marked")
+    data.prepare(data_folder, cache, tmp_path / "tokenizer")
+    assert (cache / "prose.valid.npy").read_bytes() == b"marked"
+    data.prepare(data_folder, cache, SHIPPED)
+    assert (cache / "prose.valid.npy").read_bytes() != b"marked"
+
+
+def test_a_folder_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no folder of training text"):
+        data.prepare(tmp_path, tmp_path / "cache", SHIPPED)
+
+
+def test_answers_keep_the_article_whatever_their_case() -> None:
+    behind = 0
+    for seed in range(300):
+        fact = tasks.make_kind_fact(Random(seed), tasks.TRAINING_KINDS)
+        for turn in fact.turns:
+            bare = turn.answer.removeprefix("the ")
+            stands = f"the {bare}".lower() in fact.sentences[0].lower()
+            assert turn.answer.startswith("the ") == stands, fact
+            behind += stands and bare[0].isupper()
+    assert behind
+
+
 def test_resumed_run_equals_the_uninterrupted_one(maker, tmp_path: Path) -> None:
     def run_in(name: str) -> pretrain.Run:
         (tmp_path / name).mkdir(exist_ok=True)
@@ -335,6 +365,9 @@ def test_resumed_run_equals_the_uninterrupted_one(maker, tmp_path: Path) -> None
     ):
         assert torch.equal(wanted, found), name
     assert resumed.num_tokens == straight.num_tokens
+    other = pretrain.Run(replace(TINY, rounds=2), maker, tmp_path / "parts", 0)
+    with pytest.raises(ConfigError, match="of another run"):
+        other.resume()
 
 
 def test_train_base_writes_a_loadable_model_and_a_log(

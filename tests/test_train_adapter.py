@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import shutil
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -17,8 +19,8 @@ from test_train import TINY, data_folder, maker  # noqa: F401
 
 from indexmem_cli.config import POLICIES, AnswerConfig, MemoryConfig
 from indexmem_cli.engine import Reader
-from indexmem_cli.errors import BackboneError
-from indexmem_cli.memory.adapter import load_adapter
+from indexmem_cli.errors import BackboneError, ConfigError
+from indexmem_cli.memory.adapter import hash_model, load_adapter, save_adapter
 from indexmem_cli.memory.indexer import FORMS, IndexerConfig, make_indexer, make_indexer_scorer
 from indexmem_cli.memory.latent import CentroidMemory, FastWeightMemory, FastWeights
 from indexmem_cli.memory.policies import make_scorer
@@ -32,7 +34,8 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 def tiny_folder(data_folder: Path, tmp_path: Path) -> Path:  # noqa: F811
     """An untrained model in a folder of its own, with the tokenizer of the tiny data."""
     folder = tmp_path / "tiny"
-    encoding = data.prepare(data_folder, tmp_path / "cache", folder, 192)
+    data.make_tokenizer(data_folder, folder, 192)
+    encoding = data.prepare(data_folder, tmp_path / "cache", folder)
     pretrain.export(pretrain.build_model(TINY, encoding.n_vocab, 0), folder)
     return folder
 
@@ -65,6 +68,34 @@ def test_a_resumed_adapter_is_the_uninterrupted_one(form, data_folder, tiny_fold
         and read.indexer.config.form == form
     )
     assert (read.log_mass is None) == (form == "query")
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(data_folder, tiny_folder, tmp_path):  # noqa: F811
+    for form, resume in (("shared", False), ("retention", True)):
+        recipe = adapter.AdapterRecipe(form, distil_steps=1, stream_steps=1, rows=2)
+        more = {"threads": 1, "last_step": 1, "resume": resume}
+        with pytest.raises(ConfigError, match="of another run") if resume else nullcontext():
+            adapter.train_adapter(str(tiny_folder), data_folder, tmp_path / "out", recipe, **more)
+
+
+def test_a_tokenizer_that_is_not_ours_is_left_as_it_is(
+    data_folder,  # noqa: F811
+    tiny_folder,
+    tiny_model_dir,
+    tmp_path,
+):
+    recipe = adapter.AdapterRecipe("shared", distil_steps=1, stream_steps=0, rows=2)
+    path = adapter.train_adapter(
+        str(tiny_folder), data_folder, tmp_path / "out", recipe, threads=1, last_step=0
+    )
+    foreign = shutil.copytree(tiny_model_dir, tmp_path / "foreign")
+    made = load_adapter(path, tiny_folder)
+    made.model_hash, made.tokenizer_hash = hash_model(foreign)
+    save_adapter(made, path)
+    before = {file.name: file.read_bytes() for file in foreign.iterdir()}
+    with pytest.raises(BackboneError, match="tokenizer.tiktoken"):
+        budgets.calibrate_budgets(str(foreign), data_folder, tmp_path / "cache", path, threads=1)
+    assert {file.name: file.read_bytes() for file in foreign.iterdir()} == before
 
 
 def test_answers_are_watched_after_the_document_and_nothing_before(maker):  # noqa: F811

@@ -34,7 +34,8 @@ def test_packed_parts_give_back_tokens_questions_and_tokenizer(
     for part in packed.glob("part-*"):
         assert sum(file.stat().st_size for file in part.iterdir()) <= 2**20
     packing.unpack(packed, tmp_path / "cache", tmp_path / "tokenizer")
-    plain = data.prepare(data_folder, tmp_path / "plain", tmp_path / "tokenizer", 192)
+    data.make_tokenizer(data_folder, tmp_path / "tokenizer", 192)
+    plain = data.prepare(data_folder, tmp_path / "plain", tmp_path / "tokenizer")
     for path in (tmp_path / "plain").glob("*.npy"):
         assert np.array_equal(np.load(path), np.load(tmp_path / "cache" / path.name))
     assert plain.n_vocab > 200
@@ -98,7 +99,8 @@ def test_processes_make_the_batches_that_a_thread_makes(
     data_folder: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    encoding = data.prepare(data_folder, tmp_path / "cache", tmp_path / "model", 192)
+    data.make_tokenizer(data_folder, tmp_path / "model", 192)
+    encoding = data.prepare(data_folder, tmp_path / "cache", tmp_path / "model")
     corpus = data.Corpus(tmp_path / "cache", encoding)
     # The code of the real library, as a new process reads it.
     own = episodes.EpisodeMaker(corpus, data_folder)

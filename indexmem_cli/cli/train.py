@@ -43,7 +43,7 @@ def base(
     ] = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option(metavar="NUMBER", help="Stop after training for as long, and save."),
+        typer.Option(metavar="NUMBER", min=0.01, help="Stop after so long, and save."),
     ] = None,
     rehearse: Annotated[
         int | None,

@@ -139,23 +139,25 @@ def load_adapter(path: Path, model_folder: Path, device: torch.device | str = "c
         if wrong := [name for name, tensor in tensors.items() if not _is_sound(name, tensor)]:
             raise ValueError(f"{wrong[0]} holds numbers that are not finite")
         _check_tables(tensors, indexer.config)
+        made_for = {what: str(manifest[f"{what}_hash"]) for what in ("model", "tokenizer")}
+        trained, scores = manifest["trained_tokens"], manifest["scores"]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         what = f"{path.name} is no readable adapter: {first_line(error)}"
         raise BackboneError(what, again) from error
     model_hash, tokenizer_hash = hash_model(model_folder)
     for what, found in (("model", model_hash), ("tokenizer", tokenizer_hash)):
-        if manifest[f"{what}_hash"] != found:
+        if made_for[what] != found:
             raise BackboneError(
                 f"{path.name} was trained for another {what} "
-                f"({manifest[f'{what}_hash'][:8]}, this one is {found[:8]})",
+                f"({made_for[what][:8]}, this one is {found[:8]})",
                 again,
             )
     return Adapter(
         indexer.to(device).eval().requires_grad_(False),
         model_hash,
         tokenizer_hash,
-        manifest["trained_tokens"],
-        manifest["scores"],
+        trained,
+        scores,
         **{name: tensors.get(name) for name in TABLES},
         digest=hash_adapter(path),
     )

@@ -1,4 +1,4 @@
-"""What is left of evicted tokens: small memories of fixed size, one for each managed layer.
+"""What is left of evicted tokens: small memories, one for each managed layer.
 
 `CentroidMemory` keeps means of clusters and joins them inside the softmax; it needs no training.
 `FastWeightMemory` is the paper's. Both change nothing at all while they are empty or switched off.
@@ -73,6 +73,8 @@ class CentroidMemory:
     more attention than they had. Sums make a token removable exactly: a slot is merged with
     another or started anew, and never split.
     """
+
+    _parts = ("count", "keys", "values", "home", "tags")
 
     def __init__(self, slots: int, bias: Tensor | None = None) -> None:
         """Make an empty memory.
@@ -162,17 +164,18 @@ class CentroidMemory:
     def save(self) -> dict[str, Tensor]:
         if self._is_empty:
             return {}
-        names = ("count", "keys", "values", "home", "tags")
-        return {name: getattr(self, name) for name in names}
+        parts = {name: getattr(self, name) for name in self._parts}
+        return parts | {"writes": torch.tensor([self.writes])}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
+        if tensors and tensors.keys() != {*self._parts, "writes"}:
+            raise ValueError("not the parts of a centroid memory")
         for name, tensor in tensors.items():
-            setattr(self, name, tensor.clone())
+            setattr(self, name, int(tensor) if name == "writes" else tensor.clone())
 
     def clone(self) -> "CentroidMemory":
         copy = CentroidMemory(self.slots, self.bias)
         copy.load(self.save())
-        copy.writes = self.writes
         return copy
 
     def _make_room(self, keys: Tensor) -> None:
@@ -340,6 +343,8 @@ class FastWeightMemory:
         return {} if self._is_empty else {"weights": self.weights, "norm": self.norm}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
+        if tensors and tensors.keys() != {"weights", "norm"}:
+            raise ValueError("not the parts of a fast-weight memory")
         for name, tensor in tensors.items():
             setattr(self, name, tensor)
 

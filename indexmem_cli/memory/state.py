@@ -227,11 +227,6 @@ class HeadsState:
     def __init__(self, heads: list[LayerState]) -> None:
         self.heads = heads
 
-    @property
-    def held(self) -> int:
-        """Tokens held per head, on average."""
-        return sum(head.held for head in self.heads) // len(self.heads)
-
     def append(self, keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Add T tokens, [B, G, T, D], to every head; return them, since what is held is ragged."""
         for i, head in enumerate(self.heads):

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import ADAPTER_FILE, ModelConfig
-from indexmem_cli.errors import BackboneError, IndexMemError
+from indexmem_cli.errors import IndexMemError
 from indexmem_cli.loading import load_backbone
 from indexmem_cli.memory.adapter import Adapter, hash_model, save_adapter
 from indexmem_cli.memory.indexer import IndexerConfig, QueryIndexer, TokenIndexer, make_indexer
-from indexmem_cli.train.data import Corpus, prepare
-from indexmem_cli.train.episodes import EpisodeMaker, Piece, Row
+from indexmem_cli.train.data import Corpus, insist_on_tokenizer, prepare
+from indexmem_cli.train.episodes import EpisodeMaker, Row
 from indexmem_cli.train.loss import ATTENDED, distil_loss, reverse_kl, soft_gate, streaming_kl
 from indexmem_cli.train.memory import calibrate_model
 from indexmem_cli.train.state import gather, load_state, save_state, scatter
@@ -137,7 +137,7 @@ def _sparse_facts(
 ) -> Row:
     """A few facts in much prose, all of them asked: what is not asked is not needed."""
     facts = [make(rng) for _ in range(rng.randint(1, max(2, length // 96)))]
-    pieces = [Piece(tuple(maker.encode(" " + s)), ()) for f in facts for s in f.sentences]
+    pieces = [tuple(maker.encode(" " + s)) for f in facts for s in f.sentences]
     turns = [turn for f in facts for turn in rng.sample(f.turns, min(len(f.turns), 2))]
     rng.shuffle(turns)
     return maker.compose(rng, pieces, turns, length)
@@ -316,12 +316,17 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint: the old one or the new one is whole."""
         tensors = gather(self.trained, [self.optimizer], weights_only=False)
-        save_state(self.out / "checkpoint", tensors, {"step": self.step})
+        save_state(self.out / "checkpoint", tensors, {"step": self.step, "of": self.what})
+
+    @property
+    def what(self) -> list[Any]:
+        """What a checkpoint must be of to go on with."""
+        return [self.recipe.form, self.recipe.num_steps, self.model.info.revision]
 
     def resume(self) -> None:
         """Continue from the checkpoint in the run's folder, if there is one."""
         if (self.out / "checkpoint" / "state.json").exists():
-            tensors, numbers = load_state(self.out / "checkpoint")
+            tensors, numbers = load_state(self.out / "checkpoint", self.what)
             scatter(tensors, self.trained, [self.optimizer])
             self.step = numbers["step"]
 
@@ -356,19 +361,16 @@ def train_adapter(
     torch.set_num_threads(threads)
     checkpoint = find_checkpoint(model)
     folder = checkpoint.path
-    if not (folder / "tokenizer.tiktoken").exists():
-        raise BackboneError(
-            f"{model} has no tokenizer.tiktoken: the training text is made for models that "
-            "indexmem trained",
-            "fit an adapter to a document of yours: indexmem train adapter --quick DOCUMENT",
-        )
+    insist_on_tokenizer(folder)
     backbone = load_backbone(checkpoint, ModelConfig(model, dtype="float32", device="cpu"))
     out.mkdir(parents=True, exist_ok=True)
-    encoding = prepare(data, out / "cache", folder, checkpoint.window_tokens)
+    encoding = prepare(data, out / "cache", folder)
     maker = EpisodeMaker(Corpus(out / "cache", encoding), data)
     run = Run(recipe, WholeModel(backbone, in_bf16=True), maker, out, seed)
     if resume:
         run.resume()
+    else:
+        (out / "log.jsonl").unlink(missing_ok=True)
     last = recipe.num_steps if last_step is None else min(recipe.num_steps, last_step)
     started = time.monotonic()
     with (out / "log.jsonl").open("a", encoding="utf-8") as log:

@@ -19,7 +19,7 @@ from indexmem_cli.loading import load_backbone
 from indexmem_cli.memory.adapter import load_adapter, save_adapter
 from indexmem_cli.memory.indexer import TokenIndexer
 from indexmem_cli.train.adapter import AdapterRecipe, Batch, make_batch
-from indexmem_cli.train.data import Corpus, prepare
+from indexmem_cli.train.data import Corpus, insist_on_tokenizer, prepare
 from indexmem_cli.train.episodes import EpisodeMaker
 from indexmem_cli.train.loss import reverse_kl
 from indexmem_cli.train.teachers import WholeModel
@@ -99,7 +99,7 @@ def calibrate_budgets(
 
     Raises:
         ConfigError: no such unit, or the adapter's scores depend on queries.
-        BackboneError: it does not fit.
+        BackboneError: it does not fit, or the model has another tokenizer than the embedded one.
     """
     if unit not in UNITS:
         raise ConfigError(f"budgets by {unit!r} are not known", f"choose one of {UNITS}")
@@ -108,8 +108,9 @@ def calibrate_budgets(
     adapter = load_adapter(adapter_file, checkpoint.path)
     if not isinstance(adapter.indexer, TokenIndexer):
         raise ConfigError("budgets are measured for adapters that score a token once")
+    insist_on_tokenizer(checkpoint.path)
     backbone = load_backbone(checkpoint, ModelConfig(model, dtype="float32", device="cpu"))
-    encoding = prepare(data, cache, checkpoint.path, checkpoint.window_tokens)
+    encoding = prepare(data, cache, checkpoint.path)
     maker = EpisodeMaker(Corpus(cache, encoding), data)
     whole, recipe, damage = WholeModel(backbone, in_bf16=True), AdapterRecipe(), []
     for number in range(num_batches):

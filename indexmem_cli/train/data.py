@@ -3,6 +3,7 @@
 Documents of one source lie one after the other in a uint16 array, each closed by `<|end|>`.
 """
 
+import hashlib
 import json
 import lzma
 import sysconfig
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import tiktoken
 
+from indexmem_cli.errors import BackboneError, ConfigError
 from indexmem_cli.tokens import load_tiktoken
 from indexmem_cli.train.tokenizer import build_tokenizer, write_tokenizer
 
@@ -38,7 +40,17 @@ END = "<|end|>"
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON lines of an .xz file."""
+    """Yield the JSON lines of an .xz file.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if not path.exists():
+        raise ConfigError(
+            f"{path.parents[1]} is no folder of training text: it has no {path.parent.name}/"
+            f"{path.name}",
+            "docs/train-base.md says what belongs there",
+        )
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
@@ -109,31 +121,67 @@ def sample_texts(rng: Random, texts: list[str], num_chars: int, max_chars: int) 
     return pieces
 
 
-def prepare(data: Path, cache: Path, tokenizer: Path, max_length_tokens: int) -> tiktoken.Encoding:
-    """Build the tokenizer and cache `<source>.{train,valid}.npy`, unless that is done."""
-    cache.mkdir(parents=True, exist_ok=True)
-    if (cache / "done").exists() and (tokenizer / "tokenizer.tiktoken").exists():
-        return load_tiktoken(tokenizer)
-    texts = {
+def insist_on_tokenizer(folder: Path) -> None:
+    """See that a model's folder holds a tokenizer that the training text can be made with.
+
+    Raises:
+        BackboneError: it holds another one.
+    """
+    if not (folder / "tokenizer.tiktoken").exists():
+        raise BackboneError(
+            f"{folder} has no tokenizer.tiktoken: the training text is made for models that "
+            "indexmem trained",
+            "fit an adapter to a document of yours: indexmem train adapter --quick DOCUMENT",
+        )
+
+
+def make_tokenizer(data: Path, folder: Path, max_length_tokens: int) -> None:
+    """Build a tokenizer from the data folder, unless there is one."""
+    if (folder / "tokenizer.tiktoken").exists():
+        return
+    rng, texts = Random(0), read_texts(data)
+    sample = [
+        piece
+        for source, (num_chars, max_chars) in TOKENIZER_SAMPLE.items()
+        for piece in sample_texts(rng, texts[source][0], num_chars, max_chars)
+    ]
+    write_tokenizer(build_tokenizer(sample), folder, max_length_tokens)
+
+
+def read_texts(data: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Return the texts of every source, those for training and those for validation."""
+    return {
         "prose": read_prose(data),
         "modern": read_modern(data),
         "chat": read_chat(data),
         "code": read_code(),
     }
-    if not (tokenizer / "tokenizer.tiktoken").exists():
-        rng = Random(0)
-        sample = [
-            piece
-            for source, (num_chars, max_chars) in TOKENIZER_SAMPLE.items()
-            for piece in sample_texts(rng, texts[source][0], num_chars, max_chars)
-        ]
-        write_tokenizer(build_tokenizer(sample), tokenizer, max_length_tokens)
-    encoding = load_tiktoken(tokenizer)
-    for source, splits in texts.items():
+
+
+def stamp_of(data: Path, tokenizer: Path) -> str:
+    """What a cache of tokens is of: the text, and the tokenizer."""
+    digest = hashlib.blake2b((tokenizer / "tokenizer.tiktoken").read_bytes(), digest_size=16)
+    return f"{digest.hexdigest()} {data.resolve()}\n"
+
+
+def prepare(data: Path, cache: Path, tokenizer: Path) -> tiktoken.Encoding:
+    """Cache `<source>.{train,valid}.npy` in the tokenizer's ids, unless that is done.
+
+    Raises:
+        BackboneError: the folder `tokenizer` holds none that the text can be made with.
+        ConfigError: the folder `data` is not one of training text.
+    """
+    insist_on_tokenizer(tokenizer)
+    encoding, done, stamp = load_tiktoken(tokenizer), cache / "done", stamp_of(data, tokenizer)
+    if done.exists() and done.read_text() == stamp:
+        return encoding
+    cache.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
+    for source, splits in read_texts(data).items():
         for name, split in zip(("train", "valid"), splits, strict=True):
             if split:
                 np.save(cache / f"{source}.{name}.npy", encode_documents(encoding, split))
-    (cache / "done").touch()
+    done.write_text(stamp)
     return encoding
 
 

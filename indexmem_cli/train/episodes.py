@@ -56,12 +56,8 @@ class Row:
     loss: list[float]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Tokens that must stay together, with the questions that they answer."""
-
-    ids: tuple[int, ...]
-    turns: tuple[Turn, ...]
+Piece = tuple[int, ...]
+"""Tokens that must stay together."""
 
 
 def load_questions(data: Path) -> tuple[dict[str, list[Context]], list[Function]]:
@@ -153,22 +149,18 @@ class EpisodeMaker:
         if length > 200 and rng.random() < 0.5:
             facts = make_similar_facts(rng, rng.randint(2, min(8, length // 80)))
         used = 0
-        pieces = []
+        pieces: list[Piece] = []
+        asked: list[tuple[Turn, ...]] = []
         while used < share:
             fact = facts.pop() if facts else make_fact(rng)
-            for i, sentence in enumerate(fact.sentences):
-                last = i == len(fact.sentences) - 1
-                ids = self.encode(" " + sentence)
-                used += len(ids)
-                pieces.append((Piece(tuple(ids), fact.turns if last else ()), fact))
-        turns = [
-            turn
-            for piece, _ in pieces
-            for turn in rng.sample(piece.turns, min(len(piece.turns), 2))
-        ]
+            asked.append(fact.turns)
+            for sentence in fact.sentences:
+                pieces.append(tuple(self.encode(" " + sentence)))
+                used += len(pieces[-1])
+        turns = [turn for of_fact in asked for turn in rng.sample(of_fact, min(len(of_fact), 2))]
         rng.shuffle(turns)
         turns = [self.refuse_some(rng, turn) for turn in turns]
-        return self.compose(rng, [piece for piece, _ in pieces], turns, length)
+        return self.compose(rng, pieces, turns, length)
 
     def refuse_some(self, rng: Random, turn: Turn) -> Turn:
         """Now and then ask about something that is not in the text instead."""
@@ -187,7 +179,7 @@ class EpisodeMaker:
             if asked:
                 pieces.append(piece)
                 turns += asked
-                used += len(piece.ids)
+                used += len(piece)
             if used > room * 0.7:
                 break
         rng.shuffle(turns)
@@ -202,17 +194,17 @@ class EpisodeMaker:
         ids = self.encode("\n" + context.text + "\n") if len(context.text) < room * 6 else None
         if ids is not None and len(ids) <= room and rng.random() < 0.75:
             turns = [turn for turn, _ in rng.sample(pairs, min(len(pairs), 6))]
-            return Piece(tuple(ids), tuple(turns)), turns
+            return tuple(ids), turns
         turn, span = rng.choice(pairs)
         if span is None:
-            return Piece((), ()), []
+            return (), []
         start = max(0, span[0] - rng.randint(60, 400))
         end = min(len(context.text), span[1] + rng.randint(20, 300))
         start = 0 if start == 0 else context.text.find(" ", start, span[0]) + 1 or start
         ids = self.encode("\n" + context.text[start:end] + "\n")
         if len(ids) > room:
-            return Piece((), ()), []
-        return Piece(tuple(ids), (turn,)), [turn]
+            return (), []
+        return tuple(ids), [turn]
 
     def make_natural(self, rng: Random, length: int) -> Row:
         """Questions made from the sentences of the prose itself."""
@@ -223,14 +215,14 @@ class EpisodeMaker:
         text = self.corpus.encoding.decode
         sentences = [text(list(piece)).strip() for piece in pieces[1:-1]]
         turns = ask_sentences(rng, sentences, max(2, length // 25))
-        return self.compose(rng, [Piece(tuple(ids), tuple(turns))], turns, length)
+        return self.compose(rng, [tuple(ids)], turns, length)
 
     def make_chat(self, rng: Random, length: int) -> Row:
         """Who said what in a chat log."""
         ids = self.corpus.window(rng, "chat", length - 70)
         log = self.corpus.encoding.decode(ids)
         turns = [turn for _ in range(max(1, length // 64)) if (turn := ask_speaker(rng, log))]
-        return self.compose(rng, [Piece(tuple(ids), tuple(turns))], turns, length)
+        return self.compose(rng, [tuple(ids)], turns, length)
 
     def make_code(self, rng: Random, length: int) -> Row:
         """What the functions of a listing return, take, and are called."""
@@ -242,14 +234,14 @@ class EpisodeMaker:
                 if length < 200 and len(ids) > length - 60:
                     continue
                 break
-            pieces.append(Piece(tuple(ids), function.turns))
+            pieces.append(tuple(ids))
             turns.append(rng.choice(function.turns))
             used += len(ids)
         return self.compose(rng, pieces, turns, length)
 
     def compose(self, rng: Random, pieces: list[Piece], turns: list[Turn], length: int) -> Row:
         """Hide the pieces in prose and ask the turns that fit into `length` tokens."""
-        needed = sum(len(piece.ids) for piece in pieces) + len(self.open) + len(self.close) + 1
+        needed = sum(map(len, pieces)) + len(self.open) + len(self.close) + 1
         spare = rng.choice((0, 0, length // 6, length // 3)) if len(turns) > 1 else 0
         spare = max(0, min(spare, (length - needed) // 2))
         asked, used = [], spare
@@ -262,7 +254,7 @@ class EpisodeMaker:
                 used += size
         if not asked:
             return self.make_lm(rng, length)
-        text = self.hide(rng, [piece.ids for piece in pieces], length - used + spare - needed)
+        text = self.hide(rng, list(pieces), length - used + spare - needed)
         row = Row([self.user, *self.open, *text, *self.close], [])
         row.loss = [0.0] * len(row.ids)
         for i, (question, answer) in enumerate(asked):
@@ -271,7 +263,7 @@ class EpisodeMaker:
             row.loss += [0.0] * len(prompt) + [FIRST_WEIGHT] + [1.0] * len(answer)
         return row
 
-    def hide(self, rng: Random, pieces: list[tuple[int, ...]], room: int) -> list[int]:
+    def hide(self, rng: Random, pieces: list[Piece], room: int) -> list[int]:
         """Spread `pieces` over `room` tokens of prose: running text, or fragments of it."""
         if room < 12:
             rng.shuffle(pieces)
@@ -289,7 +281,7 @@ class EpisodeMaker:
             last = place
         return text + prose[last:]
 
-    def scatter(self, rng: Random, pieces: list[tuple[int, ...]], room: int) -> list[int]:
+    def scatter(self, rng: Random, pieces: list[Piece], room: int) -> list[int]:
         """Build the text of fragments, as a bounded memory leaves it; pieces between them."""
         fragments, left = [], room
         base = self.corpus.window(rng, self.draw_source(rng), 4096)

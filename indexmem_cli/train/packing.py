@@ -17,8 +17,11 @@ from indexmem_cli.train.data import (
     HELD_OUT_SHARD,
     NUM_VALIDATION_BOOKS,
     SOURCES,
+    insist_on_tokenizer,
+    make_tokenizer,
     prepare,
     read_records,
+    stamp_of,
 )
 from indexmem_cli.train.episodes import load_questions
 from indexmem_cli.train.reading import QUESTIONS_FILE, write_questions
@@ -41,10 +44,12 @@ def pack(data: Path, out: Path, part_mib: int, tokenizer: Path | None, window_to
     work = out / "work"
     made = work / "tokenizer"
     if tokenizer:
+        insist_on_tokenizer(tokenizer)
         made.mkdir(parents=True, exist_ok=True)
         for name in TOKENIZER_FILES:
             shutil.copyfile(tokenizer / name, made / name)
-    prepare(data, work / "cache", made, window_tokens)
+    make_tokenizer(data, made, window_tokens)
+    prepare(data, work / "cache", made)
     parts = _Parts(out, part_mib * MIB)
     for name in TOKENIZER_FILES:
         parts.add(name, (made / name).read_bytes())
@@ -120,7 +125,8 @@ def unpack(data: Path, cache: Path, tokenizer: Path) -> None:
     Raises:
         ConfigError: a file that the manifest names is missing or cut off.
     """
-    if (cache / "done").exists():
+    done = cache / "done"
+    if done.exists() and done.read_text() == stamp_of(cache, tokenizer):
         return
     sizes = json.loads((data / "part-0" / "manifest.json").read_text(encoding="utf-8"))
     for name, size in sizes.items():
@@ -142,4 +148,4 @@ def unpack(data: Path, cache: Path, tokenizer: Path) -> None:
     for array, paths in shards.items():
         paths.sort(key=lambda path: path.name)
         np.save(cache / f"{array}.npy", np.concatenate([np.load(path) for path in paths]))
-    (cache / "done").touch()
+    done.write_text(stamp_of(cache, tokenizer))

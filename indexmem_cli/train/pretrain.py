@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from indexmem_cli.train.data import Corpus, prepare
+from indexmem_cli.train.data import Corpus, make_tokenizer, prepare
 from indexmem_cli.train.episodes import EpisodeMaker
 from indexmem_cli.train.feeding import feed
 from indexmem_cli.train.muon import Muon
@@ -173,18 +173,25 @@ class Run:
         tensors = gather(self.model, self.optimizers, self.recipe.weights_only)
         numbers = {"step": self.step, "num_tokens": self.num_tokens, "elapsed_s": self.elapsed_s}
         config = self.model.config.to_dict()
-        save_state(self.out / "checkpoint", tensors, {**numbers, "config": config})
+        save_state(self.out / "checkpoint", tensors, {**numbers, "config": config, "of": self.what})
         export(self.model, self.out / "model")
 
     def begin(self, start: Path) -> None:
         """Begin with the weights of the model in `start`, deepened as the recipe says."""
         self.model.load_state_dict(deepen(load_weights(start), self.recipe.doubled))
 
+    @property
+    def what(self) -> list[int]:
+        """What a checkpoint must be of to go on with: sizes of the model, and all steps."""
+        recipe = self.recipe
+        sizes = [recipe.hidden, recipe.layers, recipe.heads, recipe.kv_heads, recipe.intermediate]
+        return [*sizes, recipe.num_steps]
+
     def resume(self) -> None:
         """Continue from the checkpoint in the run's folder, if there is one."""
         if not (self.out / "checkpoint" / "state.json").exists():
             return
-        tensors, numbers = load_state(self.out / "checkpoint")
+        tensors, numbers = load_state(self.out / "checkpoint", self.what)
         scatter(tensors, self.model, self.optimizers)
         self.step, self.num_tokens = numbers["step"], numbers["num_tokens"]
         self.elapsed_s = numbers["elapsed_s"]
@@ -243,7 +250,7 @@ def draw_loss(out: Path) -> None:
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     steps = list({row["step"]: row for row in rows if "loss" in row}.values())
     steps.sort(key=lambda row: row["step"])
-    needles = [row for row in rows if "needle_accuracy" in row]
+    needles = list({row["step"]: row for row in rows if "needle_accuracy" in row}.values())
     figure = Figure(figsize=(7, 4), layout="constrained")
     left = figure.subplots()
     left.plot([r["step"] for r in steps], [r["answer_loss"] for r in steps], lw=0.7)
@@ -277,25 +284,31 @@ def train_base(
 ) -> Path:
     """Train a recipe on a data folder, packed or not; returns the folder of the model.
 
-    Without `resume` a checkpoint in `out` is ignored and overwritten. `max_steps` and `max_minutes`
-    (of training alone) end earlier, without changing the schedule; `rehearse`, `batch_tokens` and
+    Without `resume` what is in `out` of an earlier run is ignored and overwritten. `max_steps` and
+    `max_minutes` (of training alone) end the last recipe of a chain earlier, without changing the
+    schedule; `rehearse`, `batch_tokens` and
     `device` change the recipe as `Recipe.rehearsed` says.
     """
     changes = (rehearse, batch_tokens, device)
     chosen = RECIPES[recipe].rehearsed(*changes)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    given = data
     if is_packed(data):
         unpack(data, out / "cache", out / "model")
         data = out / "cache"
-    encoding = prepare(data, out / "cache", out / "model", chosen.window_tokens)
+    else:
+        make_tokenizer(data, out / "model", chosen.window_tokens)
+    encoding = prepare(data, out / "cache", out / "model")
     maker = EpisodeMaker(Corpus(out / "cache", encoding), data)
     run = Run(chosen, maker, out, seed + chosen.seed_offset)
     if chosen.start:
-        start = train_base(chosen.start, data, out / "start", True, seed, None, *changes)
+        start = train_base(chosen.start, given, out / "start", resume, seed, None, *changes)
         run.begin(start)
     if resume:
         run.resume()
+    else:
+        (out / "log.jsonl").unlink(missing_ok=True)
     last_step = min(chosen.num_steps, max_steps or chosen.num_steps)
     train(run, last_step, data, max_minutes and 60 * max_minutes)
     if chosen.averaged:

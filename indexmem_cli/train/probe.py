@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Qwen3ForCausalLM
 
-from indexmem_cli.train.episodes import EpisodeMaker, Piece
+from indexmem_cli.train.episodes import EpisodeMaker
 from indexmem_cli.train.tasks import make_development_fact
 
 PROBE_TOKENS = 49_152
@@ -25,7 +25,7 @@ def measure(model: Qwen3ForCausalLM, maker: EpisodeMaker, length: int) -> dict[s
     weights: np.ndarray = np.zeros((rows, length), dtype=np.float32)
     for i in range(rows):
         facts = [make_development_fact(rng) for _ in range(1 if length < 200 else 3)]
-        pieces = [Piece(tuple(maker.encode(" " + f.sentences[0])), f.turns) for f in facts]
+        pieces = [tuple(maker.encode(" " + f.sentences[0])) for f in facts]
         row = maker.compose(rng, pieces, [rng.choice(facts[0].turns)], length)
         ids[i, : len(row.ids)], weights[i, : len(row.loss)] = row.ids, row.loss
     right = answers_right(model, torch.from_numpy(ids), torch.from_numpy(weights))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from indexmem_cli.errors import BackboneError
+from indexmem_cli.errors import BackboneError, ConfigError
 
 SHARD_BYTES = 16 * 1024**2
 HEADER_BYTES = 64 * 1024  # room for a shard's own header
@@ -40,13 +40,23 @@ def save_state(folder: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]
             old.unlink()
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_state(folder: Path, of: Any = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint, on the CPU; returns its tensors and the rest.
+
+    Args:
+        of: what the run is, as it was saved under "of"; None takes any.
 
     Raises:
         BackboneError: a shard is missing or damaged.
+        ConfigError: it is the checkpoint of another run.
     """
     numbers = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    found = numbers.pop("of", of)
+    if of is not None and found != of:
+        raise ConfigError(
+            f"checkpoint {folder} is of another run: {found}, not {of}",
+            "give the settings it was begun with, or another --out",
+        )
     tensors: dict[str, Tensor] = {}
     for name in numbers.pop("shards"):
         try:

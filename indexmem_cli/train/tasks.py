@@ -84,7 +84,7 @@ def make_kind_fact(rng: Random, kinds: tuple[Kind, ...], with_article: bool = Tr
         if fitting:
             question = fill(rng, rng.choice(fitting), values)
             answer = values[slot]
-            if with_article and f"the {answer}" in sentence.lower():
+            if with_article and f"the {answer}".lower() in sentence.lower():
                 answer = f"the {answer}"
             turns.append(Turn(capitalise(question), answer))
     return Fact((open_sentence(sentence),), tuple(turns))

@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
             os.environ["INDEXMEM_HOME"] = folder
             row = measure(mode, needles, messages, options)
         row["tokens_per_s"] = round(tokens / row["say_s"])
-        row = rows.common_fields(checkpoint) | settings | {"mode": mode} | row
+        row = rows.common_fields(checkpoint, options.device) | settings | {"mode": mode} | row
         rows.append_row(options.out, row)
         measured.append(row)
         rows.print_table(measured, COLUMNS)

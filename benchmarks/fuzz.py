@@ -72,10 +72,9 @@ def _mutate_member(data: bytes, chance: Random) -> bytes:
 
 def corpus(folder: Path | None) -> list[Path]:
     """Return the files to begin with; those of the examples are always among them."""
-    found = [ROOT / "examples" / "chat.txt", ROOT / "examples" / "short-history-of-the-world.pdf"]
-    if folder is not None:
-        found += sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path for path in found if path.stat().st_size <= MAX_BYTES] or found
+    examples = [ROOT / "examples" / name for name in ("chat.txt", "short-history-of-the-world.pdf")]
+    files = sorted(folder.rglob("*")) if folder is not None else []
+    return examples + [f for f in files if f.is_file() and f.stat().st_size <= MAX_BYTES]
 
 
 def read(path: Path) -> str:

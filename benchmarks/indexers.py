@@ -98,7 +98,7 @@ class Bench:
             train = Corpus(Path(options["cache"]), encoding, "train")
             file = Path(options["adapters"][name]).with_name(FAST_FILE)
             self.fast[name] = fit_fast(file, self.adapters[name], settings, train)
-        self.done = {identity(row) for row in read_rows(options["raw"])} if options["raw"] else {}
+        self.done = {identity(row) for row in known(options["raw"])}
 
     def reader(self, mode: str, text: Text, fraction: float, closing: list[int] = ()) -> Reader:
         """A fresh reader of a method, as `indexer_methods` names them."""
@@ -219,6 +219,11 @@ def grade(task: str, given: str, ask: Ask) -> float:
     return float(np.mean([answer.lower() in given.lower() for answer in ask.answers]))
 
 
+def known(raw: Path | None) -> list[Row]:
+    """What was measured before; nothing of code that differs from its commit."""
+    return read_rows(raw) if raw and state_of_code()[1] is False else []
+
+
 def identity(row: Row) -> tuple:
     """What a measurement is of: the same identity, the same result."""
     return tuple(row[name] for name in ("of", "task", "number", "mode", "kept"))
@@ -305,7 +310,7 @@ def measure_all(options: Namespace, adapters: dict[str, str], modes: list[str]) 
         mode: " ".join(map(str, [*of, hashes.get(re.split("[:+]", mode)[0], "")])) for mode in modes
     }
     settings["until"] = monotonic() + 60 * options.minutes
-    before = read_rows(options.raw) if options.raw else []
+    before = known(options.raw)
     tasks = options.tasks.split(",")
     jobs = order_jobs(tasks, settings["fractions"], options.first, options.count)
     shares = [jobs[i :: options.workers] for i in range(options.workers)]

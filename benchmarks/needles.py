@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
             asked.append((needle, path))
         for policy in options.policies.split(","):
             measured = measure(policy, asked, options)
-            rows.append(common_fields(checkpoint) | settings | measured)
+            rows.append(common_fields(checkpoint, options.device) | settings | measured)
             append_row(options.out, rows[-1])
             print_table(rows, COLUMNS)
 

@@ -121,14 +121,17 @@ def _ask(mode: str, memory: Memory, question: Question, options: Namespace) -> d
     """Ask one question; whether the answer is right, and whether all it takes was recalled."""
     started = time.perf_counter()
     answer = memory.ask(question.text, max_tokens=options.max_tokens)
+    read_s = answer.timing.read_s
     archive = memory._readings[0].archive
     blocks = [archive.block(b.number) for each in answer.recall or () for b in each.blocks]
     if mode == "passages":
+        started = time.perf_counter()
         blocks = best_passages(archive, question.text, options.passage_tokens)
         text = "".join(map(archive.text, blocks))
         alone = Memory.read_text(text or "-", **_settings("focus", options))
         alone.engine = memory.engine
         answer = replace(alone.ask(question.text, max_tokens=options.max_tokens), recall=())
+        read_s = 0.0  # reading the passages is part of answering
     text = " ".join("".join(map(archive.text, blocks)).split())
     return {
         "question": question.text,
@@ -138,7 +141,7 @@ def _ask(mode: str, memory: Memory, question: Question, options: Namespace) -> d
         "found": all(" ".join(sentence.split()) in text for sentence in question.sentences),
         "blocks": [block.number for block in blocks],
         "recalled": sum(len(block.ids) for block in blocks),
-        "seconds": round(time.perf_counter() - started - answer.timing.read_s, 4),
+        "seconds": round(time.perf_counter() - started - read_s, 4),
         "answer": answer,
     }
 
@@ -189,7 +192,8 @@ def main(arguments: list[str] | None = None) -> None:
                     continue
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     row = pool.submit(ask_all, mode, path, questions, options).result()
-                row = rows.common_fields(checkpoint) | settings | {"mode": mode} | row
+                said = rows.common_fields(checkpoint, options.device)
+                row = said | settings | {"mode": mode, "length_tokens": length} | row
                 rows.append_row(options.out, row)
                 measured.append(row)
                 rows.print_table(measured, COLUMNS)

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from indexmem_cli.bench import cells, drawing, pictures, suites, tables
 from indexmem_cli.bench.compare import compare_rows
-from indexmem_cli.bench.rows import wilson_interval
+from indexmem_cli.bench.rows import middle_run, wilson_interval
 from indexmem_cli.cli.app import app
 
 MARKED = "".join(f"<!-- table: {name} -->\n<!-- /table: {name} -->\n" for name in tables.TABLES)
@@ -197,7 +197,9 @@ SPREAD = {"p20": 1.0, "median": 1.1, "p80": 1.2}
     [
         ({"accuracy": 0.9, "interval_95": [0.85, 0.94]}, {"accuracy": 0.7}, "worse"),
         ({"accuracy": 0.9, "interval_95": [0.85, 0.94]}, {"accuracy": 0.88}, "same"),
-        ({"value": 2.0, "measure": "bits per byte"}, {"value": 3.0}, "worse"),
+        ({"value": 2.0, "measure": "bits per byte", "unit": "bits"}, {"value": 3.0}, "worse"),
+        ({"value": 9.0, "measure": "to the first token", "unit": "s"}, {"value": 3.0}, "better"),
+        ({"value": 9.0, "measure": "of mine", "benchmark": "quality"}, {"value": 3.0}, "better"),
         ({"kv_bytes": 1000}, {"kv_bytes": 900}, "better"),
         ({"kv_bytes": 1000}, {"kv_bytes": 1015}, "same"),
         ({"read_s": SPREAD}, {"read_s": SPREAD | {"median": 1.2}}, "same"),
@@ -219,6 +221,20 @@ def test_the_same_questions_are_compared_one_by_one():
     assert verdicts(a, b) == ["better"]
     assert verdicts(a, b | {"scores": b["scores"][:-1]}) == ["same"]
     assert verdicts(a, b | {"task": "another"}) == []
+
+
+def test_rows_of_other_settings_are_not_taken_for_the_same():
+    a = {"benchmark": "kernels", "ms": 1.0}
+    for name in ("size", "batch", "recall_from", "round_tokens", "protocol", "prose"):
+        pair = [a | {name: "one"}, a | {name: "other", "ms": 5.0}]
+        assert [line["verdict"] for line in compare_rows(pair, pair)] == ["same", "same"]
+        assert compare_rows(pair[:1], pair[1:]) == []
+
+
+def test_the_middle_of_several_runs_is_shown():
+    runs = [{"commit": "a", "run": n, "above_model_bytes": b} for n, b in enumerate((9, 1, 5))]
+    assert middle_run([{"commit": "0", "above_model_bytes": 100}, *runs])["run"] == 2
+    assert middle_run(runs, commit="b") is None
 
 
 def test_two_commits_are_compared_and_a_regression_fails(measured):

@@ -15,6 +15,7 @@ KEYS = (
     *("length", "length_tokens", "method", "mode", "kept", "budget", "budget_tokens"),
     *("chunk_tokens", "answer_from_tokens", "weights", "model", "shape", "kernel", "form", "kind"),
     *("scene", "part", "quant", "kv_dtype", "dtype", "seed", "run", "threads", "alone"),
+    *("size", "batch", "recall_from", "round_tokens", "protocol", "prose"),
 )
 SHOWN = (
     *("benchmark", "suite", "set", "task", "length", "length_tokens", "method", "mode", "kept"),
@@ -26,7 +27,7 @@ _LOWER = (
     *("process_peak_bytes", "gpu_peak_bytes", "wrong"),
 )
 HIGHER_IS_BETTER = dict.fromkeys(_HIGHER, True) | dict.fromkeys(_LOWER, False)
-LOWER_VALUES = ("bits per byte", "wrongly refused", "nats per token", "repeated 4-grams")
+LOWER_UNITS = ("s", "MiB", "bits")
 TOLERANCE = 0.02
 """Share by which a number without an interval may differ: bytes differ by pages."""
 SLOWER = 0.1
@@ -71,13 +72,19 @@ def _lines(a: Row, b: Row) -> Iterator[Row]:
         one, two = a.get(name), b.get(name)
         if one is None or two is None:
             continue
-        if name == "value" and a.get("measure") in LOWER_VALUES:
-            higher = False
+        higher = higher and not (name == "value" and _is_lower_better(a))
         measure = a.get("measure", name) if name == "value" else name
         line = {"of": of, "measure": measure, "a": _number(one), "b": _number(two)}
         difference, interval, sign = _difference(name, a, b)
         verdict = "same" if not sign else "better" if (sign > 0) == higher else "worse"
         yield line | {"difference": difference, "interval_95": interval, "verdict": verdict}
+
+
+def _is_lower_better(row: Row) -> bool:
+    """Of the `value` of a row: a task that measures something else than what is right, a cost."""
+    if row.get("benchmark") == "quality":
+        return "measure" in row
+    return row.get("unit") in LOWER_UNITS or row.get("measure") == "wrongly refused"
 
 
 def _difference(name: str, a: Row, b: Row) -> tuple[float, list[float] | None, int]:

@@ -21,7 +21,7 @@ from indexmem_cli.bench.drawing import (
     shorten,
     size_of_panels,
 )
-from indexmem_cli.bench.rows import Row, of_newest, read_rows
+from indexmem_cli.bench.rows import Row, middle_run, of_newest, read_rows
 from indexmem_cli.errors import ConfigError
 
 MIB = 2**20
@@ -76,11 +76,15 @@ def take_cost(results: Path, field: str, scale: float = 1) -> Any:
     rows = [row for row in of_newest(read_rows(results / "memory.jsonl")) if field in row]
     if not rows:
         return None
-    newest = {(row["mode"], row["length_tokens"]): row for row in rows}
+    newest = [
+        row
+        for mode, length in sorted({(row["mode"], row["length_tokens"]) for row in rows})
+        if (row := middle_run(rows, field, mode=mode, length_tokens=length))
+    ]
     ways: dict[str, list[list[float]]] = {}
-    for (mode, _), row in sorted(newest.items()):
-        ways.setdefault(mode, []).append([row["tokens"], row[field] / scale])
-    budgets = sorted({row["budget_tokens"] for row in newest.values() if row["budget_tokens"]})
+    for row in newest:
+        ways.setdefault(row["mode"], []).append([row["tokens"], row[field] / scale])
+    budgets = sorted({row["budget_tokens"] for row in newest if row["budget_tokens"]})
     of = " and ".join(f"{budget:,}" for budget in budgets)
     return {"ways": ways, "of": f"budget {of}, {rows[-1]['model']}"}
 

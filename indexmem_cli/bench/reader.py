@@ -38,7 +38,7 @@ class ModelReader:
         """Answer greedily on a text or its tokens.
 
         What fits the trained window is kept whole, as by an ordinary cache. A longer text is read
-        as `indexmem ask` does by default: in a stream, in the budget that the window allows.
+        as by `ask --focus --no-recall`: in a stream, in the budget that the window allows.
         """
         ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
         closing = self.prompt.closing(self.tokenizer.encode(question))

@@ -101,6 +101,14 @@ def of_newest(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.get("revision") == rows[-1].get("revision")]
 
 
+def middle_run(rows: Iterable[Row], field: str = "above_model_bytes", **wanted: Any) -> Row | None:
+    """Return, of the runs like the last one whose fields are as wanted, the middle one."""
+    found = [row for row in rows if all(row.get(name) == wanted[name] for name in wanted)]
+    alike = ("commit", "budget_tokens", "chunk_tokens")
+    same = [row for row in found if all(row.get(n) == found[-1].get(n) for n in alike)]
+    return sorted(same, key=lambda row: float(row[field]))[len(same) // 2] if same else None
+
+
 def append_row(path: Path, row: Row) -> None:
     """Add a row to a file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)

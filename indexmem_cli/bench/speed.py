@@ -29,7 +29,7 @@ QUESTION = "What would the repair of the pier cost?"
 
 
 def measure_rates(reader: ModelReader, repeats: int) -> Iterator[tuple[str, str, Row]]:
-    """Measure reading with the question in mind at the default budget, and decoding after it."""
+    """Measure reading as `indexmem ask` reads, at the default budget, and decoding after it."""
     closing = reader.prompt.closing(reader.tokenizer.encode(QUESTION))
     memory, opening = MemoryConfig(), reader.prompt.opening
     asks_for = reader.checkpoint.answer_from_tokens
@@ -66,7 +66,8 @@ def measure_command(
         page = Path(folder) / "page.txt"
         page.write_text(PAGE, encoding="utf-8")
         asked = [str(page), QUESTION, "--model", model, "--device", device]
-        command = [sys.executable, "-m", "indexmem_cli", "ask", *asked, "--offline", "--no-stats"]
+        plain = ["--offline", "--no-stats", "--no-save"]  # so that every process reads the page
+        command = [sys.executable, "-m", "indexmem_cli", "ask", *asked, *plain]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         for _ in range(repeats):
             started = time.perf_counter()

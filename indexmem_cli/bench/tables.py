@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from indexmem_cli.bench.parts import fill_parts, markdown_table, write_parts
-from indexmem_cli.bench.rows import RESULTS, ROOT, Row, of_newest, read_rows
+from indexmem_cli.bench.rows import RESULTS, ROOT, Row, middle_run, of_newest, read_rows
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.estimate import CARD_GIB, largest_budget
 
@@ -41,8 +41,8 @@ def tabulate_memory(results: Path) -> str:
     rows = of_newest(read_rows(results / "memory.jsonl"))
     lines = []
     for length in sorted({row["length_tokens"] for row in rows}):
-        streamed = newest(rows, mode="question", length_tokens=length)
-        full = newest(rows, mode="full", length_tokens=length)
+        streamed = middle_run(rows, mode="question", length_tokens=length)
+        full = middle_run(rows, mode="full", length_tokens=length)
         if streamed is None:
             continue
         cells = [f"{streamed['tokens']:,}"]

@@ -165,7 +165,8 @@ def everything(
     """Measure all there is: memory, speed, quality by every suite, the model, on a GPU its kernels.
 
     Then the pictures of the rows, the card among them, are drawn into DIR/pictures. What fails does
-    not keep the rest from running; what has rows of this commit is not measured again.
+    not keep the rest from running. Memory and quality are not measured again where there are rows
+    of this commit.
 
     \b
     Examples:

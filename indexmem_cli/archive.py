@@ -103,20 +103,6 @@ class Archive:
         """
         return cls(path, ARCHIVE.open(path), decode)
 
-    @classmethod
-    def append(cls, path: Path, decode: Decode, end: int | None = None) -> "Archive":
-        """Open an archive to go on writing where it ends.
-
-        Args:
-            end: stream position to go on from; passages that begin there or later are forgotten.
-
-        Raises:
-            MemoryFileError: as in `open`.
-        """
-        archive = cls(path, ARCHIVE.open(path, "rw"), decode)
-        archive.reopen_last(sys.maxsize if end is None else end)
-        return archive
-
     def close(self) -> None:
         """Close the file; what was not committed is lost."""
         self._db.close()
@@ -167,10 +153,6 @@ class Archive:
             copy.add(block.entries)
         copy.add(self._uncommitted)
         return copy
-
-    def find(self, position: int) -> Entry | None:
-        """Return the passage that a stream position lies in, if it is in a block by now."""
-        return next(self.back_from(position), None)
 
     def back_from(self, position: int) -> Iterator[Entry]:
         """Yield the passage that a stream position lies in, then those before it; maybe none."""
@@ -252,7 +234,7 @@ class Archive:
         ids = [i for entry in entries for i in entry.ids]
         places = json.dumps(rows, separators=(",", ":"))
         first = entries[0].first
-        self._run("INSERT INTO blocks VALUES (?, ?, ?, ?)", number, first, _pack(ids), places)
+        self._run("INSERT INTO blocks VALUES (?, ?, ?, ?)", number, first, pack_ids(ids), places)
         for words in self._rows(number, entries):
             self._run("INSERT INTO words (rowid, text) VALUES (?, ?)", *words)
 
@@ -265,18 +247,15 @@ class Archive:
             if entry.place.unit != QUESTION
         ]
 
-    def reopen_last(self, end: int = sys.maxsize) -> None:
-        """Take the blocks out that reach beyond `end`, and the last: until `commit(last=True)`."""
-        while number := len(self):
-            block = self.block(number - 1)
-            for gone in self._rows(block.number, block.entries):
-                insert = "INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)"
-                self._run(insert, *gone)
-            self._run("DELETE FROM blocks WHERE number = ?", block.number)
-            self._open = [entry for entry in block.entries if entry.first < end]
-            if self._open:
-                self.end = self._open[-1].end
-                return
+    def reopen_last(self) -> None:
+        """Take the last block out, to go on with it: until `commit(last=True)`."""
+        if not len(self):
+            return
+        block = self.block(len(self) - 1)
+        for gone in self._rows(block.number, block.entries):
+            self._run("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", *gone)
+        self._run("DELETE FROM blocks WHERE number = ?", block.number)
+        self._open, self.end = list(block.entries), block.end
 
     def _file_number(self, name: str) -> int:
         if name not in self._files:
@@ -298,7 +277,8 @@ class Archive:
             return self._db.execute(statement, values).fetchall()
 
 
-def _pack(ids: Sequence[int]) -> bytes:
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """Return token ids as bytes, four for each, little-endian."""
     packed = array("I", ids)
     if sys.byteorder == "big":
         packed.byteswap()

@@ -67,16 +67,14 @@ class SlotAttention(HookedModel[Pass]):
             )
         else:
             turned_key = self.turn_slots(module, key, layer, run, 0)
+        if run.want_attention:
+            weights = ops.attention_weights(turned_query, turned_key, scaling, None, softcap)
+            run.note_attention(weights, key)
         if (latent := layer.live_latent) is not None:
             far_query = self.turn_far(module, query)
             out, lse = ops.attend_with_lse(turned_query, turned_key, value, scaling, None, softcap)
             out = latent.read(far_query, out, lse, scaling).to(query.dtype)
-            if run.want_attention:
-                weights = ops.attention_weights(turned_query, turned_key, scaling, None, softcap)
-                run.note_attention(weights, key)
         elif run.want_attention:
-            weights = ops.attention_weights(turned_query, turned_key, scaling, None, softcap)
-            run.note_attention(weights, key)
             out = ops.weigh_values(weights, value)
         else:
             mask = self._mask(run, query, key.shape[2], None)

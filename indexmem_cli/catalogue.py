@@ -111,7 +111,7 @@ def plan_download(model: str, revision: str | None = None) -> Download:
         files = snapshot_download(model, revision=commit, allow_patterns=FILES, dry_run=True)
     wanted = [file for file in files if file.will_download]
     size = sum(file.file_size or 0 for file in wanted)
-    free = shutil.disk_usage(_existing(Path(HF_HUB_CACHE))).free
+    free = shutil.disk_usage(nearest_folder(Path(HF_HUB_CACHE))).free
     if size > free:
         raise BackboneError(
             f"{model} takes {size / 2**30:.1f} GiB; the disk of the cache has {free / 2**30:.1f}",
@@ -173,5 +173,6 @@ def _weights_in(folder: Path) -> Iterator[Path]:
     )
 
 
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
+def nearest_folder(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that is there."""
+    return path if path.exists() else nearest_folder(path.parent)

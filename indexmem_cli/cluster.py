@@ -167,7 +167,7 @@ def _connected(address: str) -> Iterator[Any]:
             ray.init(address, log_to_driver=False, logging_level="error")
         except (ConnectionError, RuntimeError, ValueError, ImportError, OSError) as error:
             raise IndexMemError(
-                f"no Ray cluster at {address} can be used: {_reason(error)}",
+                f"no Ray cluster at {address} can be used: {_last_line(error)}",
                 "start one: ray start --head; if it asks for a token: RAY_AUTH_MODE=token",
             ) from error
         try:
@@ -209,7 +209,7 @@ def _share_out(
             result = ray.get(ready)
         except ray.exceptions.RayActorError as error:
             if index is None:
-                raise IndexMemError(f"no worker could start: {_reason(error)}") from error
+                raise IndexMemError(f"no worker could start: {_last_line(error)}") from error
             tries[index] += 1
             result = IndexMemError(
                 f"{sources[index]}: {TRIES} workers died of it", "a lower --chunk takes less memory"
@@ -222,7 +222,7 @@ def _share_out(
             running[worker.is_up.remote()] = (None, worker)
         except ray.exceptions.RayError as error:
             source = "a worker" if index is None else sources[index]
-            result = IndexMemError(f"{source}: {_reason(error)}")
+            result = IndexMemError(f"{source}: {_last_line(error)}")
         if index is not None:
             left -= 1
             yield index, result
@@ -231,6 +231,6 @@ def _share_out(
             running[worker.ingest.remote(sources[index], store)] = (index, worker)
 
 
-def _reason(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """The last line of what an error says: where a traceback has its reason."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -9,14 +9,13 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 from indexmem_cli.asking import answer as answer_question
-from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, ReadConfig, is_path
-from indexmem_cli.config import StoreConfig as Store
+from indexmem_cli.attached import Attached
+from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, StoreConfig
 from indexmem_cli.documents import Sources
 from indexmem_cli.documents.text import clean
-from indexmem_cli.errors import ConfigError, DocumentError, IndexMemError, MemoryFileError
+from indexmem_cli.errors import ConfigError, IndexMemError, MemoryFileError, reason
 from indexmem_cli.events import Answer, Event, Notice, Progress, Remembered, TokenText
 from indexmem_cli.growing import ASSISTANT, NAME, USER, GrowingReading, said
 from indexmem_cli.language_model import LanguageModel, for_conversation
@@ -24,8 +23,7 @@ from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
 from indexmem_cli.library.saver import CHECKPOINT_S
 from indexmem_cli.plan import Plan, room_for_question
-from indexmem_cli.reading import Reading
-from indexmem_cli.session import Memory, explained, load_engine, open_parts
+from indexmem_cli.session import Memory, explained, load_engine
 from indexmem_cli.sessions import Session, SessionStore, Turn, content_of, new_id, sessions_folder
 
 LAST = ""
@@ -63,7 +61,7 @@ def open_conversation(
     try:
         store = SessionStore(sessions_folder() if save or resumed is not None else None)
     except OSError as error:
-        notices.append(f"this conversation is not saved: {error.strerror or error}")
+        notices.append(f"this conversation is not saved: {reason(error)}")
         save, store = False, SessionStore(None)
     if resumed is None:
         session = Session(new_id(), model.model, memory.budget_tokens)
@@ -74,10 +72,13 @@ def open_conversation(
         if "budget" not in given:
             memory = replace(memory, budget_tokens=session.budget_tokens)
         session = replace(session, model=model.model, budget_tokens=memory.budget_tokens)
-    talk = Conversation(store, session, memory, model, save, _notices=notices)
+    attached = Attached(StoreConfig(save=save))
+    talk = Conversation(store, session, memory, model, save, _attached=attached, _notices=notices)
     try:
         talk._enter()
-        talk._open_sources(session.sources, sources)
+        talk._notices += talk._attached.open_known(session.sources, memory)
+        talk._attached.open_new(sources, memory)
+        talk._note_sources()
     except BaseException:
         talk.close()
         raise
@@ -97,14 +98,13 @@ class Conversation:
     library: Library = field(default_factory=Library)
     num_turns: int = 0
     """Turns so far, those of earlier days included."""
+    _attached: Attached = field(kw_only=True)
     _notices: list[str] = field(default_factory=list)
     _engine: LanguageModel | None = None
     _prompted: LanguageModel | None = None
     _growing: GrowingReading | None = None
     _is_broken: bool = False
     """Whether reading failed on the way, so that the memory may not be of what was said."""
-    _others: dict[str, Reading] = field(default_factory=dict)
-    _unread: dict[str, Sources | Manifest] = field(default_factory=dict)
     _lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _saved_at_s: float = field(default_factory=time.monotonic)
     _cost_s: float = 0.0
@@ -113,27 +113,23 @@ class Conversation:
     def remembered(self) -> list[Remembered]:
         """The memory of the conversation, and of each source that was read."""
         readings = [self._growing] if self._growing else []
-        return [reading.remembered for reading in (*readings, *self._others.values())]
+        return [reading.remembered for reading in (*readings, *self._attached.readings.values())]
 
     @property
     def sources(self) -> list[str]:
         """What is looked through besides the conversation."""
-        return [*self._others, *self._unread]
+        return list(self._attached.names)
 
     def start(self) -> Iterator[Event]:
         """Load the model, and read what is not read yet: sources, and turns of earlier days."""
         while self._notices:
             yield Notice(self._notices.pop(0))
         yield from self._load()
-        while self._unread:
-            name = next(iter(self._unread))
-            try:
-                yield from self._read_source(name, self._unread[name])
-            except IndexMemError:
-                del self._unread[name]  # else no question could be asked any more
-                self._note_sources()
-                raise
-            del self._unread[name]
+        try:
+            yield from self._attached.read(self.memory, self.model, self._engine)
+        except IndexMemError:
+            self._note_sources()  # it was let go
+            raise
         with explained(self.memory, self.model):
             if self._growing is None or self._is_broken:
                 yield from self._recollect()
@@ -168,7 +164,7 @@ class Conversation:
         try:
             yield from self._catch_up()
             closing = engine.prompt.closing(engine.tokenizer.encode(question))
-            readings = [talk, *self._others.values()]
+            readings = [talk, *self._attached.readings.values()]
             for event in answer_question(
                 engine, readings, question, closing, self.memory, config, (), from_first=True
             ):
@@ -194,7 +190,8 @@ class Conversation:
         Raises:
             DocumentError: one cannot be read.
         """
-        self._open_sources((), sources)
+        self._attached.open_new(sources, self.memory)
+        self._note_sources()
         yield from self.start()
 
     def set_budget(self, tokens: int) -> Iterator[Event]:
@@ -230,7 +227,7 @@ class Conversation:
             manifest = self._talk.save(self.library, key, self._talking.name, title)
         except OSError as error:
             raise MemoryFileError(
-                f"the memory of this conversation is not saved: {error.strerror or error}",
+                f"the memory of this conversation is not saved: {reason(error)}",
                 "look at the free disk space; what was said is read again next time",
             ) from error
         finally:
@@ -274,37 +271,10 @@ class Conversation:
             self._lock.close()
         return notices
 
-    def _open_sources(self, known: Sequence[str], new: Sequence[str]) -> None:
-        """Open what the session knows, as far as it is still there, and what is named now."""
-        store = Store(save=self.save_turns)
-        for name in known:
-            try:
-                (self._unread[name],) = open_parts([name], ReadConfig(), self.memory, store)
-            except DocumentError as error:
-                self._notices.append(f"{error.message}: it is not looked through any more")
-        if new:
-            if "-" in new:
-                raise ConfigError("standard input is where the questions come from")
-            parts = open_parts(new, ReadConfig(), self.memory, store)
-            names = [str(Path(name).absolute()) if is_path(name) else name for name in new]
-            self._unread |= dict(zip(names, parts, strict=True))
-        self._note_sources()
-
     def _note_sources(self) -> None:
-        self.session = replace(self.session, sources=tuple(dict.fromkeys(self.sources)))
+        self.session = replace(self.session, sources=self._attached.names)
         if self.num_turns:
             self._put()
-
-    def _read_source(self, name: str, part: Sources | Manifest) -> Iterator[Event]:
-        store = Store(save=self.save_turns)
-        as_text = replace(self.memory, recall_from=None)  # the state is that of what was said
-        memory = Memory(
-            [part], as_text, self.model, store=store, is_looked_up=True, engine=self._engine
-        )
-        for event in memory.ingest():
-            if isinstance(event, Notice | Progress):
-                yield event
-        (self._others[name],) = memory._readings
 
     def _recollect(self) -> Iterator[Event]:
         """Take over the saved memory, or begin one; turns that are not in it are queued."""
@@ -358,7 +328,7 @@ class Conversation:
 
     def _note_read(self) -> None:
         """From now on what was read counts as known."""
-        for reading in (self._talk, *self._others.values()):
+        for reading in (self._talk, *self._attached.readings.values()):
             reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
     def _queue_body(self, turn: Turn) -> str:
@@ -378,14 +348,14 @@ class Conversation:
             try:
                 self.store.put_turn(self.session.id, turn)
             except OSError as error:
-                self._notices.append(f"what was said is not saved: {error}")
+                self._notices.append(f"what was said is not saved: {reason(error)}")
 
     def _put(self) -> bool:
         """Write down what the session is; say whether that could be done."""
         try:
             self.store.put(self.session)
         except OSError as error:
-            self._notices.append(f"this conversation is not saved: {error}")
+            self._notices.append(f"this conversation is not saved: {reason(error)}")
             return False
         return True
 

@@ -69,3 +69,8 @@ class NotFullyRead(IndexMemError):
 def first_line(error: Exception) -> str:
     """What an error says, cut after its first line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def reason(error: Exception) -> str:
+    """What the system says of a failure, without its number and the file's name."""
+    return getattr(error, "strerror", None) or str(error)

@@ -24,7 +24,7 @@ from indexmem_cli.checkpoint import LARGE_MODEL_BYTES, PLAIN, Checkpoint
 from indexmem_cli.config import ALL_GPUS, NOT_STATED, ModelConfig
 from indexmem_cli.dequantise import read_dequantised
 from indexmem_cli.errors import BackboneError, ConfigError, OutOfMemory, first_line
-from indexmem_cli.estimate import read_weights
+from indexmem_cli.estimate import choose_form, read_weights
 from indexmem_cli.events import ModelInfo
 from indexmem_cli.memory.adapter import load_adapter
 from indexmem_cli.memory.room import is_out_of_memory
@@ -80,7 +80,7 @@ def load_backbone(checkpoint: Checkpoint, config: ModelConfig) -> Backbone:
         options["quantization_config"] = make_quant_config(quant, dtype)
     if options or device.type != "cpu":
         options["device_map"] = {"": device}
-    if room := _room_on_several(checkpoint, config.device, quant, dtype):
+    if room := _room_on_several(checkpoint, config):
         options |= {"device_map": "auto", "max_memory": room}
     load = _load_plain if quant.endswith(PLAIN) else _load_stored
     try:
@@ -196,20 +196,18 @@ def _render(tokenizer: PreTrainedTokenizerBase, content: str, instruction: str) 
         return str(tokenizer.apply_chat_template([user], **options))
 
 
-def _room_on_several(
-    checkpoint: Checkpoint, device: str, quant: str, dtype: torch.dtype
-) -> dict[int, int]:
+def _room_on_several(checkpoint: Checkpoint, config: ModelConfig) -> dict[int, int]:
     """Bytes that weights may take on each GPU, where one will not do; nothing where it will.
 
     Raises:
         OutOfMemory: all of them will not do.
     """
-    count = torch.cuda.device_count() if device in ("auto", ALL_GPUS) else 0
+    count = torch.cuda.device_count() if config.device in ("auto", ALL_GPUS) else 0
     if count < 2:
         return {}
     room = {i: int(_WEIGHT_SHARE * torch.cuda.mem_get_info(i)[0]) for i in range(count)}
-    need = read_weights(checkpoint).nbytes(quant, str(dtype).removeprefix("torch."))
-    if device == "auto" and need <= room[torch.cuda.current_device()]:
+    need = choose_form(checkpoint, read_weights(checkpoint), config, gpu=True).weight_bytes
+    if config.device == "auto" and need <= room[torch.cuda.current_device()]:
         return {}
     if need > sum(room.values()):
         raise _too_large(checkpoint, f"{count} GPUs together")
@@ -253,7 +251,7 @@ def _choose_quant(name: str, checkpoint: Checkpoint, device: torch.device) -> st
     """What the weights run as: none, int8, nf4, a method of transformers, or those with PLAIN."""
     large_on_gpu = device.type == "cuda" and checkpoint.weight_bytes > LARGE_MODEL_BYTES
     stored = checkpoint.stored_quant
-    if stored in ("int8", "nf4", "fp4") and name not in ("auto", "none", stored):
+    if stored and name not in ("auto", "none", stored):
         raise ConfigError(
             f"--quant {name} is asked for, but {checkpoint.id} is stored in {stored}",
             "leave --quant out",

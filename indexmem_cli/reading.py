@@ -16,7 +16,7 @@ from indexmem_cli.archive import Archive
 from indexmem_cli.config import TEXT, StoreConfig
 from indexmem_cli.coverage import coverage_of, describe_undecoded
 from indexmem_cli.documents import Document, Passage, Sources
-from indexmem_cli.errors import LockTimeout, MemoryFileError
+from indexmem_cli.errors import LockTimeout, MemoryFileError, reason
 from indexmem_cli.events import Coverage, Event, Notice, Progress, Remembered
 from indexmem_cli.library import LOCK_TIMEOUT_S, Library
 from indexmem_cli.library.manifest import Key, Manifest, SavedState, damaged
@@ -116,25 +116,24 @@ class Reading:
             yield from self._read(None)
             return
         blank = self._describe(key, model, store)
-        if not store.fresh and self._find(library, blank, with_state):
-            yield from self._rename(library, store.name)
-            return
-        try:
-            lock = contextlib.ExitStack()
+        found = not store.fresh and self._find(library, blank, with_state)
+        if not found:
             try:
-                lock.enter_context(library.lock(blank.id, timeout_s=0))
-            except LockTimeout:
-                yield Notice(f"another process is reading {self.source}: waiting for it")
-                lock.enter_context(library.lock(blank.id, wait_s))
-        except OSError as error:
-            yield _unsaved(error)
-            yield from self._read(None)
-            return
-        with lock:
-            # Whoever held the lock may have read what is wanted here.
-            found = not store.fresh and self._find(library, blank, with_state)
-            if not found:
-                yield from self._read_and_save(library, blank, store)
+                lock = contextlib.ExitStack()
+                try:
+                    lock.enter_context(library.lock(blank.id, timeout_s=0))
+                except LockTimeout:
+                    yield Notice(f"another process is reading {self.source}: waiting for it")
+                    lock.enter_context(library.lock(blank.id, wait_s))
+            except OSError as error:
+                yield _unsaved(error)
+                yield from self._read(None)
+                return
+            with lock:
+                # Whoever held the lock may have read what is wanted here.
+                found = not store.fresh and self._find(library, blank, with_state)
+                if not found:
+                    yield from self._read_and_save(library, blank, store)
         if found:
             yield from self._rename(library, store.name)
 
@@ -169,7 +168,7 @@ class Reading:
         try:
             self.manifest = library.rename(manifest, name)
         except (OSError, LockTimeout) as error:
-            yield Notice(f"memory {manifest.id} keeps its name: {_reason(error)}")
+            yield Notice(f"memory {manifest.id} keeps its name: {reason(error)}")
 
     def forget_state(self) -> None:
         """Let go of what was kept; the text stays."""
@@ -239,7 +238,7 @@ class Reading:
                 saver.take_over(older, base)
                 self._restore(saver.library, older, base, saver.folder)
             except (MemoryFileError, OSError) as error:
-                return None, Notice(f"{_reason(error)}: {self.source} is read from its beginning")
+                return None, Notice(f"{reason(error)}: {self.source} is read from its beginning")
         kept = f"{base.tokens:,} tokens are not read again" if base else "all of it is read again"
         if older.id == blank.id:
             return base, Notice(f"reading of {self.source} was cut short: {kept}")
@@ -327,9 +326,9 @@ class Reading:
         stored = self.reader.stored
         if stored is not None and stored.failure is not None:
             if self._saver is not None:
-                self._stop_saving(_reason(stored.failure), notices)
+                self._stop_saving(reason(stored.failure), notices)
             else:
-                notices.append(f"passages are read again as text: {_reason(stored.failure)}")
+                notices.append(f"passages are read again as text: {reason(stored.failure)}")
             self.reader.forget_stored()
 
     def _keep(self, chunk: Chunk, notices: list[str]) -> None:
@@ -377,7 +376,7 @@ class Reading:
         except _SAVING as error:
             if self._saver is None:
                 raise
-            self._stop_saving(_reason(error), notices)
+            self._stop_saving(reason(error), notices)
 
     def _stop_saving(self, reason: str, notices: list[str], keep_checkpoint: bool = True) -> None:
         archive, saver = self.archive, self._saver
@@ -396,8 +395,4 @@ class Reading:
 
 
 def _unsaved(error: Exception) -> Notice:
-    return Notice(f"the memory is not saved: {_reason(error)}")
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    return Notice(f"the memory is not saved: {reason(error)}")

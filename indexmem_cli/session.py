@@ -1,4 +1,4 @@
-"""The use cases: read, ask. The only place where documents, model and memory meet.
+"""The use cases of documents: look at, read, ask.
 
 Yields events and never prints. Parts that need torch are imported when they are used.
 """

@@ -30,7 +30,7 @@ CREATE TABLE sessions (
     created_s REAL NOT NULL,
     used_s REAL NOT NULL,
     model TEXT NOT NULL,
-    budget_tokens INTEGER,   -- NULL: what the model allows
+    budget_tokens INTEGER,   -- NULL: what the model allows; or the text auto
     sources TEXT NOT NULL    -- JSON: paths, or ids of memories
 );
 CREATE TABLE turns (

@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
-        """Control tokens, for those who build prompts."""
+        """Control tokens, which no text becomes."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of an ordinary text, which can never yield a control token."""

@@ -58,6 +58,7 @@ ALLOWED = {
     },
     "conversation": {
         "asking",
+        "attached",
         "documents",
         "engine",
         "events",
@@ -65,10 +66,10 @@ ALLOWED = {
         "language_model",
         "library",
         "plan",
-        "reading",
         "session",
         "sessions",
     },
+    "attached": {"documents", "events", "language_model", "library", "reading", "session"},
     "growing": {
         "archive",
         "documents",
@@ -172,6 +173,7 @@ LIGHT_MODULES = {
     "archive",
     "archives",
     "asking",
+    "attached",
     "catalogue",
     "checkpoint",
     "cli",

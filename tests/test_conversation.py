@@ -473,9 +473,10 @@ class TestCommand:
         assert SAID[0] in Path("talk.md").read_text()
         talk = begin([f"{session}.json"], save=False)
         list(talk.start())
+        [read] = talk._attached.readings.values()
         [place] = {
             (entry.place.author, entry.place.unit)
-            for entry in talk._others[str(tmp_path / f"{session}.json")].archive.block(0).entries
+            for entry in read.archive.block(0).entries.archive.block(0).entries
             if "number 0" in talk._growing.archive.text_of(entry)
         }
         assert place[0] == "user"

@@ -128,7 +128,7 @@ class TestWhereToLoad:
 
     def room(self, folder: Path, device: str) -> dict[int, int]:
         checkpoint = read_checkpoint("tiny", folder)
-        return loading._room_on_several(checkpoint, device, "none", torch.float32)
+        return loading._room_on_several(checkpoint, ModelConfig("tiny", "none", "float32", device))
 
     def test_all_are_used_where_one_will_not_do(self, gpus: Any, tiny_model_dir: Path) -> None:
         gpus[:] = [10**9, 10**9]

@@ -156,6 +156,24 @@ class TestEstimate:
         assert need.quant == backbone.info.quant
         assert need.weight_bytes == sum(w.nbytes for w in backbone.model.parameters())
 
+    @pytest.mark.parametrize("gpu", [True, False])
+    @pytest.mark.parametrize("more", [0, 1])
+    def test_large_models_are_quantised_on_a_gpu_and_nowhere_else(
+        self, gpu: bool, more: int, saved_families: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import torch
+
+        from indexmem_cli import loading
+
+        checkpoint = read_checkpoint("qwen3", saved_families / "qwen3")
+        size = 4 * 2**30 + more
+        monkeypatch.setattr(type(checkpoint), "weight_bytes", property(lambda _: size))
+        weights = replace(read_weights(checkpoint), file_bytes=size)
+        device = torch.device("cuda" if gpu else "cpu")
+        quant = "nf4" if gpu and more else "none"
+        assert loading._choose_quant("auto", checkpoint, device) == quant
+        assert choose_form(checkpoint, weights, ModelConfig(), gpu).quant == quant
+
     @pytest.mark.parametrize("family", ["qwen3", "mistral-sliding", "gemma3"])
     def test_memory_is_what_the_state_takes(self, family: str, saved_families: Path) -> None:
         import torch

@@ -287,7 +287,7 @@ def test_what_was_said_in_a_chat_is_brought_back_on_another_day_too(book, tiny_m
         assert again._growing.reader.stored.shards.end == again._growing.reader.state.seen
     assert len(again._growing.manifest.states[-1].shards) == 5, "one a time it was saved"
     assert verify_memory(Library(), again._growing.manifest.id)
-    assert Library().load(again._others[str(book)].manifest.id).recall_from == "text"
+    assert Library().load(again._attached.readings[str(book)].manifest.id).recall_from == "text"
 
 
 def test_what_was_brought_back_is_explained_as_what_was_read_again(book, tiny_model_dir):

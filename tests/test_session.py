@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import shutil
 
 import pytest
 
@@ -10,6 +11,7 @@ from indexmem_cli import Memory, session
 from indexmem_cli.asking import find_grounds
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import (
+    DEFAULT_MODEL,
     POLICIES,
     AnswerConfig,
     MemoryConfig,
@@ -219,6 +221,18 @@ def test_one_reading_serves_every_question(long_book, tiny_model_dir):
     assert first.timing.read_s > 0 and other.timing.read_s == 0
     (block,) = other.recall[0].blocks
     assert block.line_start <= 151 <= block.line_end
+
+
+def test_a_models_config_says_how_much_it_answers_from(book, tiny_model_dir, tmp_path):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["indexmem_answer_from_tokens"] = 60
+    (folder / "config.json").write_text(json.dumps(config))
+    for model, tokens in ((folder, 60), (tiny_model_dir, 96)):
+        memory = Memory.read(book, model=str(model), **OPTIONS | {"budget": 96})
+        memory.ask("Which fox?", max_tokens=2)
+        assert memory._readings[0].reader.plan.answer_from_tokens == tokens
+    assert find_checkpoint(DEFAULT_MODEL).answer_from_tokens == 96, "as README says"
 
 
 def test_what_fits_the_memory_whole_is_not_read_twice(tiny_model_dir):

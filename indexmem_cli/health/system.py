@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from indexmem_cli import __version__, settings
+from indexmem_cli.catalogue import nearest_folder
 from indexmem_cli.errors import IndexMemError
 from indexmem_cli.health.finding import Finding
 from indexmem_cli.library import home
@@ -158,7 +159,7 @@ def check_memory() -> Iterator[Finding]:
 def check_data() -> Iterator[Finding]:
     """Whether the folders of the program can be written to."""
     for folder in _own_folders():
-        existing = _existing(folder)
+        existing = nearest_folder(folder)
         try:
             with tempfile.TemporaryFile(dir=existing):
                 pass
@@ -179,7 +180,7 @@ def check_disk() -> Iterator[Finding]:
 
     seen = set()
     for folder in (*_own_folders(), Path(HF_HUB_CACHE)):
-        existing = _existing(folder)
+        existing = nearest_folder(folder)
         device = existing.stat().st_dev
         if device in seen:
             continue
@@ -193,7 +194,3 @@ def check_disk() -> Iterator[Finding]:
 
 def _own_folders() -> tuple[Path, ...]:
     return tuple(dict.fromkeys((settings.config_path().parent, home())))
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)

@@ -4,14 +4,13 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sys
 import time
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from indexmem_cli.archive import pack_ids
 from indexmem_cli.config import RECALL_FROM
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library import CHECKPOINT, MANIFEST, Library
@@ -43,10 +42,7 @@ class Chain:
 
     def add(self, ids: Sequence[int]) -> None:
         """Take in the next chunk."""
-        packed = array("I", ids)
-        if sys.byteorder == "big":
-            packed.byteswap()
-        self._digest.update(packed.tobytes())
+        self._digest.update(pack_ids(ids))
         self.links.append(self._digest.hexdigest())
         self.tokens += len(ids)
 

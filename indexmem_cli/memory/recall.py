@@ -288,7 +288,10 @@ def _with_pairs(terms: Sequence[str]) -> list[Words]:
 
 @dataclass
 class _Words:
-    """Where words, or pairs of them, stand. What is in a third of all blocks tells nothing."""
+    """Where words, or pairs of them, stand.
+
+    What is in more passages than a third of the number of blocks tells nothing.
+    """
 
     archive: Searched
     words: Sequence[Words]

@@ -97,6 +97,18 @@ class TestAsk:
         }
         assert os.environ["HF_HUB_OFFLINE"] == "1"
 
+    def test_the_other_options_reach_theirs(self, fake_session: FakeSession) -> None:
+        options = "--recall-from int8 --kv-dtype int8 --no-save --allow-network --extract"
+        run("ask", *options.split(), "book.pdf", "Who?")
+        [(_, given)] = fake_session.calls
+        assert given["memory"].recall_from == given["model"].kv_dtype == "int8"
+        assert given["store"] == StoreConfig(save=False)
+        assert given["read"].allow_network and given["answer"].extract
+
+    def test_offline_forbids_the_network(self, fake_session: FakeSession) -> None:
+        run("ask", "--allow-network", "--offline", "book.pdf", "Who?")
+        assert not fake_session.calls[0][1]["read"].allow_network
+
     @pytest.mark.parametrize(
         ("options", "policy", "recall"),
         [
@@ -381,32 +393,6 @@ class TestTrain:
         result = run("train", command, "--data", "none", "--out", "new")
         assert result.exit_code == 2
         assert "error: the data folder does not exist: none" in result.stderr
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        "ask",
-        "inspect",
-        "bench",
-        "bench model",
-        "bench tables",
-        "bench pictures",
-        "bench compare",
-        "bench quality",
-        "train",
-        "train base",
-        "train gate",
-        "train pack",
-    ],
-)
-def test_every_help_page_holds_two_examples(command: str) -> None:
-    result = run(*command.split(), "--help")
-    assert result.exit_code == 0
-    _, _, examples = result.stdout.partition("Examples:\n")
-    assert examples.partition("\n\n")[0].count("indexmem ") == 2
-    assert run(*command.split(), "-h").stdout == result.stdout
 
 
 def test_no_command_is_a_usage_error() -> None:

@@ -476,10 +476,11 @@ class TestCommand:
         [read] = talk._attached.readings.values()
         [place] = {
             (entry.place.author, entry.place.unit)
-            for entry in read.archive.block(0).entries.archive.block(0).entries
-            if "number 0" in talk._growing.archive.text_of(entry)
+            for entry in read.archive.block(0).entries
+            if "number 0" in read.archive.text_of(entry)
         }
         assert place[0] == "user"
+        assert isinstance(ask(talk, "Which number?")[-1], Answer)
 
     def test_rm_takes_the_memory_too(self, session):
         assert self.run("rm", session).exit_code == 2, "removed without a yes"

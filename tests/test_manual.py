@@ -163,6 +163,9 @@ def test_every_other_command_of_the_readme_is_a_target(line: str) -> None:
 def test_every_help_page_has_two_examples_of_itself(command, context) -> None:
     lines = command.help.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
     assert len([line for line in lines if context.command_path in line]) >= 2
+    words = context.command_path.split()[1:]
+    long, short = (CliRunner().invoke(app, [*words, flag]) for flag in ("--help", "-h"))
+    assert long.exit_code == 0 and short.stdout == long.stdout
 
 
 class TestManual:

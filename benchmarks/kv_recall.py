@@ -21,7 +21,7 @@ from needles import hide, make_needles
 
 from indexmem_cli import Memory
 from indexmem_cli.bench import rows
-from indexmem_cli.bench.rows import Row, wilson_interval
+from indexmem_cli.bench.rows import Row
 from indexmem_cli.bench.scores import score_f1
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import RECALL_FROM, TEXT, ModelConfig
@@ -103,13 +103,11 @@ def main(arguments: list[str] | None = None) -> None:
         asked = [pair for book in books for pair in measure(book, forms, options, engine)]
         for form in forms:
             found = [one for of, one in asked if of == form]
-            right, size = sum(one["right"] for one in found), found[-1]["bytes"]
-            tokens = found[-1]["tokens"]
+            size, tokens = found[-1]["bytes"], found[-1]["tokens"]
             row = rows.common_fields(checkpoint, options.device)
             row |= {"benchmark": "kv_recall", "set": name, "recall_from": form, "tokens": tokens}
             row |= {"budget": options.budget, "chunk_tokens": options.chunk, "seed": options.seed}
-            row |= {"n": len(found), "right": right, "accuracy": right / len(found)}
-            row |= {"interval_95": wilson_interval(right, len(found))}
+            row |= rows.count_right(found)
             row |= {"f1": round(sum(one["f1"] for one in found) / len(found), 4)}
             row |= {"bytes_per_token": round(size / tokens)}
             row |= {"mib_per_million": round(size / tokens * 1e6 / 2**20)}

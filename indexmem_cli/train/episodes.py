@@ -14,6 +14,7 @@ import numpy as np
 from indexmem_cli.train.data import Corpus, read_code
 from indexmem_cli.train.natural import ask_sentences
 from indexmem_cli.train.reading import (
+    QA_WEIGHTS,
     QUESTIONS_FILE,
     Context,
     Function,
@@ -26,15 +27,6 @@ from indexmem_cli.train.tasks import Fact, Turn, make_fact, make_similar_facts, 
 
 DOCUMENT_OPEN, DOCUMENT_CLOSE = "<document>\n", "\n</document>\n\n"
 PROSE_WEIGHTS = {"prose": 0.6, "modern": 0.3, "chat": 0.04, "code": 0.06}
-QA_WEIGHTS = {
-    "squadshifts": 0.42,
-    "qamr": 0.33,
-    "fairytaleqa": 0.1,
-    "policyqa": 0.04,
-    "covidqa": 0.03,
-    "molweni": 0.04,
-    "babi": 0.04,
-}
 REFUSED_FRACTION = 0.09
 """Share of questions about facts that ask for something the text does not hold."""
 READING_REFUSED_FRACTION = 0.04

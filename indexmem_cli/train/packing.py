@@ -15,12 +15,11 @@ import numpy as np
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.train.data import (
     HELD_OUT_SHARD,
-    NUM_VALIDATION_BOOKS,
     SOURCES,
     insist_on_tokenizer,
     make_tokenizer,
     prepare,
-    read_records,
+    read_held_out_books,
     stamp_of,
 )
 from indexmem_cli.train.episodes import load_questions
@@ -106,7 +105,7 @@ class _Parts:
 def _hold_out(data: Path, folder: Path) -> None:
     """Write what the bench needs, in the layout of a data folder."""
     (folder / "prose").mkdir(parents=True, exist_ok=True)
-    books = list(read_records(data / "prose" / HELD_OUT_SHARD))[-NUM_VALIDATION_BOOKS:]
+    books = [{"text": text} for text in read_held_out_books(data)]
     with lzma.open(folder / "prose" / HELD_OUT_SHARD, "wt", encoding="utf-8") as lines:
         lines.writelines(json.dumps(book) + "\n" for book in books)
     shutil.copyfile(data / "prose" / "chat.jsonl.xz", folder / "prose" / "chat.jsonl.xz")

@@ -14,7 +14,16 @@ from indexmem_cli.train.data import read_records
 from indexmem_cli.train.tasks import Turn, capitalise
 from indexmem_cli.train.templates import TRAINING_SPEAKER_QUESTIONS
 
-QA_SETS = ("squadshifts", "qamr", "fairytaleqa", "policyqa", "covidqa", "molweni", "babi")
+QA_WEIGHTS = {
+    "squadshifts": 0.42,
+    "qamr": 0.33,
+    "fairytaleqa": 0.1,
+    "policyqa": 0.04,
+    "covidqa": 0.03,
+    "molweni": 0.04,
+    "babi": 0.04,
+}
+"""The sets of questions, and how often a row is of each."""
 QUESTIONS_FILE = "questions.json.gz"
 MAX_ANSWER_CHARS = 120
 SPEAKER = re.compile(r"^(?:\[[0-9:]+\] )?<([^>\n]+)> (.{12,120})$", re.MULTILINE)
@@ -115,7 +124,7 @@ def ask_function(node: ast.FunctionDef) -> tuple[Turn, ...]:
 def load_all_contexts(data: Path) -> dict[str, list[Context]]:
     """Load every question set that is there."""
     folder = data / "qa" / "train"
-    present = [name for name in QA_SETS if (folder / f"{name}.jsonl.xz").exists()]
+    present = [name for name in QA_WEIGHTS if (folder / f"{name}.jsonl.xz").exists()]
     return {name: load_contexts(data, name) for name in present}
 
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 from argparse import Namespace
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -17,15 +18,18 @@ from kept import kept_positions
 from safetensors.torch import load_file
 from test_train import TINY, data_folder, maker  # noqa: F401
 
-from indexmem_cli.config import POLICIES, AnswerConfig, MemoryConfig
+from indexmem_cli.checkpoint import find_checkpoint
+from indexmem_cli.config import POLICIES, AnswerConfig, MemoryConfig, ModelConfig
 from indexmem_cli.engine import Reader
 from indexmem_cli.errors import BackboneError, ConfigError
+from indexmem_cli.loading import load_backbone
 from indexmem_cli.memory.adapter import hash_model, load_adapter, save_adapter
 from indexmem_cli.memory.indexer import FORMS, IndexerConfig, make_indexer, make_indexer_scorer
 from indexmem_cli.memory.latent import CentroidMemory, FastWeightMemory, FastWeights
 from indexmem_cli.memory.policies import make_scorer
 from indexmem_cli.plan import make_plan
 from indexmem_cli.train import adapter, budgets, data, pretrain
+from indexmem_cli.train.teachers import WholeModel
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -96,6 +100,22 @@ def test_a_tokenizer_that_is_not_ours_is_left_as_it_is(
     with pytest.raises(BackboneError, match="tokenizer.tiktoken"):
         budgets.calibrate_budgets(str(foreign), data_folder, tmp_path / "cache", path, threads=1)
     assert {file.name: file.read_bytes() for file in foreign.iterdir()} == before
+
+
+def test_padding_asks_for_nothing(maker, tiny_folder, tmp_path):  # noqa: F811
+    """What stands after the end of a row changes nothing of what the paper's indexer learns."""
+    recipe = adapter.AdapterRecipe("query", rows=6, length_tokens=160)
+    backbone = load_backbone(find_checkpoint(str(tiny_folder)), ModelConfig(dtype="float32"))
+    run = adapter.Run(recipe, WholeModel(backbone), maker, tmp_path, 0)
+    batch = adapter.make_batch(maker, Random(0), rows=6, length=160)
+    assert not batch.real.all() and batch.real[:, 0].all()
+    losses = []
+    for filler in (maker.pad, 5):
+        ids = torch.where(batch.real, batch.ids, filler)
+        other = replace(batch, ids=ids)
+        whole = run.dense(other, paper=True)
+        losses.append(run.query_loss(other, whole, other.counted(recipe.sink_tokens)))
+    torch.testing.assert_close(*losses)
 
 
 def test_answers_are_watched_after_the_document_and_nothing_before(maker):  # noqa: F811

@@ -90,6 +90,8 @@ class Batch:
     ids: Tensor
     ends: list[int]
     """Where the document of each row ends."""
+    real: Tensor
+    """Tokens that are no padding, bool [B, T]."""
     asking: Tensor
     """Tokens after the document, bool [B, T]."""
     answering: Tensor
@@ -106,8 +108,8 @@ def make_batch(
 ) -> Batch:
     """Draw rows whose questions come after the document."""
     ids: np.ndarray = np.full((rows, length), maker.pad, dtype=np.int64)
-    asking: np.ndarray = np.zeros((rows, length), dtype=bool)
-    answering = asking.copy()
+    real: np.ndarray = np.zeros((rows, length), dtype=bool)
+    asking, answering = real.copy(), real.copy()
     ends: list[int] = []
     while len(ends) < rows:
         if held_out:
@@ -118,11 +120,12 @@ def make_batch(
         if end is None or len(row.ids) > length:
             continue
         i, size = len(ends), len(row.ids)
-        ids[i, :size] = row.ids
+        ids[i, :size], real[i, :size] = row.ids, True
         asking[i, end:size] = True
         answering[i, : size - 1] = np.array(row.loss[1:]) > 0
         ends.append(end)
-    return Batch(torch.from_numpy(ids), ends, *map(torch.from_numpy, (asking, answering)))
+    marks = map(torch.from_numpy, (real, asking, answering))
+    return Batch(torch.from_numpy(ids), ends, *marks)
 
 
 def _training_row(maker: EpisodeMaker, rng: Random, length: int) -> Row:
@@ -190,7 +193,7 @@ class Run:
         The paper's teacher is another: the largest logits of all rows.
         """
         watched = self.indexer.config.watched_layers
-        rows = torch.ones_like(batch.asking) if paper else batch.answering
+        rows = batch.real if paper else batch.answering
         with torch.no_grad():
             return self.model.run(batch.ids, watched=watched, rows=rows, want_logits=paper)
 
@@ -204,7 +207,7 @@ class Run:
         counted = batch.counted(recipe.sink_tokens)
         shown: dict[str, float] = {}
         if isinstance(self.indexer, QueryIndexer):
-            loss = self.query_loss(whole, counted)
+            loss = self.query_loss(batch, whole, counted)
         elif self.step < recipe.distil_steps:
             loss = distil_loss(self.indexer(whole.hidden), self.labels(whole), counted)
         else:
@@ -221,22 +224,22 @@ class Run:
         self.step += 1
         return {"loss": loss.item(), **shown}
 
-    def query_loss(self, whole: Whole, counted: Tensor) -> Tensor:
+    def query_loss(self, batch: Batch, whole: Whole, counted: Tensor) -> Tensor:
         """The paper's loss: over all tokens as queries, the sinks no keys."""
         config, losses = self.indexer.config, []
         for group, layer in enumerate(config.watched_layers):
-            best = self.largest_relevance(whole, group, layer)
+            best = self.largest_relevance(batch, whole, group, layer)
             teacher = torch.stack([whole.logits[p] for p in config.groups[group]]).amax(dim=(0, 2))
             losses.append(streaming_kl(best, teacher, counted))
         return torch.stack(losses).mean()
 
-    def largest_relevance(self, whole: Whole, group: int, layer: int) -> Tensor:
+    def largest_relevance(self, batch: Batch, whole: Whole, group: int, layer: int) -> Tensor:
         """What any query from a token on says of it, by the paper's indexer: fp32 [B, T]."""
         states, query = whole.hidden[layer], whole.queries[self.indexer.config.groups[group][0]]
         keys = self.indexer.make_keys(group, states)
         paid = self.indexer.relevance(group, query, states, keys)
-        causal = torch.ones_like(paid, dtype=torch.bool).tril()
-        return paid.masked_fill(~causal, torch.finfo(paid.dtype).min).amax(dim=1)
+        asks = torch.ones_like(paid, dtype=torch.bool).tril() & batch.real[:, :, None]
+        return paid.masked_fill(~asks, torch.finfo(paid.dtype).min).amax(dim=1)
 
     def stream_loss(
         self, batch: Batch, whole: Whole, counted: Tensor, rng: Random
@@ -288,7 +291,7 @@ class Run:
             batch = make_batch(maker, Random(f"held out {i}"), 8, self.recipe.length_tokens, True)
             whole = self.dense(batch)
             counted = batch.counted(self.recipe.sink_tokens)
-            scores = self.score_whole(whole)
+            scores = self.score_whole(batch, whole)
             labels = attention_labels(whole.received, [tuple(range(len(scores)))], False)[0][:, 0]
             hidden = self.hide(scores, batch, [end // 8 for end in batch.ends])[-1]
             for b, end in enumerate(batch.ends):
@@ -303,13 +306,13 @@ class Run:
             "needed_kept_at_12.5": float(np.mean(kept)) if kept else 0.0,
         }
 
-    def score_whole(self, whole: Whole) -> list[Tensor]:
+    def score_whole(self, batch: Batch, whole: Whole) -> list[Tensor]:
         """Scores of a pass with the whole cache; the paper's from all queries of the row."""
         if not isinstance(self.indexer, QueryIndexer):
             return list(self.indexer(whole.hidden))
         config, scores = self.indexer.config, []
         for group, layer in enumerate(config.watched_layers):
-            best = self.largest_relevance(whole, group, layer).unsqueeze(1)
+            best = self.largest_relevance(batch, whole, group, layer).unsqueeze(1)
             scores += [best] * len(config.groups[group])
         return scores
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from indexmem_cli import catalogue, settings
 from indexmem_cli.cli.app import app
 from indexmem_cli.health import examine, files, system
+from indexmem_cli.library import Library
 
 
 def doctor(*args: str) -> Result:
@@ -51,6 +52,16 @@ class TestHealthy:
 
 
 class TestBroken:
+    def test_what_a_crash_left_of_memories(self) -> None:
+        root = Library().root
+        for name, age_s in ((".gone-a", 10**6), (".incoming-b", 10**6), (".incoming-c", 0)):
+            (root / name).mkdir(parents=True)
+            (root / name / "part").write_bytes(bytes(2**20))
+            os.utime(root / name, (time.time() - age_s,) * 2)
+        assert "2 leftovers of a crash take 2.0 MiB" in doctor().stdout
+        assert "2.0 MiB were freed" in doctor("--fix").stdout
+        assert [path.name for path in root.iterdir()] == [".incoming-c"]
+
     def test_settings(self) -> None:
         settings.create_config().write_text("nonsense = 1\n")
         result = doctor()

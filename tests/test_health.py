@@ -58,7 +58,7 @@ class TestBroken:
             (root / name).mkdir(parents=True)
             (root / name / "part").write_bytes(bytes(2**20))
             os.utime(root / name, (time.time() - age_s,) * 2)
-        assert "2 leftovers of a crash take 2.0 MiB" in doctor().stdout
+        assert "2 removals or imports that a crash cut short take 2.0 MiB" in doctor().stdout
         assert "2.0 MiB were freed" in doctor("--fix").stdout
         assert [path.name for path in root.iterdir()] == [".incoming-c"]
 

@@ -28,8 +28,16 @@ _NEEDED = (
     *("max_position_embeddings", "num_hidden_layers", "num_attention_heads"),
     *("hidden_size", "intermediate_size", "vocab_size"),
 )
-_UNSAID = {"gemma3_text": {"max_position_embeddings": 131_072, "vocab_size": 262_208}}
-"""What transformers takes where a config is silent."""
+_UNSAID = {
+    "gemma3_text": {
+        "max_position_embeddings": 131_072,
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+    }
+}
+"""What transformers takes where a config is silent, as those of Gemma-3 on the hub are."""
 _GLOBAL_EVERY = {"gemma2": 2, "gemma3_text": 6}
 """One layer of so many sees everything, where a config does not say which do."""
 

@@ -116,6 +116,19 @@ def test_the_config_of_the_text_model_counts(tmp_path):
     assert found.window_tokens == 99
 
 
+def test_a_config_that_leaves_sizes_out_has_those_that_transformers_takes(tmp_path):
+    from transformers import AutoConfig
+
+    said = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128}
+    (tmp_path / "m.safetensors").write_bytes(b"")
+    text = {"model_type": "gemma3_text", **said}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    found, full = read_checkpoint("m", tmp_path), AutoConfig.for_model("gemma3_text", **said)
+    assert found.kv_shape == (full.num_key_value_heads, full.head_dim)
+    for name in ("max_position_embeddings", "vocab_size", "num_attention_heads"):
+        assert found.config[name] == getattr(full, name)
+
+
 @pytest.mark.parametrize(
     "config",
     ["[]", '{"text_config": 3}', '{"model_type": ["llama"]}', '{"model_type": "llama"}', "7"],

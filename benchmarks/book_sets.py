@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from indexmem_cli.bench.tasks import EXAMPLES
+from indexmem_cli.bench.rows import EXAMPLE_BOOK
 from indexmem_cli.config import ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
 from indexmem_cli.terms import terms_of
@@ -19,7 +19,6 @@ from indexmem_cli.train.tasks import capitalise, fill
 
 WINDOW_TOKENS = 1600  # what leaves a model of 2,048 room for the question and the answer
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
-EXAMPLE = EXAMPLES / "short-history-of-the-world.pdf"
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def ask_sentence(sentence: str, chance: Random) -> tuple[str, tuple[str]] | None
 
 def ask_pages(chance: Random) -> list[Asked]:
     """Ask the example book the same way; the page of each question is known."""
-    [book] = open_sources([str(EXAMPLE)], ReadConfig()).documents
+    [book] = open_sources([str(EXAMPLE_BOOK)], ReadConfig()).documents
     asked = []
     for page, lines in itertools.groupby(book.passages(), key=lambda p: p.place.page):
         text = " ".join("".join(line.text for line in lines).split())

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from book_sets import EXAMPLE, WINDOW_TOKENS, Asked, Part, ask_pages, make_books
+from book_sets import WINDOW_TOKENS, Asked, Part, ask_pages, make_books
 from recall import best_passages
 
 from indexmem_cli import Memory
@@ -207,7 +207,7 @@ def measure(name: str, length: str, ways: Ways, options: Namespace, folder: Path
     """Ask every question of one set at one length in every way."""
     if name == "pages":
         chosen = Random(options.seed).sample(ask_pages(Random(options.seed)), options.count)
-        books = [(EXAMPLE, Part("", tuple(chosen)))]
+        books = [(rows.EXAMPLE_BOOK, Part("", tuple(chosen)))]
     else:
         books = []
         for i, book in enumerate(make_books(name, length, options)):

@@ -20,7 +20,6 @@ from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig
 from indexmem_cli.estimate import estimate_need, read_weights
 
-BOOK = rows.ROOT / "examples" / "short-history-of-the-world.pdf"
 QUESTION = "Which dynasty did Kublai Khan found?"
 COLUMNS = ["shape", "dtype", "budget_tokens", "estimated_bytes", "measured_bytes", "ratio"]
 _QWEN3 = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936}
@@ -57,7 +56,8 @@ def make_model(shape: dict, dtype: str, folder: Path) -> None:
 
 def measure(model: str, options: argparse.Namespace, budget: int, dtype: str, pages: str) -> int:
     """Read and answer in a new process; return the most bytes that it, or its GPU, held."""
-    command = ["ask", str(BOOK), QUESTION, "--pages", pages, "--no-save", "--max-tokens", "8"]
+    command = ["ask", str(rows.EXAMPLE_BOOK), QUESTION, "--pages", pages]
+    command += ["--no-save", "--max-tokens", "8"]
     command += ["-m", model, "-b", str(budget), "--dtype", dtype, "--device", options.device]
     shown = subprocess.run(
         [sys.executable, "-m", "indexmem_cli", *command, "--offline", "--json"],

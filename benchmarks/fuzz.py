@@ -14,7 +14,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from random import Random
 
-from indexmem_cli.bench.rows import RESULTS, ROOT, append_row, print_table, state_of_code
+from indexmem_cli.bench.rows import (
+    EXAMPLE_BOOK,
+    EXAMPLES,
+    RESULTS,
+    append_row,
+    print_table,
+    state_of_code,
+)
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents import apart, open_sources
 from indexmem_cli.errors import DocumentError
@@ -72,7 +79,7 @@ def _mutate_member(data: bytes, chance: Random) -> bytes:
 
 def corpus(folder: Path | None) -> list[Path]:
     """Return the files to begin with; those of the examples are always among them."""
-    examples = [ROOT / "examples" / name for name in ("chat.txt", "short-history-of-the-world.pdf")]
+    examples = [EXAMPLES / "chat.txt", EXAMPLE_BOOK]
     files = sorted(folder.rglob("*")) if folder is not None else []
     return examples + [f for f in files if f.is_file() and f.stat().st_size <= MAX_BYTES]
 

@@ -266,7 +266,7 @@ def run_share(share: list[Job], options: dict) -> list[Row]:
 
 def parse(arguments: list[str] | None) -> Namespace:
     """Read the options."""
-    parser = option_parser(__doc__.partition("\n")[0], "indexers")
+    parser = option_parser(__doc__.partition("\n")[0], "indexers", budget=False)
     add = parser.add_argument
     add("--data", type=Path, required=True)
     add("--cache", type=Path, help="token cache of a training run; default: that of --adapters")

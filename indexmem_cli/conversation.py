@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass, field, replace
 
 from indexmem_cli.asking import answer as answer_question
 from indexmem_cli.attached import Attached
-from indexmem_cli.config import FOCUS, AnswerConfig, MemoryConfig, ModelConfig, StoreConfig
+from indexmem_cli.config import (
+    FOCUS,
+    AnswerConfig,
+    MemoryConfig,
+    ModelConfig,
+    ReadConfig,
+    StoreConfig,
+)
 from indexmem_cli.documents import Sources
 from indexmem_cli.documents.text import clean
 from indexmem_cli.errors import ConfigError, IndexMemError, MemoryFileError, reason
@@ -23,7 +30,7 @@ from indexmem_cli.library import Library
 from indexmem_cli.library.manifest import Key, Manifest
 from indexmem_cli.library.saver import CHECKPOINT_S
 from indexmem_cli.plan import Plan, room_for_question
-from indexmem_cli.session import Memory, explained, load_engine
+from indexmem_cli.session import explained, key_for, load_engine, plan_for
 from indexmem_cli.sessions import Session, SessionStore, Turn, content_of, new_id, sessions_folder
 
 LAST = ""
@@ -382,10 +389,10 @@ class Conversation:
         return self._prompted
 
     def _make_plan(self, memory: MemoryConfig) -> tuple[Plan, list[str]]:
-        return Memory([], memory, self.model)._plan(self._talking, 0)
+        return plan_for(memory, self._talking, 0)
 
     def _key(self) -> Key:
         """All that the memory of the conversation depends on."""
-        memory, engine = Memory([], self.memory, self.model), self._talking
-        key = memory._key(engine, memory._plan(engine, 0)[0], "")
+        plan, _ = self._make_plan(self.memory)
+        key = key_for(self.memory, ReadConfig(), self._talking, plan, "")
         return replace(key, content=content_of(self.session.id))

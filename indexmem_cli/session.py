@@ -217,9 +217,9 @@ class Memory:
         """Read everything that is not read yet, yielding what happens; `Ingested` comes last."""
         self._readings = []
         engine = yield from self._load_engine()
-        plan, notices = self._plan(engine, 0)
+        plan, notices = plan_for(self.memory, engine, 0)
         yield from map(Notice, notices)
-        with self._explained():
+        with explained(self.memory, self.model):
             yield from self._remember(engine, plan, "", [])
         yield Ingested(
             memories=tuple(reading.remembered for reading in self._readings),
@@ -237,13 +237,13 @@ class Memory:
             )
         engine = yield from self._load_engine()
         closing = engine.prompt.closing(engine.tokenizer.encode(question))
-        plan, notices = self._plan(engine, len(closing))
+        plan, notices = plan_for(self.memory, engine, len(closing))
         yield from map(Notice, notices)
         if not self._readings or self.memory.policy == FOCUS:
-            with self._explained():
+            with explained(self.memory, self.model):
                 yield from self._remember(engine, plan, question, closing)
         try:
-            with self._explained():
+            with explained(self.memory, self.model):
                 yield from answer_question(
                     engine, self._readings, question, closing, self.memory, config, tuple(notices)
                 )
@@ -254,21 +254,6 @@ class Memory:
     def _load_engine(self) -> Generator[Event, None, LanguageModel]:
         self.memory, self.engine = yield from load_engine(self.memory, self.model, self.engine)
         return self.engine
-
-    def _explained(self) -> contextlib.AbstractContextManager[None]:
-        return explained(self.memory, self.model)
-
-    def _plan(self, engine: LanguageModel, closing_tokens: int) -> tuple[Plan, list[str]]:
-        """Work out the settings; but for one question, they leave room for most questions."""
-        window = engine.backbone.info.window_tokens
-        if self.memory.policy != FOCUS:
-            room = room_for_question(window)
-            closing_tokens = max(1, -(-closing_tokens // room)) * room
-        around = (len(engine.prompt.opening), closing_tokens)
-        plan, notices = make_plan(self.memory, window, *around, engine.answer_from_tokens)
-        if None not in engine.backbone.layer_windows:
-            notices.append("all layers of this model have a sliding window: the budget is not used")
-        return plan, notices
 
     def _remember(
         self, engine: LanguageModel, plan: Plan, question: str, closing: list[int]
@@ -296,7 +281,7 @@ class Memory:
             if isinstance(part, Manifest):
                 reading.load(self.library, part, with_state=not several)
             else:
-                key = self._key(engine, plan, question)
+                key = key_for(self.memory, self.read_config, engine, plan, question)
                 yield from reading.remember(
                     key, engine.name, self.store, self.library, with_state=not several
                 )
@@ -305,24 +290,42 @@ class Memory:
             readings.append(reading)
         self._readings = readings
 
-    def _key(self, engine: LanguageModel, plan: Plan, question: str) -> Key:
-        """All that a memory depends on, but for the content."""
-        info, read = engine.backbone.info, self.read_config
-        settings = asdict(plan)
-        del settings["answer_from_tokens"]  # of interest only when a question comes
-        settings |= {
-            "policy": self.memory.policy,
-            "seed": self.memory.seed,
-            "dtype": info.dtype,
-            "quant": info.quant,
-            # Which files of a folder are read shows in the content; the rest of it is said here.
-            "read": str(replace(read, password=None, include=(), exclude=())),
-        }
-        chosen = {"kv_dtype": info.kv_dtype, "recall_from": self.memory.recall_from or TEXT}
-        settings |= {name: how for name, how in chosen.items() if how not in ("model", TEXT)}
-        focused = question if self.memory.policy == FOCUS else None
-        adapter = engine.adapter_hash if self.memory.policy == LEARNED else None
-        return Key("", info.revision, engine.tokenizer_hash, settings, adapter, question=focused)
+
+def plan_for(
+    memory: MemoryConfig, engine: LanguageModel, closing_tokens: int
+) -> tuple[Plan, list[str]]:
+    """Work out the settings; but for one question, they leave room for most questions."""
+    window = engine.backbone.info.window_tokens
+    if memory.policy != FOCUS:
+        room = room_for_question(window)
+        closing_tokens = max(1, -(-closing_tokens // room)) * room
+    around = (len(engine.prompt.opening), closing_tokens)
+    plan, notices = make_plan(memory, window, *around, engine.answer_from_tokens)
+    if None not in engine.backbone.layer_windows:
+        notices.append("all layers of this model have a sliding window: the budget is not used")
+    return plan, notices
+
+
+def key_for(
+    memory: MemoryConfig, read: ReadConfig, engine: LanguageModel, plan: Plan, question: str
+) -> Key:
+    """All that a memory depends on, but for the content."""
+    info = engine.backbone.info
+    settings = asdict(plan)
+    del settings["answer_from_tokens"]  # of interest only when a question comes
+    settings |= {
+        "policy": memory.policy,
+        "seed": memory.seed,
+        "dtype": info.dtype,
+        "quant": info.quant,
+        # Which files of a folder are read shows in the content; the rest of it is said here.
+        "read": str(replace(read, password=None, include=(), exclude=())),
+    }
+    chosen = {"kv_dtype": info.kv_dtype, "recall_from": memory.recall_from or TEXT}
+    settings |= {name: how for name, how in chosen.items() if how not in ("model", TEXT)}
+    focused = question if memory.policy == FOCUS else None
+    adapter = engine.adapter_hash if memory.policy == LEARNED else None
+    return Key("", info.revision, engine.tokenizer_hash, settings, adapter, question=focused)
 
 
 def load_engine(

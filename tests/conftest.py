@@ -159,6 +159,24 @@ def _make_model(vocab_size: int, eos_token_id: int) -> Any:
         return Qwen3ForCausalLM(config).float().eval()
 
 
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """Load the tokenizer of the model that is used by default."""
+    from indexmem_cli.checkpoint import find_checkpoint
+    from indexmem_cli.config import DEFAULT_MODEL
+    from indexmem_cli.tokens import load_tokenizer
+
+    return load_tokenizer(find_checkpoint(DEFAULT_MODEL, offline=True).path)
+
+
+@pytest.fixture
+def book(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Write a file of the test module's `TEXT`."""
+    path = tmp_path / "book.txt"
+    path.write_text(request.module.TEXT)
+    return path
+
+
 @pytest.fixture
 def parsed_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take files apart in this process, for tests that look or reach into the parsers."""

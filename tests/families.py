@@ -1,4 +1,4 @@
-"""Tiny seeded models of every supported family, with sharp attention."""
+"""Tiny seeded models of every supported family, with sharp attention, and readers of them."""
 
 import copy
 
@@ -16,7 +16,10 @@ from transformers import (
 
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.checkpoint import Checkpoint
+from indexmem_cli.config import MemoryConfig
+from indexmem_cli.engine import Reader
 from indexmem_cli.events import ModelInfo
+from indexmem_cli.plan import make_plan
 
 VOCABULARY = 300
 WINDOW = 1024
@@ -77,3 +80,57 @@ def token_ids(count: int, seed: int = 0) -> list[int]:
     """Seeded ids without the special ones."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2, VOCABULARY, (count,), generator=generator).tolist()
+
+
+def stream(
+    backbone,
+    scorer,
+    ids: list[int],
+    *,
+    budget: int = 64,
+    chunk: int = 32,
+    question=(),
+    shares=(),
+    stored=None,
+    make_latent=None,
+    **memory,
+) -> Reader:
+    """A reader that has read the ids in chunks; `memory` is what else a `MemoryConfig` says."""
+    plan, _ = make_plan(MemoryConfig(budget, chunk, **memory), WINDOW, 0, len(question))
+    reader = Reader(backbone, plan, scorer, list(question), shares, stored)
+    for layer in reader.state.managed if make_latent else ():
+        layer.latent = make_latent()
+    chunks = [ids[first : first + chunk] for first in range(0, len(ids), chunk)]
+    for part, num_read in zip(chunks, reader.read(chunks), strict=True):
+        assert num_read == len(part)
+        assert reader.state.held <= max(budget, chunk)
+    return reader
+
+
+class Fixed:
+    """A scorer by position alone, from a table of [1, G, positions], or [1, 1, positions]."""
+
+    needs_queries = needs_question = accumulates = False
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+
+    def score(self, block) -> list[torch.Tensor]:
+        return [self.table[:, :, block.positions(0)[0, 0]]] * len(block.state.managed)
+
+
+class Full:
+    """A device without room for passes of more than so many tokens."""
+
+    def __init__(self, backbone: Backbone, monkeypatch, room: int) -> None:
+        self.room, self.num_failures = room, 0
+        mlp = backbone.decoder.layers[1].mlp
+        whole = mlp.forward
+
+        def forward(x):  # in the second layer: the first one has taken the tokens in by then
+            if x.shape[1] > self.room:
+                self.num_failures += 1
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return whole(x)
+
+        monkeypatch.setattr(mlp, "forward", forward)

@@ -14,9 +14,9 @@ from indexmem_cli.tokens import Entry
 CHUNK = 16
 
 
-def blank(content: str = "c" * 64, **changes) -> Manifest:
+def blank(content: str = "c" * 64, chunk_tokens: int = CHUNK, **changes) -> Manifest:
     """What is known of a memory before anything is read."""
-    settings = {"chunk_tokens": CHUNK, "budget_tokens": 96, "policy": "knorm"}
+    settings = {"chunk_tokens": chunk_tokens, "budget_tokens": 96, "policy": "knorm"}
     fields = {
         "key": Key(content, "model", "tokenizer", settings),
         "name": None,

@@ -27,13 +27,6 @@ def model(tiny_model_dir, tmp_path):
     return folder
 
 
-@pytest.fixture
-def book(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_text(TEXT)
-    return path
-
-
 def put_adapter(folder, seed, hidden=8, hashes=None):
     torch.manual_seed(seed)
     indexer = make_indexer(IndexerConfig("shared", (0, 1), 32, 2, 4, 16, hidden=hidden))

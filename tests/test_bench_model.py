@@ -6,7 +6,7 @@ import pytest
 from test_train import make_prose, write_records
 from typer.testing import CliRunner
 
-from indexmem_cli.bench import baselines, card, model, parts, scores, tasks
+from indexmem_cli.bench import baselines, card, model, parts, rows, scores, tasks
 from indexmem_cli.bench.reader import ModelReader, Reply
 from indexmem_cli.cli.app import app
 from indexmem_cli.config import NOT_STATED, ModelConfig
@@ -129,13 +129,13 @@ def test_a_reader_keeps_all_that_fits_and_streams_the_rest(tiny_model_dir):
     text, question = "the mill passes to Ruth\n" * 6, "Who?"
     short, long = reader.answer(text, question), reader.answer(text * 9, question)
     assert (short.streamed, long.streamed) == (False, True)
-    prompt = [*reader.prompt.opening, *reader.tokenizer.encode(text)]
-    prompt += reader.prompt.closing(reader.tokenizer.encode(question))
+    prompt = [*reader.model.prompt.opening, *reader.model.tokenizer.encode(text)]
+    prompt += reader.model.prompt.closing(reader.model.tokenizer.encode(question))
     plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
     out = plain.generate(torch.tensor([prompt]), max_new_tokens=48, do_sample=False)
     answer = out[0, len(prompt) :].tolist()
-    answer = answer[:-1] if answer[-1] in reader.backbone.eos_ids else answer
-    assert short.text == reader.tokenizer.decode(answer).strip()
+    answer = answer[:-1] if answer[-1] in reader.model.backbone.eos_ids else answer
+    assert short.text == reader.model.tokenizer.decode(answer).strip()
 
 
 def test_bits_per_byte_are_those_of_the_plain_model(tiny_model_dir):
@@ -143,8 +143,8 @@ def test_bits_per_byte_are_those_of_the_plain_model(tiny_model_dir):
 
     reader = ModelReader(ModelConfig(model=str(tiny_model_dir), device="cpu", dtype="float32"))
     text = "the quick brown fox jumps over the lazy dog"
-    found = model.bits_per_byte(reader.release(), reader.tokenizer, text)
-    num_tokens = len(reader.tokenizer.encode(text))
+    found = model.bits_per_byte(reader.release(), reader.model.tokenizer, text)
+    num_tokens = len(reader.model.tokenizer.encode(text))
     guessing = torch.log2(torch.tensor(300.0)).item() * (num_tokens - 1) / len(text)
     assert found == pytest.approx(guessing, rel=0.1)  # random weights know nothing
 
@@ -248,7 +248,7 @@ def test_a_card_counts_parameters_and_judges_answers(tiny_model_dir):
 
 
 def test_every_example_of_the_card_stands_in_its_document():
-    if not (tasks.EXAMPLES / "chat.txt").exists():
+    if not (rows.EXAMPLES / "chat.txt").exists():
         pytest.skip("the examples are of a checkout")
     texts = {}
     for one in card.EXAMPLES_ASKED:

@@ -301,6 +301,13 @@ def test_a_long_run_says_what_it_takes_and_stops_in_time(run, monkeypatch):
     assert not (run.out / "quality-partial.jsonl").exists()
 
 
+def test_a_trial_that_takes_all_the_time_still_says_what_is_left(run):
+    options = ["--suite", "needle", "--lengths", "220", "--methods", "recency", "--minutes", "0"]
+    said = run(*options, "--estimate")
+    assert "1 samples in 1 cells: about" in said.stderr and json.loads(said.stdout)["rows"] == []
+    assert len((run.out / "quality-partial.jsonl").read_text().splitlines()) == 1
+
+
 def test_the_samples_of_other_runs_stay(run):
     options = ["--suite", "needle", "--lengths", "220", "--methods", "recency"]
     assert run(*options, "--minutes", "0", "--seed", "1").exit_code == 0

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from indexmem_cli.bench import cells, drawing, pictures, suites, tables
 from indexmem_cli.bench.compare import compare_rows
-from indexmem_cli.bench.rows import middle_run, wilson_interval
+from indexmem_cli.bench.rows import middle_run, option_parser, wilson_interval
 from indexmem_cli.cli.app import app
 
 MARKED = "".join(f"<!-- table: {name} -->\n<!-- /table: {name} -->\n" for name in tables.TABLES)
@@ -24,6 +24,13 @@ def write(path, rows):
 
 def test_the_tables_of_the_readme_are_those_of_the_rows():
     assert tables.are_current(), "run: make tables"
+
+
+def test_a_benchmark_without_a_budget_refuses_one(capsys):
+    with pytest.raises(SystemExit):
+        option_parser("Reads.", "reads", budget=False).parse_args(["--budget", "1k"])
+    assert "unrecognized arguments: --budget" in capsys.readouterr().err
+    assert option_parser("Reads.", "reads").parse_args(["--budget", "1k"]).budget == 1024
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def read(path):
 @needs_linux
 def test_memory_measures_in_a_process_of_its_own_once(tiny_model_dir, tmp_path, monkeypatch):
     out = tmp_path / "memory.jsonl"
-    monkeypatch.setattr(memory, "BOOK", EXAMPLES / "chat.txt")
+    monkeypatch.setattr(memory, "EXAMPLE_BOOK", EXAMPLES / "chat.txt")
     monkeypatch.setattr(memory.rows, "state_of_code", lambda: ("0123456789ab", False))
     options = f"-m {tiny_model_dir} --budget 96 --chunk 64 --lengths 2k --runs 1"
     command = ["bench", "memory", *options.split(), "--full-lengths", "none", "--out", tmp_path]

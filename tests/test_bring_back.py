@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import WINDOW, make_backbone, token_ids
+from families import WINDOW, make_backbone, stream, token_ids
 
 from indexmem_cli.config import AnswerConfig, MemoryConfig
 from indexmem_cli.engine import Reader
@@ -206,11 +206,8 @@ def test_kernels_bring_back_the_same(backbone, monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma2", "gemma3"])
 def test_every_family_answers_from_what_is_brought_back(family):
     backbone = make_backbone(family)
-    plan, _ = make_plan(MemoryConfig(96, 32), WINDOW, 0, len(QUESTION))
-    reader = Reader(backbone, plan, make_scorer("keydiff"), QUESTION)
-    reader.stored = StoredKeys(Shards(), 8)
-    for _ in reader.read(IDS[first : first + 32] for first in range(0, len(IDS), 32)):
-        pass
+    stored, scorer = StoredKeys(Shards(), 8), make_scorer("keydiff")
+    reader = stream(backbone, scorer, IDS, budget=96, question=QUESTION, stored=stored)
     fork = recall(reader)
     for part in fork.state.managed:
         assert torch.isin(torch.tensor(BROUGHT), places_of(part)[0]).all()

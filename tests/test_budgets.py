@@ -1,12 +1,14 @@
 """A budget split among layers and heads: exact, never below the floor, and really freed."""
 
+from functools import partial
+
 import pytest
 import torch
-from families import WINDOW, make_backbone, token_ids
+from families import make_backbone, stream, token_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexmem_cli.config import AnswerConfig, MemoryConfig
+from indexmem_cli.config import AnswerConfig
 from indexmem_cli.engine import Reader
 from indexmem_cli.errors import BackboneError
 from indexmem_cli.explain import explain
@@ -16,10 +18,9 @@ from indexmem_cli.memory.latent import CentroidMemory
 from indexmem_cli.memory.policies import make_scorer
 from indexmem_cli.memory.store import load_state, save_state
 from indexmem_cli.memory.update import split_budget
-from indexmem_cli.plan import make_plan
-from indexmem_cli.train.adapter import AdapterRecipe, Batch
+from indexmem_cli.train.adapter import Batch
 from indexmem_cli.train.budgets import measure_damage, shares_of
-from indexmem_cli.train.teachers import WholeModel
+from indexmem_cli.train.teachers import Streaming, WholeModel
 
 IDS = token_ids(400)
 QUESTION = token_ids(9, seed=1)
@@ -60,17 +61,9 @@ def shared_scorer():
     return make_indexer_scorer(make_indexer(IndexerConfig("shared", (0, 1, 2), 64, 2, 4, 16)))
 
 
-def read(
-    backbone, shares, scorer=None, chunk=32, positions="auto", budget=96, span=17, latent=False
-):
-    config = MemoryConfig(budget, chunk, "keydiff", positions=positions, span_tokens=span)
-    plan, _ = make_plan(config, WINDOW, 0, len(QUESTION))
-    reader = Reader(backbone, plan, scorer or shared_scorer(), QUESTION, shares)
-    for part in reader.state.managed if latent else ():
-        part.latent = CentroidMemory(8)
-    for _ in reader.read(IDS[first : first + chunk] for first in range(0, len(IDS), chunk)):
-        pass
-    return reader
+def read(backbone, shares, scorer=None, budget=96, **options):
+    options = {"budget": budget, "question": QUESTION, "shares": shares} | options
+    return stream(backbone, scorer or shared_scorer(), IDS, **options)
 
 
 def held(reader):
@@ -130,8 +123,9 @@ def test_heads_stored_apart_are_the_heads_stored_together(backbone, policy, late
     def scorer():
         return shared_scorer() if policy == "learned" else make_scorer(policy)
 
+    make_latent = partial(CentroidMemory, 8) if latent else None
     apart, together = (
-        read(backbone, shares, scorer(), latent=latent) for shares in ([1.0] * 6, ())
+        read(backbone, shares, scorer(), make_latent=make_latent) for shares in ([1.0] * 6, ())
     )
     assert len(apart.state.managed) == 6 and len(together.state.managed) == 3
     assert held(apart) == held(together)
@@ -183,7 +177,10 @@ def test_a_long_question_leaves_small_layers_room_for_a_long_answer(backbone):
 
 @pytest.mark.parametrize("shares", [SHARES, HEAD_SHARES])
 def test_the_kept_set_does_not_depend_on_the_chunks(backbone, shares):
-    kept = [held(read(backbone, shares, ByPlace(), chunk=chunk, span=1)) for chunk in (7, 50, 100)]
+    kept = [
+        held(read(backbone, shares, ByPlace(), chunk=chunk, span_tokens=1))
+        for chunk in (7, 50, 100)
+    ]
     assert kept[0] == kept[1] == kept[2]
 
 
@@ -249,13 +246,13 @@ def test_the_damage_of_heads_is_measured_one_by_one(form):
     indexer = make_indexer(IndexerConfig(form, (0, 1, 2), 64, 2, 4, 16))
     ids = torch.tensor([token_ids(90)])
     answering = torch.arange(90)[None] >= 80
-    batch = Batch(ids, [80], answering, answering)
-    recipe = AdapterRecipe(sink_tokens=4, recent_tokens=4, span_tokens=3, chunk_tokens=16)
-    heads = measure_damage(model, indexer, batch, recipe, 0.2, "head")
-    layers = measure_damage(model, indexer, batch, recipe, 0.2)
+    batch = Batch(ids, [80], torch.ones_like(answering), answering, answering)
+    streaming = Streaming(16, 4, 4, 3)
+    heads = measure_damage(model, indexer, batch, streaming, 0.2, "head")
+    layers = measure_damage(model, indexer, batch, streaming, 0.2)
     assert heads.shape == (3, 2) and layers.shape == (3,)
     assert (heads > 0).all() and (heads.amax(1) < 3 * layers).all()
-    assert measure_damage(model, indexer, batch, recipe, 1.0, "head").abs().max() < 1e-5
+    assert measure_damage(model, indexer, batch, streaming, 1.0, "head").abs().max() < 1e-5
     assert len({*heads.flatten().tolist()}) == 6
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import Full
 from typer.testing import CliRunner
 
 from indexmem_cli import fitting
@@ -306,12 +307,7 @@ def test_a_lack_of_memory_is_answered_with_what_fits(begin, monkeypatch):
             list(begin(budget="auto").start())
     talk = begin()
     list(talk.start())
-    mlp = talk._engine.backbone.decoder.layers[-1].mlp
-
-    def full(_):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(mlp, "forward", full)
+    Full(talk._engine.backbone, monkeypatch, room=0)
     with pytest.raises(OutOfMemory, match="needs about .* are free") as shortage:
         ask(talk, SAID[0])
     assert shortage.value.hint.startswith("these fit: --kv-dtype int8")
@@ -378,13 +374,8 @@ def test_a_turn_that_could_not_be_written_leaves_its_number_free(begin, monkeypa
 def test_what_failed_to_be_read_is_read_after_all(begin, monkeypatch):
     talk = begin()
     hear(talk, SAID[:2])
-    mlp = talk._engine.backbone.decoder.layers[-1].mlp
-
-    def full(_):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
     with monkeypatch.context() as patch:
-        patch.setattr(mlp, "forward", full)
+        Full(talk._engine.backbone, patch, room=0)
         with pytest.raises(OutOfMemory):
             ask(talk, SAID[2])
     hear(talk, SAID[3:5])

@@ -4,21 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import DEFAULT_MODEL
 from indexmem_cli.copying import Copying
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.session import Memory
-from indexmem_cli.tokens import load_tokenizer
 
 STOP = 1_000_000
 TEXT = 'The mill passed to Ruth Amsel\nin 1764. "Never sell," he said (twice); café Été – kept.'
 PLAIN = " ".join(TEXT.split())
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(find_checkpoint(DEFAULT_MODEL, offline=True).path)
 
 
 def copy(tokenizer, texts, choose):

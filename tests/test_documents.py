@@ -417,7 +417,7 @@ def test_addresses_need_permission(tmp_path, address):
     make_files(tmp_path, {"a.txt": "one\n", "b.html": "<html><p>two</p></html>"})
     with pytest.raises(ConfigError, match="permission") as error:
         open_sources([f"{address}/a.txt"], READ)
-    assert "--allow-network" in error.value.hint
+    assert "--allow-network without --offline gives it" in error.value.hint
     allowed = ReadConfig(allow_network=True)
     text, page = open_sources([f"{address}/a.txt", f"{address}/b.html"], allowed).documents
     assert (text_of(text), text_of(page), page.kind) == ("one\n", "two\n\n", "html")

@@ -5,11 +5,10 @@ from test_documents_pdf import make_pdf
 
 from indexmem_cli.archive import Archive
 from indexmem_cli.archives import Archives
-from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import DEFAULT_MODEL, NOT_STATED, ReadConfig
+from indexmem_cli.config import NOT_STATED, ReadConfig
 from indexmem_cli.documents import open_each, open_text
 from indexmem_cli.evidence import QUOTE_CHARS, Evidence, _cut
-from indexmem_cli.tokens import load_tokenizer, read_chunks
+from indexmem_cli.tokens import read_chunks
 
 LINES = (
     "The king of the north had three daughters and no son.",
@@ -19,11 +18,6 @@ LINES = (
     "Ruth had a mill of her own, and sold it to the king.",
     " ".join(f"word{number}" for number in range(90)) + " and the treasure of Ansgar.",
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(find_checkpoint(DEFAULT_MODEL, offline=True).path)
 
 
 @pytest.fixture

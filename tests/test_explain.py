@@ -1,20 +1,18 @@
 """What was kept and attended to, told truly."""
 
 import json
+from functools import partial
 
 import pytest
-from families import WINDOW, make_backbone, token_ids
+from families import make_backbone, stream, token_ids
 from kept import kept_positions
 from typer.testing import CliRunner
 
 from indexmem_cli.cli.app import app
-from indexmem_cli.config import MemoryConfig
-from indexmem_cli.engine import Reader
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.explain import explain
 from indexmem_cli.memory.latent import CentroidMemory
 from indexmem_cli.memory.policies import make_scorer
-from indexmem_cli.plan import make_plan
 from indexmem_cli.render.explanation import SHADES, draw_explanation, explanation_lines
 
 IDS = token_ids(200)
@@ -22,14 +20,8 @@ QUESTION = token_ids(9, seed=1)
 
 
 def read(policy, latent=False, family="qwen3"):
-    backbone = make_backbone(family)
-    plan, _ = make_plan(MemoryConfig(64, 32, policy), WINDOW, 0, len(QUESTION))
-    reader = Reader(backbone, plan, make_scorer(policy))
-    for layer in reader.state.managed if latent else ():
-        layer.latent = CentroidMemory(8)
-    for _ in reader.read(IDS[first : first + 32] for first in range(0, 200, 32)):
-        pass
-    return reader
+    make_latent = partial(CentroidMemory, 8) if latent else None
+    return stream(make_backbone(family), make_scorer(policy), IDS, make_latent=make_latent)
 
 
 def test_what_is_held_is_what_is_shown():

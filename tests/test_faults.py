@@ -23,14 +23,8 @@ from indexmem_cli.library import Library
 from indexmem_cli.sessions import SessionStore, sessions_folder
 
 LINES = "the quick brown fox jumps over the lazy dog\n"
+TEXT = LINES * 40
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-@pytest.fixture
-def book(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_text(LINES * 40)
-    return path
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ import sys
 
 import pytest
 import torch
-from families import WINDOW, make_backbone, make_model, token_ids
+from families import Fixed, make_backbone, make_model, stream, token_ids
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from indexmem_cli.config import MemoryConfig
-from indexmem_cli.engine import Reader
 from indexmem_cli.errors import BackboneError, ConfigError, IndexMemError
 from indexmem_cli.memory.adapter import Adapter, hash_model, load_adapter, save_adapter
 from indexmem_cli.memory.indexer import (
@@ -21,10 +19,10 @@ from indexmem_cli.memory.indexer import (
     make_indexer,
     make_indexer_scorer,
 )
-from indexmem_cli.plan import make_plan
 from indexmem_cli.train import quick, ridge
 from indexmem_cli.train.loss import distil_loss, reverse_kl, soft_gate, streaming_kl
 from indexmem_cli.train.teachers import (
+    Streaming,
     WholeModel,
     attention_labels,
     hide_evicted,
@@ -52,22 +50,13 @@ def backbone():
     return make_backbone("qwen3")
 
 
-def read(backbone, scorer, chunk, ids=IDS, budget=64, **options):
-    """A reader that has read `ids` in chunks."""
-    plan, _ = make_plan(MemoryConfig(budget, chunk, **options), WINDOW, 0, len(QUESTION))
-    reader = Reader(backbone, plan, scorer)
-    for _ in reader.read(ids[first : first + chunk] for first in range(0, len(ids), chunk)):
-        assert reader.state.held <= max(budget, chunk)
-    return reader
-
-
 def kept(reader):
     return [layer.positions[0, :, : layer.held].tolist() for layer in reader.state.managed]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_reads_a_stream_under_its_budget(backbone, form):
-    reader = read(backbone, make_indexer_scorer(seeded_indexer(form)), 32)
+    reader = stream(backbone, make_indexer_scorer(seeded_indexer(form)), IDS)
     assert reader.state.held == 64 and reader.state.seen == len(IDS)
     assert not reader.state.hidden, "states are let go when they are scored"
     groups = seeded_indexer(form).config.groups
@@ -95,41 +84,28 @@ def test_scores_are_made_once_and_travel_with_their_tokens(backbone, form):
         return scores
 
     scorer.score = watched
-    read(backbone, scorer, 32)
+    stream(backbone, scorer, IDS)
     assert len({place for _, _, place in made}) == len(IDS)
-
-
-class Fixed:
-    """Scores by position alone."""
-
-    needs_queries = needs_question = accumulates = False
-
-    def __init__(self, table):
-        self.table = table
-
-    def score(self, block):
-        score = self.table[:, block.positions(0)[0, 0]][None]
-        return [score] * len(block.state.managed)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 300])
 def test_frozen_scores_keep_the_same_tokens_in_any_chunks(backbone, chunk):
-    table = torch.rand(1, len(IDS), generator=torch.Generator().manual_seed(0))
-    at_once = read(backbone, Fixed(table), 300, budget=80, span_tokens=1)
-    assert kept(read(backbone, Fixed(table), chunk, budget=80, span_tokens=1)) == kept(at_once)
+    table = torch.rand(1, 1, len(IDS), generator=torch.Generator().manual_seed(0))
+    at_once = stream(backbone, Fixed(table), IDS, chunk=300, budget=80, span_tokens=1)
+    reader = stream(backbone, Fixed(table), IDS, chunk=chunk, budget=80, span_tokens=1)
+    assert kept(reader) == kept(at_once)
 
 
 def test_hidden_by_mask_is_the_same_as_evicted(backbone):
-    table = torch.rand(1, len(IDS), generator=torch.Generator().manual_seed(0))
-    reader = read(backbone, Fixed(table), 40, budget=80, span_tokens=5)
+    table = torch.rand(1, 1, len(IDS), generator=torch.Generator().manual_seed(0))
+    reader = stream(backbone, Fixed(table), IDS, chunk=40, budget=80, span_tokens=5)
     plan = reader.plan
     streamed, _, _ = backbone.predict(QUESTION, reader.state)
     whole = WholeModel(make_backbone("qwen3"))
     ids = torch.tensor([IDS + QUESTION])
-    table = torch.cat([table, torch.zeros(1, len(QUESTION))], dim=1)[None]
-    mask = hide_evicted(
-        table, [len(IDS)], [80], 40, plan.sink_tokens, plan.recent_tokens, plan.span_tokens
-    )
+    table = torch.cat([table, torch.zeros(1, 1, len(QUESTION))], dim=2)
+    shape = Streaming(40, plan.sink_tokens, plan.recent_tokens, plan.span_tokens)
+    mask = hide_evicted(table, [len(IDS)], [80], shape)
     masked = whole.predict_from(whole.run(ids, gates=[mask] * 3).output[0, -1])
     torch.testing.assert_close(streamed, masked, atol=1e-4, rtol=1e-4)
     dense = whole.predict_from(whole.run(ids).output[0, -1])
@@ -158,7 +134,7 @@ def test_a_whole_pass_is_the_models_own(family):
 def test_query_scores_follow_the_papers_formula_and_survive_eviction(backbone):
     indexer = seeded_indexer("query")
     scorer = make_indexer_scorer(indexer)
-    reader = read(backbone, scorer, 32)
+    reader = stream(backbone, scorer, IDS)
     reader.state.watched_layers = ()
     state = backbone.new_state(slots=400)
     state.watched_layers = scorer.watched_layers
@@ -203,8 +179,8 @@ def test_scores_do_not_depend_on_later_tokens(backbone):
 
 
 def test_asking_in_between_leaves_the_scores_alone(backbone):
-    plain = read(backbone, make_indexer_scorer(seeded_indexer("shared")), 32)
-    asked = read(backbone, make_indexer_scorer(seeded_indexer("shared")), 32, IDS[:160])
+    plain = stream(backbone, make_indexer_scorer(seeded_indexer("shared")), IDS)
+    asked = stream(backbone, make_indexer_scorer(seeded_indexer("shared")), IDS[:160])
     backbone.probe(QUESTION, asked.state)
     assert not asked.state.hidden
     for _ in asked.read(IDS[first : first + 32] for first in range(160, 300, 32)):

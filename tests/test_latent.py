@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from families import WINDOW, make_backbone, token_ids
+from families import make_backbone, stream, token_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
 from indexmem_cli import ops
-from indexmem_cli.config import AnswerConfig, MemoryConfig
-from indexmem_cli.engine import Reader
+from indexmem_cli.config import AnswerConfig
 from indexmem_cli.memory.latent import CentroidMemory, FastWeightMemory, FastWeights
 from indexmem_cli.memory.policies import make_scorer
-from indexmem_cli.plan import make_plan
 
 IDS = token_ids(300)
 QUESTION = token_ids(9, seed=1)
@@ -221,45 +219,39 @@ def test_saved_loaded_and_cloned_it_says_the_same_and_shares_nothing(memory):
     assert memory.nbytes == sum(tensor.nbytes for tensor in memory.save().values()) > 0
 
 
-def stream(make_latent=None, chunk=32, budget=64, policy="keydiff", ids=IDS, positions="auto"):
+def read_and_predict(make_latent=None, policy="keydiff", ids=IDS, **options):
     """A reader that has read `ids`, and the answer it gives."""
     backbone = make_backbone("qwen3")
-    config = MemoryConfig(budget, chunk, policy, positions=positions)
-    plan, _ = make_plan(config, WINDOW, 0, len(QUESTION))
-    reader = Reader(backbone, plan, make_scorer(policy))
-    for layer in reader.state.managed:
-        layer.latent = make_latent() if make_latent else None
-    for _ in reader.read(ids[first : first + chunk] for first in range(0, len(ids), chunk)):
-        pass
+    reader = stream(backbone, make_scorer(policy), ids, make_latent=make_latent, **options)
     logits, _, _ = backbone.predict(QUESTION, reader.fork().state)
     return reader, logits
 
 
 def test_a_memory_that_is_off_or_empty_changes_nothing_bit_for_bit():
-    _, plain = stream()
+    _, plain = read_and_predict()
     off = torch.full((2,), float("-inf"))
-    _, centroids = stream(lambda: CentroidMemory(8, off))
-    _, fast = stream(lambda: FastWeightMemory(seeded_slow(float("-inf"))))
+    _, centroids = read_and_predict(lambda: CentroidMemory(8, off))
+    _, fast = read_and_predict(lambda: FastWeightMemory(seeded_slow(float("-inf"))))
     assert torch.equal(plain, centroids) and torch.equal(plain, fast)
-    _, on = stream(lambda: CentroidMemory(8))
+    _, on = read_and_predict(lambda: CentroidMemory(8))
     assert not torch.equal(plain, on)
-    _, all_kept = stream(budget=400)
-    _, empty = stream(lambda: CentroidMemory(8), budget=400)
+    _, all_kept = read_and_predict(budget=400)
+    _, empty = read_and_predict(lambda: CentroidMemory(8), budget=400)
     assert torch.equal(all_kept, empty)
 
 
 def test_what_is_evicted_and_nothing_else_is_written():
-    reader, _ = stream(lambda: CentroidMemory(8))
+    reader, _ = read_and_predict(lambda: CentroidMemory(8))
     for layer in reader.state.managed:
         assert (layer.latent.count.sum(-1) + layer.held == len(IDS)).all()
         assert layer.nbytes == 2 * 2 * 64 * 16 * 4 + layer.latent.nbytes
 
 
 def test_a_memory_with_room_for_all_comes_near_the_full_cache():
-    _, full = stream(budget=400, positions="compact")
+    _, full = read_and_predict(budget=400, positions="compact")
     far = 0
     for make in (lambda: CentroidMemory(400), None):
-        _, logits = stream(make, budget=200, positions="compact")
+        _, logits = read_and_predict(make, budget=200, positions="compact")
         distance = float((logits - full).norm())
         assert distance > far, "the memory brings the answer no nearer"
         far = distance
@@ -267,15 +259,15 @@ def test_a_memory_with_room_for_all_comes_near_the_full_cache():
 
 def test_the_memory_knows_nothing_of_later_tokens():
     changed = [*IDS[:-1], 7]
-    first, _ = stream(lambda: CentroidMemory(8), policy="recency")
-    second, _ = stream(lambda: CentroidMemory(8), policy="recency", ids=changed)
+    first, _ = read_and_predict(lambda: CentroidMemory(8), policy="recency")
+    second, _ = read_and_predict(lambda: CentroidMemory(8), policy="recency", ids=changed)
     for one, other in zip(first.state.managed, second.state.managed, strict=True):
         assert torch.equal(one.keys[:, :, :63], other.keys[:, :, :63])
         assert torch.equal(one.latent.keys, other.latent.keys)
 
 
 def test_answering_from_a_fork_leaves_the_memory_alone():
-    reader, _ = stream(lambda: CentroidMemory(8))
+    reader, _ = read_and_predict(lambda: CentroidMemory(8))
     before = [layer.latent.keys.clone() for layer in reader.state.managed]
     for _ in reader.fork().answer(QUESTION, AnswerConfig(max_tokens=200), set()):
         pass

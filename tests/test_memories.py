@@ -132,6 +132,14 @@ class TestNames:
         monkeypatch.chdir("/")
         assert find_memory(library, "book.txt") == memory.id
 
+    def test_to_find_a_memory_no_source_and_no_folder_is_looked_at(
+        self, library, tmp_path, monkeypatch
+    ):
+        memory = save(library, of("book.txt", tmp_path))
+        for look in ("changed_files", "folder_bytes"):
+            monkeypatch.setattr(f"indexmem_cli.library.listing.{look}", None)
+        assert find_memory(library, "book.txt") == memory.id
+
     def test_a_reading_that_was_cut_short_is_found_by_its_file(self, library, tmp_path):
         begun = begin(library, of("book.txt", tmp_path))
         assert find_memory(library, "book.txt") == begun

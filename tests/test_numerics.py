@@ -8,27 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import WINDOW, make_backbone, token_ids
+from families import Full, make_backbone, stream, token_ids
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from indexmem_cli.cli.app import app
-from indexmem_cli.config import AnswerConfig, MemoryConfig
-from indexmem_cli.engine import make_reader
+from indexmem_cli.config import AnswerConfig
 from indexmem_cli.errors import BackboneError, OutOfMemory
 from indexmem_cli.library import Library
 from indexmem_cli.memory.adapter import Adapter, hash_model, load_adapter, save_adapter
 from indexmem_cli.memory.indexer import IndexerConfig, make_indexer
-from indexmem_cli.plan import make_plan
+from indexmem_cli.memory.policies import make_scorer
 
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 QUESTION = token_ids(9, seed=1)
-
-
-@pytest.fixture
-def book(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
-    return path
 
 
 def ask(model, book, *options):
@@ -71,40 +64,23 @@ def test_a_seed_repeats_bit_for_bit(dtype, tiny_model_dir, book):
     assert texts[0] == texts[1] != texts[2]
 
 
-class Full:
-    """A device without room for passes of more than so many tokens, or after so many passes."""
-
-    def __init__(self, backbone, monkeypatch, room: int) -> None:
-        self.room, self.num_failures = room, 0
-        whole = backbone.decoder.layers[1].mlp.forward
-
-        def forward(x):  # in the second layer: the first one has taken the tokens in by then
-            if x.shape[1] > self.room:
-                self.num_failures += 1
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return whole(x)
-
-        monkeypatch.setattr(backbone.decoder.layers[1].mlp, "forward", forward)
-
-
-def read(backbone, policy="knorm"):
-    config = MemoryConfig(budget_tokens=96, chunk_tokens=32, policy=policy)
-    plan, _ = make_plan(config, WINDOW, 0, len(QUESTION))
-    reader = make_reader(backbone, plan, config, QUESTION)
-    ids = token_ids(300)
-    for _ in reader.read([ids[first : first + 32] for first in range(0, 300, 32)]):
-        pass
-    return reader
+def read(backbone, policy="knorm", tokens=300):
+    ids = token_ids(tokens)
+    return stream(backbone, make_scorer(policy), ids, budget=96, question=QUESTION)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "mistral-sliding"])
 @pytest.mark.parametrize("policy", ["recency", "snapkv", "question"])
-def test_a_full_device_reads_in_smaller_pieces_and_keeps_the_same(family, policy, monkeypatch):
+@pytest.mark.parametrize(("room", "failures"), [(16, 1), (10, 2)])
+def test_a_full_device_reads_in_smaller_pieces_and_keeps_the_same(
+    family, policy, room, failures, monkeypatch
+):
     backbone = make_backbone(family)
     expected = read(backbone, policy)
-    full = Full(backbone, monkeypatch, 10)
+    full = Full(backbone, monkeypatch, room)
     reader = read(backbone, policy)
-    assert full.num_failures == 2, "once by half, and once more"
+    assert full.num_failures == failures, "it tries again only with halves"
+    assert reader.step_tokens == 32 // 2**failures
     assert (reader.state.seen, reader.state.held) == (expected.state.seen, expected.state.held)
     for one, other in zip(reader.state.layers, expected.state.layers, strict=True):
         if hasattr(one, "positions"):
@@ -118,15 +94,17 @@ def test_a_full_device_reads_in_smaller_pieces_and_keeps_the_same(family, policy
     assert answers[0] == answers[1]
 
 
-def test_a_device_without_any_room_gives_one_error_and_a_state_as_it_was(monkeypatch):
+@pytest.mark.parametrize("tokens", [0, 300])
+@pytest.mark.parametrize("room", [0, 7])
+def test_two_halvings_are_all_then_one_error_and_a_state_as_it_was(tokens, room, monkeypatch):
     backbone = make_backbone("gemma3")
-    reader = read(backbone)
+    reader = read(backbone, tokens=tokens)
     held = [layer.held for layer in reader.state.layers]
-    full = Full(backbone, monkeypatch, 0)
+    full = Full(backbone, monkeypatch, room)
     with pytest.raises(OutOfMemory, match="out of memory on cpu while reading 8 tokens") as error:
         list(reader.read([token_ids(32, seed=4)]))
     assert full.num_failures == 3 and error.value.exit_code == 6 and "--chunk" in error.value.hint
-    assert reader.state.seen == 300 and [layer.held for layer in reader.state.layers] == held
+    assert reader.state.seen == tokens and [layer.held for layer in reader.state.layers] == held
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")

@@ -89,3 +89,11 @@ def test_pooling_takes_the_best_of_true_neighbours(positions, span, chance):
     ]
     pooled = ops.pool_spans(torch.tensor([scores]), torch.tensor([positions]), span)
     torch.testing.assert_close(pooled, torch.tensor([expected]))
+
+
+def test_a_gradient_of_weights_in_a_pair_is_one_too():
+    plain, wanted = torch.ones(2), torch.ones(2, requires_grad=True)
+    assert ops._wants_gradient(plain, (plain, wanted))
+    assert not ops._wants_gradient(plain, (plain, plain), 0.5, None)
+    with torch.no_grad():
+        assert not ops._wants_gradient(wanted)

@@ -23,13 +23,6 @@ TEXT = f"the quick brown fox jumps over the lazy {SECRET}\n" * 40
 
 
 @pytest.fixture
-def book(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_text(TEXT)
-    return path
-
-
-@pytest.fixture
 def run(tiny_model_dir):
     options = ["--model", str(tiny_model_dir), "-b", "96", "--chunk", "32", "--device", "cpu"]
 

@@ -37,13 +37,6 @@ def library():
     return Library()
 
 
-@pytest.fixture
-def book(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_text(TEXT)
-    return path
-
-
 def new_reading(engine, source, **options):
     config = MemoryConfig(budget_tokens=96, chunk_tokens=CHUNK, policy="knorm")
     plan, _ = make_plan(config, 256, len(engine.prompt.opening), 20)

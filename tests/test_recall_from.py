@@ -23,13 +23,6 @@ QUESTION = "What is the lighthouse keeper called?"
 OPTIONS = {"budget": 160, "chunk_tokens": 32, "offline": True}
 
 
-@pytest.fixture
-def book(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_text(TEXT)
-    return path
-
-
 def open_memory(book, model, form="int8", save=True, **options):
     options = {**OPTIONS, "model": str(model), "recall_from": form} | options
     return Memory.read(book, save=save, **options)

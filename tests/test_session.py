@@ -29,13 +29,6 @@ TEXT = "".join(f"Line {number}: the quick brown fox number {number}.\n" for numb
 OPTIONS = {"budget": 96, "chunk_tokens": 32, "offline": True}
 
 
-@pytest.fixture
-def book(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_text(TEXT)
-    return path
-
-
 def events_of(sources, model, stdin=None, save=False, **memory):
     memory = {"budget_tokens": 96, "chunk_tokens": 32, **memory}
     return list(

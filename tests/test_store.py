@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import WINDOW, make_backbone, token_ids
 from safetensors.torch import load_file, save_file
+from saved import blank
 
 from indexmem_cli.archive import Archive
 from indexmem_cli.config import POLICIES, AnswerConfig, MemoryConfig
@@ -19,7 +20,7 @@ from indexmem_cli.engine import make_reader
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library import MANIFEST, Library
 from indexmem_cli.library.disk import blake2b, write_atomic
-from indexmem_cli.library.manifest import Key, Manifest, Part
+from indexmem_cli.library.manifest import Key, Part
 from indexmem_cli.library.saver import Saver, find_base, known_chunks, restore
 from indexmem_cli.memory.adapter import Adapter
 from indexmem_cli.memory.indexer import IndexerConfig, make_indexer
@@ -52,18 +53,6 @@ def chunks(ids):
     return [ids[first : first + CHUNK] for first in range(0, len(ids), CHUNK)]
 
 
-def blank(content="c" * 64):
-    key = Key(content, "model", "tokenizer", {"chunk_tokens": CHUNK})
-    return Manifest(
-        key=key,
-        name=None,
-        source="book.txt",
-        path=None,
-        model="tiny",
-        version="0",
-    )
-
-
 def decode(ids):
     return "".join(f" w{i}" for i in ids)
 
@@ -84,7 +73,7 @@ def read(saver, reader, ids=IDS, checkpoint_at=()):
 
 
 def start(library, manifest=None, **options):
-    saver = Saver(library, manifest or blank(), CHUNK, **options)
+    saver = Saver(library, manifest or blank(chunk_tokens=CHUNK), CHUNK, **options)
     saver.begin()
     return saver
 

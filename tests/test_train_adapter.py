@@ -114,7 +114,7 @@ def test_padding_asks_for_nothing(maker, tiny_folder, tmp_path):  # noqa: F811
         ids = torch.where(batch.real, batch.ids, filler)
         other = replace(batch, ids=ids)
         whole = run.dense(other, paper=True)
-        losses.append(run.query_loss(other, whole, other.counted(recipe.sink_tokens)))
+        losses.append(run.query_loss(other, whole, other.counted(recipe.stream.sink_tokens)))
     torch.testing.assert_close(*losses)
 
 
@@ -155,6 +155,7 @@ def small(bench, monkeypatch):
     monkeypatch.setattr(methods, "FAST_STEPS", 9)
     monkeypatch.setattr(methods, "FAST_TOKENS", 160)
     monkeypatch.setattr(bench, "MAX_ANSWER_TOKENS", 2)
+    monkeypatch.setattr(bench, "state_of_code", lambda: ("a" * 12, False))
 
 
 def arguments(data, folder, tmp_path, *more):

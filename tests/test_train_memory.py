@@ -1,17 +1,16 @@
 """Latent memories fitted to a frozen model: replayed as read, and never worse than none."""
 
+from functools import partial
+
 import pytest
 import torch
-from families import WINDOW, make_backbone, token_ids
+from families import Fixed, make_backbone, stream, token_ids
 from kept import kept_positions
 
-from indexmem_cli.config import MemoryConfig
-from indexmem_cli.engine import Reader
 from indexmem_cli.memory.latent import CentroidMemory, FastWeightMemory, FastWeights
-from indexmem_cli.plan import make_plan
 from indexmem_cli.train.memory import BIASES, calibrate_centroids, fit_fast_weights, head_errors
 from indexmem_cli.train.memory import replay as replay_text
-from indexmem_cli.train.teachers import WholeModel
+from indexmem_cli.train.teachers import Streaming, WholeModel
 
 CHUNK, BUDGET = 32, 48
 
@@ -23,33 +22,18 @@ def replays(num_texts=2, heads=1):
     for seed in range(num_texts):
         ids = torch.tensor([token_ids(160 + CHUNK, seed)])
         scores = [torch.rand(1, heads, ids.shape[1])] * 3
-        found.append([*replay_text(whole, ids, scores, BUDGET, CHUNK, 4, 6, 3)])
+        found.append([*replay_text(whole, ids, scores, BUDGET, Streaming(CHUNK, 4, 6, 3))])
     return [list(layer) for layer in zip(*found, strict=True)]
-
-
-class Fixed:
-    """Scores by position alone."""
-
-    needs_queries = needs_question = accumulates = False
-
-    def __init__(self, table):
-        self.table = table
-
-    def score(self, block):
-        return [self.table[:, :, block.positions(0)[0, 0]]] * len(block.state.managed)
 
 
 def test_a_replay_evicts_what_a_stream_evicts():
     ids = token_ids(160 + CHUNK)
     table = torch.rand(1, 1, len(ids))
-    plan, _ = make_plan(MemoryConfig(BUDGET, CHUNK, span_tokens=3, recent_tokens=6), WINDOW)
-    reader = Reader(make_backbone("qwen3"), plan, Fixed(table))
-    for layer in reader.state.managed:
-        layer.latent = CentroidMemory(8)
-    for _ in reader.read(ids[first : first + CHUNK] for first in range(0, 160, CHUNK)):
-        pass
+    options = {"budget": BUDGET, "chunk": CHUNK, "span_tokens": 3, "recent_tokens": 6}
+    latent = partial(CentroidMemory, 8)
+    reader = stream(make_backbone("qwen3"), Fixed(table), ids[:160], make_latent=latent, **options)
     whole = WholeModel(make_backbone("qwen3"))
-    layers = replay_text(whole, torch.tensor([ids]), [table] * 3, BUDGET, CHUNK, 4, 6, 3)
+    layers = replay_text(whole, torch.tensor([ids]), [table] * 3, BUDGET, Streaming(CHUNK, 4, 6, 3))
     first = next(layers)
     kept = (first.kept[0, 0, :160] == 0).nonzero()[:, 0].tolist()
     assert kept == kept_positions(reader.state)

@@ -10,15 +10,15 @@ from safetensors import safe_open
 
 from indexmem_cli.bench.parts import markdown_table
 from indexmem_cli.bench.reader import ModelReader
-from indexmem_cli.bench.rows import Row
+from indexmem_cli.bench.rows import EXAMPLE_BOOK, EXAMPLES, Row
 from indexmem_cli.bench.scores import score_exact, score_f1
-from indexmem_cli.bench.tasks import EXAMPLES, text_of
+from indexmem_cli.bench.tasks import text_of
 from indexmem_cli.checkpoint import Checkpoint, find_checkpoint
 from indexmem_cli.config import NOT_STATED, ModelConfig
 from indexmem_cli.errors import ConfigError
 
 AROUND_CHARS = 2800
-BOOK = "short-history-of-the-world.pdf"
+BOOK = EXAMPLE_BOOK.name
 NOTE = "The meeting starts at nine. Bring the blue folder and two pens. Maria will drive the van."
 VAULT = " The combination of the bank vault is 7-40-19."
 
@@ -161,7 +161,7 @@ def ask_examples(model: str) -> str:
             passage = passage[:cut] + one.added + passage[cut:]
             name += f", with “{one.added.strip()}”"
         given = reader.answer(passage, one.question).text
-        tokens = len(reader.tokenizer.encode(passage))
+        tokens = len(reader.model.tokenizer.encode(passage))
         cells = (one.kind, f"{name}, {tokens:,} tokens", one.question, given, judge(given, one))
         lines.append([cell.replace("|", "\\|") for cell in cells])
     return markdown_table(["kind", "text", "question", "answer", ""], lines)

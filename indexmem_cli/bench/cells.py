@@ -12,10 +12,10 @@ from random import Random
 from indexmem_cli.bench import going_on, presses, qa, ruler, talks, variants  # noqa: F401
 from indexmem_cli.bench.baselines import split_sentences
 from indexmem_cli.bench.methods import Asked
-from indexmem_cli.bench.rows import Row, spread
+from indexmem_cli.bench.rows import EXAMPLE_BOOK, Row, spread
 from indexmem_cli.bench.scores import sum_up
 from indexmem_cli.bench.suites import METHODS, SUITES, Draw, Sample, Task, names_of
-from indexmem_cli.bench.tasks import EXAMPLES, text_of
+from indexmem_cli.bench.tasks import text_of
 from indexmem_cli.config import LEARNED, ModelConfig
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.language_model import LanguageModel
@@ -122,10 +122,9 @@ def usable_methods(config: QualityConfig, model: LanguageModel) -> list[str]:
 def load_prose(data: Path | None) -> tuple[list[str], str]:
     """Return sentences of books that nothing was trained on, and where they are from."""
     if data is None:
-        book = EXAMPLES / "short-history-of-the-world.pdf"
-        if not book.exists():
+        if not EXAMPLE_BOOK.exists():
             raise ConfigError("there is no book to hide things in", "name one: --data DIR")
-        text, origin = text_of(book), book.name
+        text, origin = text_of(EXAMPLE_BOOK), EXAMPLE_BOOK.name
     else:
         shard = data / "prose" / HELD_OUT_SHARD
         if not shard.exists():

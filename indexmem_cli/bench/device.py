@@ -92,9 +92,7 @@ def bench_device(config: DeviceConfig) -> Iterator[Row]:
         yield from (row | r for r in _shares(backbone, plan, config))
         yield from (row | r for r in _decode(reader, weights, ceilings["bytes_per_s"], config))
         del reader
-        model = backbone.model
         backbone.detach()
-        model.set_attn_implementation("sdpa")
         for batch in config.batches:
             yield from (row | measured for measured in _run_full(backbone, config, batch))
         del backbone

@@ -23,7 +23,8 @@ import torch
 from transformers import DynamicCache
 
 from indexmem_cli.bench import rows
-from indexmem_cli.bench.rows import Row
+from indexmem_cli.bench.plain import kv_bytes
+from indexmem_cli.bench.rows import EXAMPLE_BOOK, Row
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import FOCUS, POLICIES, MemoryConfig, ModelConfig, ReadConfig
 from indexmem_cli.documents import Sources, open_sources
@@ -32,7 +33,6 @@ from indexmem_cli.language_model import LanguageModel, load_language_model
 from indexmem_cli.session import Memory
 from indexmem_cli.tokens import load_tokenizer, read_chunks
 
-BOOK = rows.ROOT / "examples" / "short-history-of-the-world.pdf"
 QUESTION = "On what date was the monk Rasputin murdered?"
 FULL, RECALL = "full", "recall"
 ANSWER_TOKENS = 4
@@ -179,7 +179,7 @@ def _read_full(settings: Row, model: ModelConfig, warmup: Sources, text: Sources
     found = _peaks(info.device, before) | {
         "tokens": cache.get_seq_length(),
         "kv_tokens": cache.get_seq_length(),
-        "kv_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
+        "kv_bytes": kv_bytes(cache),
         "read_s": read_s,
     }
     started = time.perf_counter()
@@ -278,9 +278,9 @@ def _open(path: str) -> Sources:
 
 def _write_texts(folder: Path, config: PeakConfig, lengths: set[int]) -> dict[int, str]:
     """Write the book again and again into one file per length in tokens; 0 is the warm-up."""
-    if not BOOK.exists():
+    if not EXAMPLE_BOOK.exists():
         raise ConfigError("the example book is not here", "run it in a checkout")
-    (book,) = _open(str(BOOK)).documents
+    (book,) = _open(str(EXAMPLE_BOOK)).documents
     text = "".join(passage.text for passage in book.passages())
     tokenizer = load_tokenizer(find_checkpoint(config.model.model).path)
     chars_per_token = len(text) / len(tokenizer.encode(text))

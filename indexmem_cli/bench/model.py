@@ -158,12 +158,12 @@ def measure_form(
 ) -> Iterator[Row]:
     """Measure one form of the weights; what each item scored is left in `values`."""
     reader = ModelReader(ModelConfig(model=model, device=config.device, offline=True))
-    info = reader.backbone.info
+    info = reader.model.backbone.info
     form = {"quant": info.quant, "dtype": info.dtype, "window_tokens": info.window_tokens}
     for task in suite:
         for row in measure_task(reader, task, values):
             yield form | row
-    for name, unit, row in speed.measure_rates(reader, config.repeats):
+    for name, unit, row in speed.measure_rates(reader.model, config.repeats):
         yield form | {"task": "speed", "measure": name, "unit": unit} | row
     for name, unit, row in speed.measure_command(
         model, config.device, config.threads, min(3, config.repeats)
@@ -171,7 +171,7 @@ def measure_form(
         yield form | {"task": "speed", "measure": name, "unit": unit} | row
     plain = reader.release()
     for source, texts in draw_texts(held_out, config).items():
-        found = [bits_per_byte(plain, reader.tokenizer, text) for text in texts]
+        found = [bits_per_byte(plain, reader.model.tokenizer, text) for text in texts]
         values[f"text, {source}", "bits per byte"] = found
         row = {"task": f"text, {source}", "measure": "bits per byte", "unit": "bits"}
         yield form | row | sum_up(found) | {"origin": held_out.origin[source]}

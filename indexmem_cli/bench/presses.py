@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from indexmem_cli.bench.methods import answer_by_stream
+from indexmem_cli.bench.plain import kv_bytes
 from indexmem_cli.bench.streams import predict_losses
 from indexmem_cli.bench.suites import Method, add_method
 from indexmem_cli.checkpoint import find_checkpoint
@@ -64,7 +65,7 @@ class PressStream:
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+        return kv_bytes(self.cache)
 
     @torch.no_grad()
     def read(self, ids: Sequence[int]) -> None:
@@ -177,7 +178,6 @@ def _load_plain(name: str, dtype: str, device: str) -> Any:
     """Load the model a second time, as transformers has it."""
     backbone = load_backbone(find_checkpoint(name), ModelConfig(name, dtype=dtype, device=device))
     backbone.detach()
-    backbone.model.set_attn_implementation("sdpa")
     return backbone.model
 
 

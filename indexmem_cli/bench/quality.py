@@ -1,9 +1,10 @@
 """`bench quality`: how many answers are right, by task, length, method and budget. Resumable."""
 
+import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +34,8 @@ PROBED_FROM = 300
 
 Identity = tuple[Any, ...]
 """What a measurement is of: the same identity, the same result."""
+Job = tuple[Cell, int]
+"""A sample to measure: its cell, and its number."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,16 @@ class Estimate:
 
 @dataclass
 class Pace:
-    """How long samples take."""
+    """How long samples take, by method."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
+    left: Counter[str] = field(default_factory=Counter)
+    """Cost of the samples that are not measured yet."""
+
+    @property
+    def remaining_s(self) -> float:
+        return sum(self.expect(method, cost) for method, cost in self.left.items() if cost)
 
     def add(self, cell: Cell, seconds: float) -> None:
         """Take note of a sample."""
@@ -87,6 +96,10 @@ class _Run:
     model: LanguageModel
     fields: Row
     samples: Samples
+    num_samples: int
+    """Of all cells, with those that were measured before."""
+    num_left: int = 0
+    """Samples that are not measured yet."""
     written: set[Identity] = field(default_factory=set)
     """Rows that are there, with their n."""
     results: dict[Cell, dict[int, Row]] = field(default_factory=dict)
@@ -116,26 +129,22 @@ def bench_quality(config: QualityConfig, out: Path | None) -> Iterator[Row | Pro
     check_names(config)
     model = load_language_model(config.model)
     prose, origin = load_prose(config.data)
-    run = _Run(config, model, describe(config, model), Samples(model, prose, config.data))
+    samples = Samples(model, prose, config.data)
     cells = list(make_cells(config, usable_methods(config, model), origin))
+    run = _Run(config, model, describe(config, model), samples, len(cells) * config.count)
     rows, begun = (out and out / f"quality{part}.jsonl" for part in ("", "-partial"))
     yield from _take_up(run, cells, rows, begun)
-    started, todo = time.monotonic(), list(order_jobs(run.results, config.count))
-    many = len(todo) >= PROBED_FROM or config.only_estimate
-    probes = list({cell.method: (cell, number) for cell, number in reversed(todo)}.values())
-    chosen = set(probes)
-    todo = [*probes, *(job for job in todo if job not in chosen)] if many else todo
-    for event in _measure_all(run, todo, len(cells) * config.count, begun):
-        yield event
-        if len(run.results[event.cell]) == config.count:
-            yield _finish(run, event.cell, rows)
-        if many and event.left == len(todo) - len(probes):
-            yield estimate(run, todo[len(probes) :])
-            if config.only_estimate:
-                return
-        if config.minutes is not None and time.monotonic() - started > 60 * config.minutes:
-            yield from [_finish(run, c, rows) for c in list(run.results) if run.results[c]]
+    minutes = math.inf if config.minutes is None else config.minutes
+    deadline = time.monotonic() + 60 * minutes
+    probes, rest = _plan_jobs(run)
+    in_time = yield from _run_jobs(run, probes, rows, begun, deadline)
+    if probes and run.num_left == len(rest):  # also where the last probe took what time there was
+        yield estimate(run, rest)
+        if config.only_estimate:
             return
+    if not (in_time and (yield from _run_jobs(run, rest, rows, begun, deadline))):
+        yield from [_finish(run, c, rows) for c in list(run.results) if run.results[c]]
+        return
     if begun:
         _forget(begun, {_identity(run.say(cell)) for cell in cells})
 
@@ -167,7 +176,7 @@ def _take_up(
             yield _finish(run, cell, rows)
 
 
-def order_jobs(results: dict[Cell, dict[int, Row]], count: int) -> Iterator[tuple[Cell, int]]:
+def order_jobs(results: dict[Cell, dict[int, Row]], count: int) -> Iterator[Job]:
     """Go through the samples that are missing, in rounds over all cells."""
     ends = [end for end in ROUNDS if end < count]
     for first, end in pairwise([0, *ends, count]):
@@ -175,23 +184,45 @@ def order_jobs(results: dict[Cell, dict[int, Row]], count: int) -> Iterator[tupl
             yield from ((cell, number) for number in range(first, end) if number not in found)
 
 
-def _measure_all(
-    run: _Run, jobs: Sequence[tuple[Cell, int]], total: int, begun: Path | None
-) -> Iterator[Progress]:
-    left: Counter[str] = Counter()
-    for cell, _ in jobs:
-        left[cell.method] += cell.cost
-    for at, (cell, number) in enumerate(jobs, 1):
-        started = time.monotonic()
-        sample = run.samples.get(cell, number)
-        result = measure(run.model, cell, sample)
-        run.pace.add(cell, time.monotonic() - started)
-        run.results[cell][number] = _cut_down(result)
-        if begun:
-            append_row(begun, run.say(cell) | {"number": number} | result)
-        left[cell.method] -= cell.cost
-        remaining = sum(run.pace.expect(method, cost) for method, cost in left.items() if cost)
-        yield Progress(len(jobs) - at, total, cell, remaining)
+def _plan_jobs(run: _Run) -> tuple[list[Job], list[Job]]:
+    """Return what is to be measured: of a long run first a sample of each method, then the rest."""
+    todo = list(order_jobs(run.results, run.config.count))
+    probes: dict[str, Job] = {}
+    if len(todo) >= PROBED_FROM or run.config.only_estimate:
+        probes = {cell.method: (cell, number) for cell, number in reversed(todo)}
+    chosen = set(probes.values())
+    rest = [job for job in todo if job not in chosen]
+    for cell, _ in (*probes.values(), *rest):
+        run.pace.left[cell.method] += cell.cost
+    run.num_left = len(todo)
+    return list(probes.values()), rest
+
+
+def _run_jobs(
+    run: _Run, jobs: Sequence[Job], rows: Path | None, begun: Path | None, deadline: float
+) -> Generator[Row | Progress, None, bool]:
+    """Measure samples, and sum up the cells that have all of theirs; say whether it was in time."""
+    for cell, number in jobs:
+        _measure_one(run, cell, number, begun)
+        yield Progress(run.num_left, run.num_samples, cell, run.pace.remaining_s)
+        if len(run.results[cell]) == run.config.count:
+            yield _finish(run, cell, rows)
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+def _measure_one(run: _Run, cell: Cell, number: int, begun: Path | None) -> None:
+    """Measure a sample, and write it down."""
+    started = time.monotonic()
+    sample = run.samples.get(cell, number)
+    result = measure(run.model, cell, sample)
+    run.pace.add(cell, time.monotonic() - started)
+    run.results[cell][number] = _cut_down(result)
+    if begun:
+        append_row(begun, run.say(cell) | {"number": number} | result)
+    run.pace.left[cell.method] -= cell.cost
+    run.num_left -= 1
 
 
 def _cut_down(sample: Row) -> Row:
@@ -209,7 +240,7 @@ def _finish(run: _Run, cell: Cell, rows: Path | None) -> Row:
     return row
 
 
-def estimate(run: _Run, todo: Sequence[tuple[Cell, int]]) -> Estimate:
+def estimate(run: _Run, todo: Sequence[Job]) -> Estimate:
     """Say what is left to do."""
     tasks: dict[str, list[float]] = {}
     methods: dict[str, list[float]] = {}

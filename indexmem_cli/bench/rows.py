@@ -19,6 +19,8 @@ from indexmem_cli.config import DEFAULT_MODEL, parse_size
 ROOT = Path(__file__).resolve().parents[2]
 IN_CHECKOUT = (ROOT / "pyproject.toml").exists()
 RESULTS = ROOT / "benchmarks" / "results"
+EXAMPLES = ROOT / "examples"
+EXAMPLE_BOOK = EXAMPLES / "short-history-of-the-world.pdf"
 _MEASURED = ("indexmem_cli", "models", "benchmarks/*.py")  # what a number depends on
 
 Row = dict[str, Any]
@@ -56,15 +58,20 @@ def machine_fields(device: str = "auto") -> Row:
     }
 
 
-def option_parser(description: str, benchmark: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that benchmarks of reading share."""
+def option_parser(description: str, benchmark: str, budget: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with the options that benchmarks of reading share.
+
+    Args:
+        budget: whether there is a --budget; without it, budgets are the benchmark's own matter.
+    """
     parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
     add("--model", default=DEFAULT_MODEL)
     add("--dtype", default="auto")
     add("--device", default="auto")
     add("--threads", type=int, default=os.cpu_count())
-    add("--budget", type=parse_size, default="1k")
+    if budget:
+        add("--budget", type=parse_size, default="1k")
     add("--chunk", type=parse_size, default="512")
     add("--out", type=Path, default=RESULTS / f"{benchmark}.jsonl")
     return parser

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from indexmem_cli.bench.reader import ModelReader
 from indexmem_cli.bench.rows import Row, spread
 from indexmem_cli.config import MemoryConfig
 from indexmem_cli.engine import make_reader
+from indexmem_cli.language_model import LanguageModel
 from indexmem_cli.plan import make_plan
 
 READ_TOKENS = 4096
@@ -28,29 +28,29 @@ PAGE = (
 QUESTION = "What would the repair of the pier cost?"
 
 
-def measure_rates(reader: ModelReader, repeats: int) -> Iterator[tuple[str, str, Row]]:
+def measure_rates(model: LanguageModel, repeats: int) -> Iterator[tuple[str, str, Row]]:
     """Measure reading as `indexmem ask` reads, at the default budget, and decoding after it."""
-    closing = reader.prompt.closing(reader.tokenizer.encode(QUESTION))
-    memory, opening = MemoryConfig(), reader.prompt.opening
-    asks_for = reader.checkpoint.answer_from_tokens
+    closing = model.prompt.closing(model.tokenizer.encode(QUESTION))
+    memory, opening = MemoryConfig(), model.prompt.opening
     lengths = (len(opening), len(closing))
-    plan, _ = make_plan(memory, reader.window_tokens, *lengths, asks_for)
-    page = reader.tokenizer.encode(PAGE)
+    window = model.backbone.info.window_tokens
+    plan, _ = make_plan(memory, window, *lengths, model.answer_from_tokens)
+    page = model.tokenizer.encode(PAGE)
     ids = [Random(0).choice(page) for _ in range(READ_TOKENS)]
     size = plan.chunk_tokens
     chunks = [ids[at : at + size] for at in range(0, READ_TOKENS, size)]
     read, decoded = [], []
     for _ in range(repeats + 1):
-        engine = make_reader(reader.backbone, plan, memory, closing)
+        engine = make_reader(model.backbone, plan, memory, closing)
         started = time.perf_counter()
         for _ in engine.read([opening, *chunks] if opening else chunks):
             pass
         read.append(READ_TOKENS / (time.perf_counter() - started))
         state = engine.state
-        reader.backbone.predict(closing, state)
+        model.backbone.predict(closing, state)
         started = time.perf_counter()
         for token in page[:DECODE_TOKENS]:
-            reader.backbone.predict([token], state)
+            model.backbone.predict([token], state)
         decoded.append(DECODE_TOKENS / (time.perf_counter() - started))
     # The first round warms up.
     yield "reading", "tokens/s", _median(read[1:])

@@ -8,9 +8,9 @@ from functools import lru_cache
 from itertools import cycle, islice
 from pathlib import Path
 
+from indexmem_cli.bench.rows import EXAMPLES
 from indexmem_cli.bench.ruler import draw_needle
 from indexmem_cli.bench.suites import Draw, Sample, Task, add_task
-from indexmem_cli.bench.tasks import EXAMPLES
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.train.data import read_chat
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from indexmem_cli.bench.rows import ROOT
+from indexmem_cli.bench.rows import EXAMPLE_BOOK, EXAMPLES
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, ReadConfig
 from indexmem_cli.documents import open_sources
@@ -35,7 +35,6 @@ prose/chat.jsonl.xz          logs, of which the last 5 %
 qa/dev/squadshifts.jsonl.xz  questions with their paragraphs
 qa/dev/fairytaleqa.jsonl.xz  questions on qa/dev/docs.jsonl.xz
 qa/dev/clapnq.jsonl.xz       questions, half of them without an answer"""
-EXAMPLES = ROOT / "examples"
 PROMPT_TOKENS = 40
 """Room left for the question and its frame."""
 NUM_DEPTHS = 10
@@ -79,8 +78,8 @@ def load_held_out(data: Path | None) -> HeldOut:
             read_held_out_books(data),
             f"last {NUM_VALIDATION_BOOKS} books of {PROSE_SHARDS[-1]}",
         )
-    elif (book := EXAMPLES / "short-history-of-the-world.pdf").exists():
-        texts["prose"] = [text_of(book)], book.name
+    elif EXAMPLE_BOOK.exists():
+        texts["prose"] = [text_of(EXAMPLE_BOOK)], EXAMPLE_BOOK.name
     if data and (data / "prose" / "chat.jsonl.xz").exists():
         texts["chat"] = read_chat(data)[1], "IRC logs, last 5 %"
     elif (log := EXAMPLES / "chat.txt").exists():

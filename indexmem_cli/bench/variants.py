@@ -31,7 +31,7 @@ from indexmem_cli.memory.policies import Block, Scorer
 from indexmem_cli.tokens import load_tokenizer
 from indexmem_cli.train.data import read_code
 from indexmem_cli.train.memory import fit_fast_weights, replay
-from indexmem_cli.train.teachers import WholeModel
+from indexmem_cli.train.teachers import Streaming, WholeModel
 
 SLOT_SHARE = 8
 """A latent memory takes an eighth of the budget, and at least `LEAST_SLOTS` of it."""
@@ -147,7 +147,8 @@ def fit_slow_weights(name: str, dtype: str, device: str) -> list[FastWeights]:
         score = torch.rand(1, 1, tokens, generator=chance).to(model.device)
         scores = [score] * len(model.managed)
         kept = tokens // SLOT_SHARE
-        by_text.append([*replay(model, text, scores, kept, FITTED_CHUNK, 4, kept // 4, 1)])
+        stream = Streaming(FITTED_CHUNK, sink_tokens=4, recent_tokens=kept // 4, span_tokens=1)
+        by_text.append([*replay(model, text, scores, kept, stream)])
     fitted = []
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)

@@ -17,7 +17,7 @@ from indexmem_cli.config import (
     StoreConfig,
     is_path,
 )
-from indexmem_cli.errors import ConfigError, NotFullyRead
+from indexmem_cli.errors import ConfigError
 
 
 def ask(
@@ -88,9 +88,7 @@ def ask(
         Path | None,
         typer.Option("--explain-png", metavar="FILE", help="The same as a picture."),
     ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 8 if anything could not be read.")
-    ] = False,
+    strict: options.Strict = False,
 ) -> None:
     """Ask one question of documents of any length.
 
@@ -140,11 +138,9 @@ def ask(
     answer = (JsonRenderer if as_json else Renderer)(view).consume(events)
     if picture is not None and answer.explanation is not None:
         draw_explanation(answer.explanation, picture)
-    if strict and not answer.coverage.complete:
-        raise NotFullyRead(
-            "not everything was read, and --strict asks for that",
-            "the statistics and `indexmem inspect` say what is missing",
-        )
+    if strict:
+        hint = "the statistics and `indexmem inspect` say what is missing"
+        options.insist_on_all(answer.coverage, hint)
 
 
 def _check_sources(sources: Sequence[str], question: str) -> Sequence[str]:

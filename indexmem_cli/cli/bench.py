@@ -11,8 +11,9 @@ import typer
 from indexmem_cli.cli import options
 from indexmem_cli.cli.bench_cost import everything, memory, speed
 from indexmem_cli.cli.bench_quality import quality
-from indexmem_cli.cli.bench_rows import compare, pictures, tables
+from indexmem_cli.cli.bench_rows import compare, pictures, show_rows, tables
 from indexmem_cli.cli.noise import hush_libraries
+from indexmem_cli.cli.train import insist_on_folder
 from indexmem_cli.config import DEFAULT_MODEL, parse_size
 from indexmem_cli.errors import ConfigError
 
@@ -84,8 +85,8 @@ def model(
       indexmem bench model --quick
       indexmem bench model --model indexmem-mini --full runs/mini/model --data corpus/ --json
     """
-    if data is not None and not data.is_dir():
-        raise ConfigError(f"the data folder does not exist: {data}", "leave --data out")
+    if data is not None:
+        insist_on_folder(data, "leave --data out")
     hush_libraries(False)
     from indexmem_cli.bench.model import BenchConfig, bench_model
     from indexmem_cli.bench.rows import append_row, folder_for, parse_sizes
@@ -163,7 +164,7 @@ def kernels(
         if not rehearse:
             require_gpu("bench kernels")
         rows = _gather(bench_kernels(rehearse), None if rehearse else out)
-    _show_rows(rows, columns, as_json)
+    show_rows(rows, columns, as_json)
 
 
 @bench.command()
@@ -216,7 +217,7 @@ def device(
         config = DeviceConfig(
             names, quant, kv_dtype, parse_size(budget), lengths=looks, full_lengths=fulls
         )
-    _show_rows(_gather(bench_device(config), None if rehearse else out), COLUMNS, as_json)
+    show_rows(_gather(bench_device(config), None if rehearse else out), COLUMNS, as_json)
 
 
 def _gather(rows: Iterable["Row"], out: Path | None) -> list["Row"]:
@@ -229,16 +230,6 @@ def _gather(rows: Iterable["Row"], out: Path | None) -> list["Row"]:
         if out is not None:
             append_row(out, {**machine_fields(), **row})
     return gathered
-
-
-def _show_rows(rows: list["Row"], columns: tuple[str, ...], as_json: bool) -> None:
-    from indexmem_cli.bench.rows import print_table
-    from indexmem_cli.render import show_json
-
-    if as_json:
-        show_json({"schema": 1, "rows": rows})
-    else:
-        print_table(rows, [name for name in columns if any(name in row for row in rows)])
 
 
 @bench.command()

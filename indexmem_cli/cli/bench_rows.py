@@ -1,12 +1,15 @@
 """`indexmem bench` on rows that are there: tables, pictures and comparisons. Measures nothing."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from indexmem_cli.cli import options
 from indexmem_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from indexmem_cli.bench.rows import Row
 
 Results = Annotated[
     Path | None,
@@ -112,18 +115,25 @@ def compare(
       indexmem bench compare old/quality.jsonl benchmarks/results/quality.jsonl --check
     """
     from indexmem_cli.bench.compare import COLUMNS, compare_rows, rows_of
-    from indexmem_cli.bench.rows import folder_for, print_table
-    from indexmem_cli.render import show_json
+    from indexmem_cli.bench.rows import folder_for
 
     folder = folder_for(results) or Path()
     lines = compare_rows(rows_of(before, folder), rows_of(after, folder))
     if not lines:
         raise ConfigError("nothing was measured on both sides", "same tasks, lengths and settings?")
-    if as_json:
-        show_json({"schema": 1, "rows": lines})
-    else:
-        print_table(lines, COLUMNS)
+    show_rows(lines, COLUMNS, as_json)
     worse = sum(line["verdict"] == "worse" for line in lines)
     typer.echo(f"{worse} of {len(lines)} worse", err=True)
     if check and worse:
         raise typer.Exit(1)
+
+
+def show_rows(rows: list["Row"], columns: tuple[str, ...], as_json: bool) -> None:
+    """Print rows: as JSON, or as a table of those columns that any of them has."""
+    from indexmem_cli.bench.rows import print_table
+    from indexmem_cli.render import show_json
+
+    if as_json:
+        show_json({"schema": 1, "rows": rows})
+    else:
+        print_table(rows, [name for name in columns if any(name in row for row in rows)])

@@ -9,7 +9,6 @@ from indexmem_cli.cli import options
 from indexmem_cli.cli.interrupts import Interrupts
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, StoreConfig
-from indexmem_cli.errors import NotFullyRead
 
 if TYPE_CHECKING:
     from indexmem_cli.events import Event
@@ -60,9 +59,7 @@ def ingest(
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="The ids of the memories and nothing else.")
     ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 8 if anything could not be read.")
-    ] = False,
+    strict: options.Strict = False,
 ) -> None:
     """Read documents into saved memories, for questions to come.
 
@@ -101,11 +98,8 @@ def ingest(
             sources, stdin=stdin, read=read, memory=memory, model=backbone, store=store
         )
     done = show_ingestion(_until_interrupted(events, goes_on=not fresh), quiet, as_json)
-    if strict and not done.coverage.complete:
-        raise NotFullyRead(
-            "not everything was read, and --strict asks for that",
-            "`indexmem inspect` says what is missing",
-        )
+    if strict:
+        options.insist_on_all(done.coverage, "`indexmem inspect` says what is missing")
 
 
 def _until_interrupted(events: "Iterator[Event]", goes_on: bool) -> "Iterator[Event]":

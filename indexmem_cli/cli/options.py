@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -25,7 +25,10 @@ from indexmem_cli.config import (
     parse_size,
     parse_time,
 )
-from indexmem_cli.errors import ConfigError
+from indexmem_cli.errors import ConfigError, NotFullyRead
+
+if TYPE_CHECKING:
+    from indexmem_cli.events import Coverage
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -237,6 +240,9 @@ DateOrder = Annotated[
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Sources may be addresses of the web.")
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with 8 if anything could not be read.")
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of text for people.")
 ]
@@ -364,6 +370,16 @@ def ask_before_removal(yes: bool) -> None:
         raise ConfigError("removing needs a yes", "add --yes, or --dry-run to look first")
     if not typer.confirm("Remove?", err=True):
         raise typer.Exit(1)
+
+
+def insist_on_all(coverage: "Coverage", hint: str) -> None:
+    """See that everything was read, as `--strict` asks.
+
+    Raises:
+        NotFullyRead: something was not.
+    """
+    if not coverage.complete:
+        raise NotFullyRead("not everything was read, and --strict asks for that", hint)
 
 
 def stdin_of(sources: Sequence[str]) -> BinaryIO | None:

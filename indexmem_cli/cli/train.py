@@ -65,7 +65,7 @@ def base(
       indexmem train base --recipe cpu --data corpus/ --out runs/mini
       indexmem train base --recipe gpu --data packed/ --out runs/mini --resume
     """
-    _insist_on_folder(data)
+    insist_on_folder(data)
     from indexmem_cli.train.pretrain import train_base
 
     train_base(
@@ -101,7 +101,7 @@ def pack(
       indexmem train pack corpus/ packed/
       indexmem train pack corpus/ packed/ --tokenizer models/indexmem-mini --part-mib 40
     """
-    _insist_on_folder(data)
+    insist_on_folder(data)
     from indexmem_cli.train.packing import pack as pack_parts
     from indexmem_cli.train.recipes import RECIPES
 
@@ -210,7 +210,7 @@ def adapter(
         return
     if data is None:
         raise ConfigError("one of --data and --quick is needed", hint)
-    _insist_on_folder(data)
+    insist_on_folder(data)
     from indexmem_cli.train.adapter import AdapterRecipe, train_adapter
 
     def report(row: dict[str, Any]) -> None:
@@ -257,7 +257,7 @@ def budgets(
       indexmem train budgets a/adapter.safetensors --data corpus/ --cache a/cache
       indexmem train budgets adapter.safetensors --data data/ --cache cache/ --by head
     """
-    _insist_on_folder(data)
+    insist_on_folder(data)
     hush_libraries(False)
     from indexmem_cli.train.budgets import calibrate_budgets
 
@@ -288,12 +288,17 @@ def gate(
       indexmem train gate --data corpus/ --out gate.json
       indexmem train gate --data corpus/ --out gate.json --seed 1
     """
-    _insist_on_folder(data)
+    insist_on_folder(data)
     from indexmem_cli.train.gate import train_gate
 
     train_gate(data, out, seed)
 
 
-def _insist_on_folder(data: Path) -> None:
+def insist_on_folder(data: Path, hint: str | None = None) -> None:
+    """See that there is a folder of data.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if not data.is_dir():
-        raise ConfigError(f"the data folder does not exist: {data}")
+        raise ConfigError(f"the data folder does not exist: {data}", hint)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.passages import ByteSource, Damaged, ParsedDocument, Passage, Place
-from indexmem_cli.documents.text import clean, cut_line
+from indexmem_cli.documents.text import clean, line_passages
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,7 @@ class BlockDocument(ParsedDocument):
                 place = Place(self.name, None, None, number, "paragraph", heading)
                 self.undecodable_chars += block.text.count("\ufffd")
                 for line in lines[:-1]:
-                    yield from _passages(line, "\n", place)
-                yield from _passages(lines[-1], block.end, place)
+                    yield from line_passages(line.rstrip(), place, "\n")
+                yield from line_passages(lines[-1].rstrip(), place, block.end)
         if not number:
             raise Damaged("there is no text in it", reason="no text")
-
-
-def _passages(line: str, end: str, place: Place) -> Iterator[Passage]:
-    *parts, last = cut_line(line.rstrip())
-    yield from (Passage(part, place) for part in parts)
-    yield Passage(last + end, place)

@@ -25,7 +25,7 @@ def open_address(source: str, config: ReadConfig) -> BinaryIO:
     if not config.allow_network:
         raise ConfigError(
             f"{source}: the network is not used without permission",
-            "--allow-network gives it; or download the file and name that",
+            "--allow-network without --offline gives it; or download the file and name that",
         )
     from http.client import HTTPException
     from urllib.request import Request, urlopen

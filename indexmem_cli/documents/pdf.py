@@ -17,7 +17,7 @@ from pypdf.errors import DependencyError, FileNotDecryptedError
 
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
-from indexmem_cli.documents.text import clean, cut_line
+from indexmem_cli.documents.text import clean, line_passages
 from indexmem_cli.errors import ConfigError
 
 _LETTERS = {
@@ -326,10 +326,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _passages(line: Line, lead: str, end: str) -> Iterator[Passage]:
-    text = (lead + line.text).replace(_SOFT_HYPHEN, "")
-    *parts, last = cut_line(text)
-    for part in (*parts, last + end):
-        yield Passage(part, line.place)
+    return line_passages((lead + line.text).replace(_SOFT_HYPHEN, ""), line.place, end)
 
 
 def _strip_blank(rows: list[tuple[int, str]]) -> list[tuple[int, str]]:

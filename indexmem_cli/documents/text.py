@@ -234,6 +234,13 @@ def number_lines(blocks: Iterable[str]) -> Iterator[tuple[str, int]]:
         yield rest, line
 
 
+def line_passages(line: str, place: Place, end: str) -> Iterator[Passage]:
+    """Make passages of a line, however long; `end` follows the last."""
+    *parts, last = cut_line(line)
+    yield from (Passage(part, place) for part in parts)
+    yield Passage(last + end, place)
+
+
 def cut_line(line: str) -> list[str]:
     """Cut a long line before the last white space that fits, else anywhere.
 

@@ -25,9 +25,14 @@ def list_memories(library: Library) -> Iterator[SavedMemory]:
         yield describe(library, memory_id)
 
 
-def describe(library: Library, memory_id: str) -> SavedMemory:
-    """Describe one memory: whole, unfinished or damaged."""
-    num_bytes = folder_bytes(library.folder(memory_id))
+def describe(library: Library, memory_id: str, looks_around: bool = True) -> SavedMemory:
+    """Describe one memory: whole, unfinished or damaged.
+
+    Args:
+        looks_around: sum its files, and compare it with its source as it is now. Otherwise it has
+            0 bytes, and what is whole is ok.
+    """
+    num_bytes = folder_bytes(library.folder(memory_id)) if looks_around else 0
     try:
         manifest = library.load(memory_id)
     except MemoryFileError as error:
@@ -38,7 +43,7 @@ def describe(library: Library, memory_id: str) -> SavedMemory:
                 return _unreadable(memory_id, "damaged", error.message, num_bytes)
             return _unreadable(memory_id, "unfinished", "nothing of it is saved yet", num_bytes)
         return _describe(begun, "unfinished", "reading was cut short", num_bytes, begun.created_s)
-    status, detail = _freshness(manifest)
+    status, detail = _freshness(manifest) if looks_around else ("ok", "")
     return _describe(manifest, status, detail, num_bytes, library.used_s(memory_id))
 
 
@@ -53,7 +58,8 @@ def find_memory(library: Library, text: str) -> str:
     """
     with contextlib.suppress(MemoryFileError):
         return library.resolve(text)
-    known = [memory for memory in list_memories(library) if memory.status != "damaged"]
+    every = (describe(library, memory_id, looks_around=False) for memory_id in library.ids())
+    known = [memory for memory in every if memory.status != "damaged"]
     place = Path(text).resolve()
     found = [m for m in known if m.path and Path(m.path).resolve() == place]
     found = found or [m for m in known if text in (m.source, Path(m.source).name)]

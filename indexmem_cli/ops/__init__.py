@@ -102,8 +102,10 @@ def _face(name: str, home: ModuleType, file: str) -> Callable[..., Any]:
 
 
 def _wants_gradient(*args: Any) -> bool:
+    """Whether a gradient is asked for of a tensor, or of one in a pair of weights."""
+    each = (x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,)))
     return bool(torch.is_grad_enabled()) and any(
-        isinstance(arg, Tensor) and arg.requires_grad for arg in args
+        isinstance(x, Tensor) and x.requires_grad for x in each
     )
 
 

@@ -30,7 +30,7 @@ from indexmem_cli.train.loss import ATTENDED, distil_loss, reverse_kl, soft_gate
 from indexmem_cli.train.memory import calibrate_model
 from indexmem_cli.train.state import gather, load_state, save_state, scatter
 from indexmem_cli.train.tasks import Fact, make_development_fact, make_fact
-from indexmem_cli.train.teachers import Whole, WholeModel, attention_labels, hide_evicted
+from indexmem_cli.train.teachers import Streaming, Whole, WholeModel, attention_labels, hide_evicted
 
 MIX = {"facts": 0.38, "qa": 0.34, "natural": 0.16, "chat": 0.05, "code": 0.07}
 KEEP_FRACTIONS = (0.5, 0.25, 0.125, 0.0625)
@@ -53,10 +53,7 @@ class AdapterRecipe:
     """Length of most rows; every fourth step has half as many of twice the length."""
     lr: float = 2e-3
     warmup_steps: int = 20
-    sink_tokens: int = 7
-    recent_tokens: int = 16
-    span_tokens: int = 17
-    chunk_tokens: int = 64
+    stream: Streaming = Streaming()
     gate_weight: float = 0.3
     """Weight of the end-to-end loss beside that of the labels."""
 
@@ -76,11 +73,6 @@ class AdapterRecipe:
         progress = step / max(1, self.num_steps)
         cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2
         return self.lr * min(1.0, (step + 1) / self.warmup_steps) * cosine
-
-    def hide(self, scores: Tensor, ends: list[int], budgets: list[int]) -> Tensor:
-        """Hide what a stream by this recipe would have evicted; see `teachers.hide_evicted`."""
-        pinned = self.sink_tokens, self.recent_tokens
-        return hide_evicted(scores, ends, budgets, self.chunk_tokens, *pinned, self.span_tokens)
 
 
 @dataclass
@@ -204,7 +196,7 @@ class Run:
         rows, length = recipe.shape_at(self.step)
         batch = make_batch(self.maker, rng, rows, length)
         whole = self.dense(batch, paper=recipe.form == "query")
-        counted = batch.counted(recipe.sink_tokens)
+        counted = batch.counted(recipe.stream.sink_tokens)
         shown: dict[str, float] = {}
         if isinstance(self.indexer, QueryIndexer):
             loss = self.query_loss(batch, whole, counted)
@@ -248,7 +240,8 @@ class Run:
 
         Everything after the first pass sees only what a stream would have kept.
         """
-        budgets = [max(48, int(end * rng.choice(KEEP_FRACTIONS))) for end in batch.ends]
+        stream = self.recipe.stream
+        budgets = [stream.budget(end, rng.choice(KEEP_FRACTIONS)) for end in batch.ends]
         watched = self.indexer.config.watched_layers
         with torch.no_grad():
             hidden = self.hide(self.indexer(whole.hidden), batch, budgets)
@@ -264,7 +257,7 @@ class Run:
                 shape = (*mask.shape[:2], 1, mask.shape[3])
                 again = torch.rand(shape, generator=chance).to(mask.device) < 0.1
                 mask.masked_fill_(again, 0.0)  # some come back, to be judged by the answers too
-        recent, sinks = self.recipe.recent_tokens, self.recipe.sink_tokens
+        recent, sinks = self.recipe.stream.recent_tokens, self.recipe.stream.sink_tokens
         gates = []
         for i, (score, mask) in enumerate(zip(scores, hidden, strict=True)):
             gates.append(soft_gate(score, mask, recent, sinks) * self.trained.gate_scale[i] + mask)
@@ -280,7 +273,9 @@ class Run:
         masks: dict[int, Tensor] = {}
         for score in scores:
             if id(score) not in masks:
-                masks[id(score)] = self.recipe.hide(score.detach(), batch.ends, budgets)
+                masks[id(score)] = hide_evicted(
+                    score.detach(), batch.ends, budgets, self.recipe.stream
+                )
         return [masks[id(score)] for score in scores]
 
     @torch.no_grad()
@@ -290,7 +285,7 @@ class Run:
         for i in range(num_batches):
             batch = make_batch(maker, Random(f"held out {i}"), 8, self.recipe.length_tokens, True)
             whole = self.dense(batch)
-            counted = batch.counted(self.recipe.sink_tokens)
+            counted = batch.counted(self.recipe.stream.sink_tokens)
             scores = self.score_whole(batch, whole)
             labels = attention_labels(whole.received, [tuple(range(len(scores)))], False)[0][:, 0]
             hidden = self.hide(scores, batch, [end // 8 for end in batch.ends])[-1]
@@ -395,6 +390,6 @@ def train_adapter(
     if isinstance(run.indexer, TokenIndexer):
         prose = Random(0)
         texts = [held_out.corpus.packed(prose, "prose", recipe.length_tokens) for _ in range(4)]
-        adapter.log_mass = calibrate_model(run.model, run.indexer, texts)
+        adapter.log_mass = calibrate_model(run.model, run.indexer, texts, recipe.stream)
     save_adapter(adapter, path)
     return path

@@ -22,7 +22,7 @@ from indexmem_cli.train.adapter import AdapterRecipe, Batch, make_batch
 from indexmem_cli.train.data import Corpus, insist_on_tokenizer, prepare
 from indexmem_cli.train.episodes import EpisodeMaker
 from indexmem_cli.train.loss import reverse_kl
-from indexmem_cli.train.teachers import WholeModel
+from indexmem_cli.train.teachers import Streaming, WholeModel, hide_evicted
 
 UNITS = ("layer", "head")
 
@@ -32,7 +32,7 @@ def measure_damage(
     model: WholeModel,
     indexer: TokenIndexer,
     batch: Batch,
-    recipe: AdapterRecipe,
+    stream: Streaming,
     keep_fraction: float,
     unit: str = "layer",
 ) -> Tensor:
@@ -43,11 +43,11 @@ def measure_damage(
     """
     whole = model.run(batch.ids, watched=indexer.config.watched_layers)
     truth = model.predict_from(whole.output[batch.answering])
-    pins = recipe.sink_tokens + recipe.recent_tokens
+    pins = stream.sink_tokens + stream.recent_tokens
     budgets = [max(pins + 1, int(end * keep_fraction)) for end in batch.ends]
     damage = []
     for place, score in enumerate(indexer(whole.hidden)):
-        hidden = recipe.hide(score, batch.ends, budgets)
+        hidden = hide_evicted(score, batch.ends, budgets, stream)
         nothing = torch.zeros_like(hidden)
         for alone in [hidden] if unit == "layer" else _by_head(hidden, model.kv_shapes[0][0]):
             gates = [alone if i == place else nothing for i in range(len(model.managed))]
@@ -116,7 +116,9 @@ def calibrate_budgets(
     for number in range(num_batches):
         rng = Random(f"budgets {seed} {number}")
         batch = make_batch(maker, rng, recipe.rows, recipe.length_tokens)
-        damage.append(measure_damage(whole, adapter.indexer, batch, recipe, keep_fraction, unit))
+        damage.append(
+            measure_damage(whole, adapter.indexer, batch, recipe.stream, keep_fraction, unit)
+        )
     shares = shares_of(torch.stack(damage).mean(0), power)
     tables = {"head_shares": None, f"{unit}_shares": shares}
     save_adapter(replace(adapter, **tables), adapter_file)

@@ -14,9 +14,8 @@ from torch import Tensor
 from indexmem_cli.memory.indexer import TokenIndexer
 from indexmem_cli.memory.latent import CentroidMemory, FastWeightMemory, FastWeights, LatentMemory
 from indexmem_cli.ops import attend_with_lse
-from indexmem_cli.train.teachers import LayerPass, WholeModel, hide_evicted
+from indexmem_cli.train.teachers import LayerPass, Streaming, WholeModel, hide_evicted
 
-CHUNK_TOKENS = 64
 BIASES = (0.0, -0.5, -1.0, -2.0, -4.0, float("-inf"))
 """Log masses that calibration chooses from; the last one turns a head's memory off."""
 
@@ -64,21 +63,18 @@ def replay(
     ids: Tensor,
     scores: list[Tensor],
     budget: int,
-    chunk: int,
-    sinks: int,
-    recent: int,
-    span: int,
+    stream: Streaming,
 ) -> Iterator[Replay]:
     """Replay the reading of one text [1, T], layer by layer; its last chunk does the asking.
 
     Args:
-        scores: per managed layer, fp32 [1, 1 or G, T]. The rest: as `train.teachers.hide_evicted`.
+        scores: per managed layer, fp32 [1, 1 or G, T]. budget: slots.
     """
-    run = model.run(ids, want_layers=True)
+    run, chunk = model.run(ids, want_layers=True), stream.chunk_tokens
     text = ids.shape[1] - chunk
     for layer, score in zip(run.layers, scores, strict=True):
         heads = layer.key.shape[1]
-        hidden = hide_evicted(score, [text], [budget], chunk, sinks, recent, span)[0]
+        hidden = hide_evicted(score, [text], [budget], stream)[0]
         hidden = hidden.expand(heads, -1, -1)  # [G, T, T]
         gone_before = torch.zeros(heads, text, dtype=torch.bool, device=ids.device)
         writes = []
@@ -127,20 +123,24 @@ def calibrate_centroids(by_layer: list[list[Replay]], slots: int) -> Tensor:
 
 
 def calibrate_model(
-    model: WholeModel, indexer: TokenIndexer, texts: list[list[int]], keep_fraction: float = 0.125
+    model: WholeModel,
+    indexer: TokenIndexer,
+    texts: list[list[int]],
+    stream: Streaming,
+    keep_fraction: float = 0.125,
 ) -> Tensor:
     """The table of `calibrate_centroids` for an indexer, on texts of two chunks or more each."""
-    slots = max(8, _budget_of(texts[-1], keep_fraction) // 8)
-    return calibrate_centroids(replay_texts(model, indexer, texts, keep_fraction), slots)
-
-
-def _budget_of(text: list[int], keep_fraction: float) -> int:
-    return max(48, int(len(text) * keep_fraction))
+    slots = max(8, min(stream.budget(len(text), keep_fraction) for text in texts) // 8)
+    return calibrate_centroids(replay_texts(model, indexer, texts, stream, keep_fraction), slots)
 
 
 @torch.no_grad()
 def replay_texts(
-    model: WholeModel, indexer: TokenIndexer, texts: list[list[int]], keep_fraction: float
+    model: WholeModel,
+    indexer: TokenIndexer,
+    texts: list[list[int]],
+    stream: Streaming,
+    keep_fraction: float,
 ) -> list[list[Replay]]:
     """What every layer evicts and asks for while an indexer decides, by layer, text by text."""
     by_text = []
@@ -148,8 +148,8 @@ def replay_texts(
         ids = torch.tensor([text], device=model.device)
         hidden = model.run(ids, watched=indexer.config.watched_layers).hidden
         scores = [score.float() for score in indexer(hidden)]
-        budget = _budget_of(text, keep_fraction)
-        by_text.append([*replay(model, ids, scores, budget, CHUNK_TOKENS, 7, 16, 17)])
+        budget = stream.budget(len(text), keep_fraction)
+        by_text.append([*replay(model, ids, scores, budget, stream)])
     return [list(layer) for layer in zip(*by_text, strict=True)]
 
 
@@ -166,7 +166,7 @@ def fit_model(
         By layer the slow weights, and the losses of `fit_fast_weights`.
     """
     found = []
-    for replays in replay_texts(model, indexer, texts, keep_fraction):
+    for replays in replay_texts(model, indexer, texts, Streaming(), keep_fraction):
         slow = FastWeights(replays[0].layer.value.shape[3]).to(model.device)
         found.append((slow, fit_fast_weights(replays, slow, num_steps)))
     return found

@@ -215,15 +215,21 @@ def reconstruction_scores(
     return [paid[:, :, first : first + size] for paid in run.received], hidden
 
 
-def hide_evicted(
-    scores: Tensor,
-    ends: list[int],
-    budgets: list[int],
-    chunk: int,
-    sinks: int,
-    recent: int,
-    span: int,
-) -> Tensor:
+@dataclass(frozen=True)
+class Streaming:
+    """How the training text is read in a stream, and what of it always stays."""
+
+    chunk_tokens: int = 64
+    sink_tokens: int = 7
+    recent_tokens: int = 16
+    span_tokens: int = 17
+
+    def budget(self, tokens: int, keep_fraction: float) -> int:
+        """Slots for a text of so many tokens: that part of it, and room for more than pins."""
+        return max(2 * (self.sink_tokens + self.recent_tokens) + 2, int(tokens * keep_fraction))
+
+
+def hide_evicted(scores: Tensor, ends: list[int], budgets: list[int], stream: Streaming) -> Tensor:
     """What each row may see when the text before it was read in chunks under a budget.
 
     Args:
@@ -237,13 +243,13 @@ def hide_evicted(
     deadline = torch.full((batch, heads, tokens), tokens, device=scores.device)
     for b, (end, budget) in enumerate(zip(ends, budgets, strict=True)):
         alive = torch.empty(heads, 0, dtype=torch.int64, device=scores.device)
-        for first in range(0, end, chunk):
-            last = min(first + chunk, end)
+        for first in range(0, end, stream.chunk_tokens):
+            last = min(first + stream.chunk_tokens, end)
             fresh = torch.arange(first, last, device=scores.device).expand(heads, -1)
             alive = torch.cat([alive, fresh], dim=1)
             if alive.shape[1] > budget:
-                pinned = (alive < sinks) | (alive >= last - recent)
-                pooled = pool_spans(scores[b].gather(1, alive), alive, span)
+                pinned = (alive < stream.sink_tokens) | (alive >= last - stream.recent_tokens)
+                pooled = pool_spans(scores[b].gather(1, alive), alive, stream.span_tokens)
                 alive = alive.gather(1, select_kept(pooled, pinned, budget))
                 gone = deadline[b, :, :last] >= tokens
                 gone.scatter_(1, alive, False)

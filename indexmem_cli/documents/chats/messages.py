@@ -18,8 +18,8 @@ from indexmem_cli.documents.passages import (
 from indexmem_cli.documents.text import (
     clean,
     clean_blocks,
-    cut_line,
     decode_blocks,
+    line_passages,
     number_lines,
 )
 
@@ -183,9 +183,8 @@ def write_message(message: Message, place: Place, replied: str | None = None) ->
             continue
         if number and message.line:
             place = replace(place, line=message.line + number)
-        *parts, last = cut_line(("  " if number else opening) + line.rstrip())
-        yield from (Passage(part, place) for part in parts)
-        yield Passage(last + "\n", place)
+        lead = "  " if number else opening
+        yield from line_passages(lead + line.rstrip(), place, "\n")
 
 
 def _one_line(text: str | None) -> str:

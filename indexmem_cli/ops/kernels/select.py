@@ -1,4 +1,4 @@
-"""K2: which slots stay, and moving those that do into the places of those that do not.
+"""K2: which slots stay, and moving those that do: together, or to where others were evicted.
 
 Selection reads the scores a few times and writes lists; moving copies rows. Nothing is sorted,
 nothing is gathered into a second cache, and the host never waits.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from indexmem_cli.config import ADAPTER_FILE, expand_home, is_path
+from indexmem_cli.config import ADAPTER_FILE, expand_home, is_folder
 from indexmem_cli.errors import BackboneError, first_line
 
 FAMILIES = {
@@ -163,8 +163,8 @@ def find_checkpoint(model: str, offline: bool = False) -> Checkpoint:
         BackboneError: nothing of that name, files missing, or a family that is not supported.
     """
     path, revision = _shipped(model), ""
-    if path is None and is_path(expand_home(model)) and expand_home(model).is_dir():
-        path = expand_home(model).resolve()
+    if path is None and is_folder(folder := expand_home(model)):
+        path = folder.resolve()
     if path is None:
         path, revision = _from_hub(model, offline)
     return read_checkpoint(model, path, revision)

@@ -103,6 +103,11 @@ def is_path(text: str | Path) -> bool:
     return os.path.exists(text)  # noqa: PTH110 (Path.exists raises for those)
 
 
+def is_folder(text: str | Path) -> bool:
+    """Say whether a text names a folder; as `is_path`."""
+    return os.path.isdir(text)  # noqa: PTH112 (as above)
+
+
 def expand_home(text: str) -> Path:
     """Return the path that a text means, with `~` for a home; as it stands if there is none."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises then)

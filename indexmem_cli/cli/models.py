@@ -10,7 +10,7 @@ import typer
 from indexmem_cli import settings
 from indexmem_cli.cli import options
 from indexmem_cli.cli.noise import hush_libraries
-from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, expand_home
+from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, expand_home, is_folder
 from indexmem_cli.errors import BackboneError, IndexMemError
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def default(
     from indexmem_cli.render import show_line
 
     found = find_checkpoint(name, offline=True)
-    if expand_home(name).is_dir() and found.path == expand_home(name).resolve():
+    if is_folder(folder := expand_home(name)) and found.path == folder.resolve():
         name = str(found.path)  # a relative folder would mean another one elsewhere
     try:
         file = settings.write_setting("model", name)

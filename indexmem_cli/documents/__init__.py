@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from indexmem_cli.config import ReadConfig, is_path
+from indexmem_cli.config import ReadConfig, is_folder
 from indexmem_cli.documents.chats.messages import NOT_SELECTED, MessageDocument
 from indexmem_cli.documents.chats.slack import Folder, is_slack, read_slack
 from indexmem_cli.documents.codebase import find_files
@@ -139,7 +139,7 @@ def _open_source(
     elif is_address(source):
         page = open_address(source, config)
         opened.documents.append(_open_pipe(source, page, config, is_ours=True, keep=keep_pipes))
-    elif is_path(source) and Path(source).is_dir():
+    elif is_folder(source):
         _open_folder(source, config, opened)
     else:
         opened.documents.append(_open_file(source, config, keep_pipes))
@@ -330,7 +330,7 @@ def _seems_readable(document: Document) -> bool:
 
 def _suggest(path: Path) -> str | None:
     """Name what is near a path that does not exist."""
-    if not (is_path(path.parent) and path.parent.is_dir()):
+    if not is_folder(path.parent):
         return f"there is no folder {_printable(path.parent)} either"
     try:
         names = [entry.name for entry in os.scandir(path.parent)]

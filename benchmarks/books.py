@@ -73,7 +73,7 @@ class Ways:
         self.engine = memory.engine
         # What is kept is the same with recall and without: one reading serves both.
         alone = replace(memory, memory=replace(memory.memory, recall=False))
-        alone.engine, alone._readings = self.engine, memory._readings
+        alone.engine, alone.readings = self.engine, memory.readings
         return ReadBook(self, path, memory, alone)
 
 
@@ -89,12 +89,12 @@ class ReadBook:
     @property
     def archive(self) -> Archive:
         """Its text."""
-        return self.with_recall._readings[0].archive
+        return self.with_recall.readings[0].archive
 
     @property
     def tokens(self) -> int:
         """Tokens of text in it."""
-        return self.with_recall._readings[0].tokens
+        return self.with_recall.readings[0].tokens
 
     def ask(self, mode: str, question: str) -> Row | None:
         """Answer in one of the ways; None where the book is too long for it."""

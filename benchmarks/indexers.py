@@ -59,6 +59,7 @@ from indexmem_cli.memory.adapter import hash_adapter, load_adapter
 from indexmem_cli.memory.indexer import make_indexer_scorer
 from indexmem_cli.memory.policies import make_scorer
 from indexmem_cli.plan import Plan
+from indexmem_cli.tokens import load_tiktoken
 from indexmem_cli.train.data import Corpus, prepare
 
 FRACTIONS = (0.125, 0.25, 0.0625, 0.5)
@@ -85,7 +86,7 @@ class Bench:
         settings = ModelConfig(options["model"], dtype=options["dtype"], device=options["device"])
         self.backbone = load_backbone(checkpoint, settings)
         self.prompt = load_prompt(checkpoint)
-        encoding = prepare(Path(options["data"]), Path(options["cache"]), checkpoint.path)
+        encoding = load_tiktoken(checkpoint.path)
         corpus = Corpus(Path(options["cache"]), encoding, "valid")
         self.encoding = encoding
         self.texts = Texts(corpus, Path(options["data"]), options["tokens"])
@@ -303,8 +304,10 @@ def measure_all(options: Namespace, adapters: dict[str, str], modes: list[str]) 
     settings |= {name: getattr(options, name) for name in (*shape, "raw")}
     settings |= {"data": str(options.data), "cache": str(options.cache), "adapters": adapters}
     settings |= {"modes": modes, "fractions": [float(f) for f in options.fractions.split(",")]}
-    revision = find_checkpoint(options.model, offline=True).revision
-    of = [*state_of_code(), revision, *(settings[n] for n in ("dtype", *shape))]
+    checkpoint = find_checkpoint(options.model, offline=True)
+    # Here, not in the workers: they would all write the same files at the same time.
+    prepare(options.data, options.cache, checkpoint.path)
+    of = [*state_of_code(), checkpoint.revision, *(settings[n] for n in ("dtype", *shape))]
     hashes = {name: hash_adapter(Path(path)) for name, path in adapters.items()}
     settings["of"] = {
         mode: " ".join(map(str, [*of, hashes.get(re.split("[:+]", mode)[0], "")])) for mode in modes

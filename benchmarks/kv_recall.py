@@ -50,7 +50,7 @@ def measure(book: Part, forms: list[str], options: Namespace, engine) -> Iterato
                 answer = memory.ask(asked.question, max_tokens=options.max_tokens)
                 ended = time.perf_counter(), time.process_time()
                 f1 = score_f1(answer.text, asked.answers)
-                [reading] = memory._readings
+                [reading] = memory.readings
                 kind = "text-" if form == TEXT else "kv-"
                 parts = reading.manifest.parts.items()
                 yield (

@@ -122,7 +122,7 @@ def _ask(mode: str, memory: Memory, question: Question, options: Namespace) -> d
     started = time.perf_counter()
     answer = memory.ask(question.text, max_tokens=options.max_tokens)
     read_s = answer.timing.read_s
-    archive = memory._readings[0].archive
+    archive = memory.readings[0].archive
     blocks = [archive.block(b.number) for each in answer.recall or () for b in each.blocks]
     if mode == "passages":
         started = time.perf_counter()

@@ -69,7 +69,7 @@ class Archive:
     """Blocks of text in one file, written while a text is read and searched afterwards."""
 
     def __init__(self, path: Path | None, connection: sqlite3.Connection, decode: Decode) -> None:
-        """Take over a connection; `create`, `open` and `append` make archives."""
+        """Take over a connection; `create` and `open` make archives."""
         self.path = path
         """None: it has no file of its own."""
         self._db = connection
@@ -125,7 +125,7 @@ class Archive:
         """Make what was written survive a crash.
 
         Args:
-            last: write the block that is still growing too; `append` can go on with it.
+            last: write the block that is still growing too; see `reopen_last`.
         """
         if last and self._open:
             self._write(self._open)

@@ -22,6 +22,8 @@ class Attached:
     readings: dict[str, Reading] = field(default_factory=dict)
     """What was read, by name."""
     unread: dict[str, Sources | Manifest] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    """Names that come from the session: the conversation goes on without what is not there."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -31,11 +33,12 @@ class Attached:
     def open_known(self, names: Sequence[str], memory: MemoryConfig) -> list[str]:
         """Open what a session knows, as far as it is still there; return what to tell the user."""
         notices = []
+        self.known.update(names)
         for name in names:
             try:
                 (self.unread[name],) = open_parts([name], ReadConfig(), memory, self.store)
             except DocumentError as error:
-                notices.append(f"{error.message}: it is not looked through any more")
+                notices.append(f"{error.message}: it is not looked through this time")
         return notices
 
     def open_new(self, names: Sequence[str], memory: MemoryConfig) -> None:
@@ -52,6 +55,7 @@ class Attached:
         parts = open_parts(names, ReadConfig(), memory, self.store)
         paths = [str(Path(name).absolute()) if is_path(name) else name for name in names]
         self.unread |= dict(zip(paths, parts, strict=True))
+        self.known -= set(paths)
 
     def read(
         self, memory: MemoryConfig, model: ModelConfig, engine: LanguageModel | None
@@ -59,7 +63,8 @@ class Attached:
         """Read what is not read yet.
 
         Raises:
-            IndexMemError: one cannot be read; it is let go, else no question could be asked.
+            IndexMemError: one that the user named cannot be read; it is let go, else no question
+                could be asked.
         """
         as_text = replace(memory, recall_from=None)  # the state is that of what was said
         while self.unread:
@@ -69,8 +74,12 @@ class Attached:
                 for event in one.ingest():
                     if isinstance(event, Notice | Progress):
                         yield event
-            except IndexMemError:
+            except IndexMemError as error:
                 del self.unread[name]
-                raise
-            (self.readings[name],) = one._readings
-            del self.unread[name]
+                if name not in self.known:
+                    yield Notice(f"{name} is not looked through")
+                    raise
+                yield Notice(f"{name} is not looked through this time: {error.message}")
+            else:
+                (self.readings[name],) = one.readings
+                del self.unread[name]

@@ -169,8 +169,7 @@ class Backbone(SlotAttention):
             module, layer, query = modules[index], state.managed[index], queries[index]
             if (latent := layer.live_latent) is None:
                 return torch.zeros(query.shape[:3], device=query.device)
-            key = self.turn_slots(module, layer.all_keys(), layer, run, 0)
-            values = layer.all_values()
+            key, values = turned_keys(index), layer.all_values()
             softcap = getattr(module, "attn_logit_softcapping", None)
             turned = self.turn_new(module, query, layer, run)
             _, lse = ops.attend_with_lse(turned, key, values, module.scaling, None, softcap)

@@ -1,6 +1,5 @@
 """The models that are here: shipped, in the hub's cache, in folders; and how others are fetched."""
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from indexmem_cli.checkpoint import (
     FILES,
     Checkpoint,
     hub_failures,
+    missing_files,
     read_checkpoint,
     read_config,
     shipped_folders,
@@ -54,18 +54,6 @@ def find_models(folders: Iterable[Path] = ()) -> list[FoundModel]:
         paths = [folder] if (folder / "config.json").is_file() else _model_folders(folder)
         found += [_look_at(str(path), path, "folder") for path in paths]
     return list({model.name: model for model in reversed(found)}.values())[::-1]
-
-
-def missing_files(path: Path) -> list[str]:
-    """Return the weight files that a model's index names and that are not there."""
-    try:
-        index = json.loads((path / "model.safetensors.index.json").read_text("utf-8"))
-        names = set(index["weight_map"].values())
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ["model.safetensors.index.json"]
-    return sorted(name for name in names if not (path / name).is_file())
 
 
 def look_up(model: str, revision: str | None = None) -> tuple[Checkpoint, Weights]:

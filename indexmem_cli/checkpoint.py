@@ -28,14 +28,17 @@ _NEEDED = (
     *("max_position_embeddings", "num_hidden_layers", "num_attention_heads"),
     *("hidden_size", "intermediate_size", "vocab_size"),
 )
-_UNSAID = {
+_WINDOW = {"sliding_window": 4096}
+_UNSAID: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("gemma2", "mistral", "qwen2", "qwen3"), _WINDOW),
     "gemma3_text": {
+        **_WINDOW,
         "max_position_embeddings": 131_072,
         "vocab_size": 262_208,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 256,
-    }
+    },
 }
 """What transformers takes where a config is silent, as those of Gemma-3 on the hub are."""
 _GLOBAL_EVERY = {"gemma2": 2, "gemma3_text": 6}
@@ -157,7 +160,8 @@ class Checkpoint:
 def find_checkpoint(model: str, offline: bool = False) -> Checkpoint:
     """Find a model's files: shipped with the package, a local folder, or the Hugging Face cache.
 
-    A hub model that is not in the cache is downloaded, unless `offline`.
+    A hub model that is not in the cache is downloaded, unless `offline`; one that is there is used
+    as it is, whatever the hub has by now.
 
     Raises:
         BackboneError: nothing of that name, files missing, or a family that is not supported.
@@ -223,6 +227,18 @@ def _weight_files(path: Path) -> list[Path]:
     return sorted(file for file in path.glob("*.safetensors") if file.name != ADAPTER_FILE)
 
 
+def missing_files(path: Path) -> list[str]:
+    """Return the weight files that a model's index names and that are not there."""
+    try:
+        index = json.loads((path / "model.safetensors.index.json").read_text("utf-8"))
+        names = set(index["weight_map"].values())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ["model.safetensors.index.json"]
+    return sorted(name for name in names if not (path / name).is_file())
+
+
 def _shipped(model: str) -> Path | None:
     """A model inside the installed package, or beside it in a checkout."""
     if not model or os.sep in model or model.startswith("."):
@@ -232,11 +248,21 @@ def _shipped(model: str) -> Path | None:
 
 
 def _from_hub(model: str, offline: bool) -> tuple[Path, str]:
+    """The folder of a hub model, and its commit; the hub is not asked where all of it is here."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     with hub_failures(model, offline):
-        folder = snapshot_download(model, allow_patterns=FILES, local_files_only=offline)
-    return Path(folder), Path(folder).name
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=FILES, local_files_only=True))
+            is_here = bool(_weight_files(folder)) and not missing_files(folder)
+        except LocalEntryNotFoundError:
+            if offline:
+                raise
+            is_here = False
+        if not is_here and not offline:
+            folder = Path(snapshot_download(model, allow_patterns=FILES))
+    return folder, folder.name
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def ingest(
     done: dict[int, Ingested] = {}
     failures: list[IndexMemError] = []
     with _connected(address) as ray:
-        count, kind, what = _plan_workers(ray, len(sources), model)
+        count, kind, what = _plan_workers(ray, len(sources), model, memory)
         yield Notice(f"{len(sources)} sources are read by {count} workers with {what} each")
         place = (str(Path.cwd()), str(home().absolute()))
 
@@ -176,11 +176,16 @@ def _connected(address: str) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _plan_workers(ray: Any, most: int, model: ModelConfig) -> tuple[int, Any, str]:
+def _plan_workers(
+    ray: Any, most: int, model: ModelConfig, memory: MemoryConfig
+) -> tuple[int, Any, str]:
     """Plan a worker per GPU, or per share of the CPU cores, but no more than `most`.
 
     Returns:
         Their number, the class to start, and what each of them has.
+
+    Raises:
+        ConfigError: each would take all free memory of a machine that several share.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes)) if model.device != "cpu" else 0
@@ -189,6 +194,11 @@ def _plan_workers(ray: Any, most: int, model: ModelConfig) -> tuple[int, Any, st
     count = min(most, gpus or sum(number // share for number in cores))
     if count == 0:
         raise IndexMemError("the Ray cluster has neither a GPU nor a CPU core")
+    if memory.budget_tokens == "auto" and not gpus:
+        raise ConfigError(
+            "--budget auto needs a GPU for each worker; here they share a machine's memory",
+            "name a number: indexmem models show says what a budget takes",
+        )
     resources = {"num_gpus": 1} if gpus else {"num_cpus": share, "num_gpus": 0}
     what = "a GPU" if gpus else f"{share} CPU cores"
     return count, ray.remote(_Worker).options(**resources), what

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -134,6 +135,11 @@ def parse_time(text: str, is_end: bool = False) -> datetime:
     is_day = re.fullmatch(r"[\dW-]+", text.strip())
     span = timedelta(days=1) if is_day else timedelta(minutes=1)
     return moment + (span - timedelta(microseconds=1))
+
+
+def show_time(seconds: float) -> str:
+    """Write seconds since 1970 as `2024-03-05T14:02:11Z`."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:

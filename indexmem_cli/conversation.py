@@ -38,7 +38,6 @@ LAST = ""
 LEAST_QUESTION_TOKENS = 48
 """Room for one sentence, also in a model with a small window."""
 _MAX_COST = 1 / 20  # share of the time that saving may take
-_SAVING = (OSError, IndexMemError)
 
 
 def open_conversation(
@@ -50,7 +49,7 @@ def open_conversation(
     resumed: str | None = None,
     given: frozenset[str] = frozenset(),
 ) -> "Conversation":
-    """Begin a conversation, or go on with one; nothing heavy is loaded yet.
+    """Begin a conversation, or go on with one; nothing heavy is loaded, and nothing written yet.
 
     Args:
         sources: files, folders and saved memories to look through too.
@@ -70,22 +69,22 @@ def open_conversation(
     except OSError as error:
         notices.append(f"this conversation is not saved: {reason(error)}")
         save, store = False, SessionStore(None)
+    stored = None
     if resumed is None:
         session = Session(new_id(), model.model, memory.budget_tokens)
     else:
-        session = store.last() if resumed == LAST else store.resolve(resumed)
+        session = stored = store.last() if resumed == LAST else store.resolve(resumed)
         if "model" not in given:
             model = replace(model, model=session.model)
         if "budget" not in given:
             memory = replace(memory, budget_tokens=session.budget_tokens)
         session = replace(session, model=model.model, budget_tokens=memory.budget_tokens)
     attached = Attached(StoreConfig(save=save))
-    talk = Conversation(store, session, memory, model, save, _attached=attached, _notices=notices)
+    talk = Conversation(store, session, memory, model, save, _attached=attached, _stored=stored)
     try:
         talk._enter()
-        talk._notices += talk._attached.open_known(session.sources, memory)
-        talk._attached.open_new(sources, memory)
-        talk._note_sources()
+        talk._notices += [*notices, *attached.open_known(session.sources, memory)]
+        attached.open_new(sources, memory)
     except BaseException:
         talk.close()
         raise
@@ -105,6 +104,10 @@ class Conversation:
     library: Library = field(default_factory=Library)
     num_turns: int = 0
     """Turns so far, those of earlier days included."""
+    _number: int = 0
+    """That of the last turn; one that could not be written leaves its number free."""
+    _stored: Session | None = None
+    """The session as the store has it; None in a new one."""
     _attached: Attached = field(kw_only=True)
     _notices: list[str] = field(default_factory=list)
     _engine: LanguageModel | None = None
@@ -131,16 +134,20 @@ class Conversation:
         """Load the model, and read what is not read yet: sources, and turns of earlier days."""
         while self._notices:
             yield Notice(self._notices.pop(0))
+        yield from self._prepare()
+
+    def _prepare(self) -> Iterator[Event]:
         yield from self._load()
-        try:
-            yield from self._attached.read(self.memory, self.model, self._engine)
-        except IndexMemError:
-            self._note_sources()  # it was let go
-            raise
+        yield from self._attached.read(self.memory, self.model, self._engine)
         with explained(self.memory, self.model):
             if self._growing is None or self._is_broken:
                 yield from self._recollect()
             yield from self._catch_up()
+        # Only what worked is written down; a source that is not there now may be back another day.
+        sources = tuple(dict.fromkeys([*self.session.sources, *self.sources]))
+        self.session = replace(self.session, sources=sources)
+        if self.num_turns and self.session != self._stored:
+            self._put()
 
     def _load(self) -> Iterator[Event]:
         self.memory, self._engine = yield from load_engine(self.memory, self.model, self._engine)
@@ -165,7 +172,8 @@ class Conversation:
 
     def _take_turn(self, message: str, config: AnswerConfig) -> Iterator[Event]:
         talk, engine = self._talk, self._talking
-        turn = Turn(self.num_turns + 1, time.time(), message)
+        turn = Turn(self._number + 1, time.time(), message)
+        self._number, self.num_turns = turn.number, self.num_turns + 1
         self._record(turn)
         text, answer, question = "", None, self._queue_body(turn)
         try:
@@ -198,7 +206,6 @@ class Conversation:
             DocumentError: one cannot be read.
         """
         self._attached.open_new(sources, self.memory)
-        self._note_sources()
         yield from self.start()
 
     def set_budget(self, tokens: int) -> Iterator[Event]:
@@ -211,10 +218,7 @@ class Conversation:
         memory = replace(self.memory, budget_tokens=tokens)
         self._make_plan(memory)
         self.memory = memory
-        self.session = replace(self.session, budget_tokens=tokens)
         self._growing = None
-        if self.num_turns:
-            self._put()
         yield from self.start()
 
     def save(self) -> Manifest:
@@ -226,8 +230,9 @@ class Conversation:
         if not self.save_turns or not self.num_turns:
             why = "--no-save is given" if self.num_turns else "nothing was said yet"
             raise ConfigError(f"there is nothing to save: {why}")
-        for _ in self.start():
-            pass
+        for event in self._prepare():
+            if isinstance(event, Notice):
+                self._notices.append(event.message)
         started = time.monotonic()
         key, title = self._key(), f"chat {self.session.id}"
         try:
@@ -267,21 +272,17 @@ class Conversation:
         self.num_turns = self.session.turns
 
     def _leave(self, save: bool = True) -> list[str]:
-        talk, notices, self._notices = self._growing, self._notices, []
+        talk = self._growing
         try:
             is_behind = talk and not self._is_broken and talk.saved_turns < self.num_turns
             if save and self.save_turns and is_behind:
                 self.save()
         except IndexMemError as error:
-            notices = [*notices, error.message]
+            self._notices.append(error.message)
         finally:
             self._lock.close()
+        notices, self._notices = self._notices, []
         return notices
-
-    def _note_sources(self) -> None:
-        self.session = replace(self.session, sources=self._attached.names)
-        if self.num_turns:
-            self._put()
 
     def _recollect(self) -> Iterator[Event]:
         """Take over the saved memory, or begin one; turns that are not in it are queued."""
@@ -300,9 +301,8 @@ class Conversation:
                 yield Notice(f"{error.message}: what was said is read again")
         for saved in (manifest, None):
             reader = make_reader(engine.backbone, plan, self.memory, [])
-            documents = Sources(name=NAME)
             prompt = engine.tokenizer, engine.prompt.opening
-            talk = GrowingReading(documents, reader, *prompt, self.memory.recall_from)
+            talk = GrowingReading(Sources(name=NAME), reader, *prompt, self.memory.recall_from)
             talk.question_tokens = room
             try:
                 talk.resume(self.library, saved) if saved else talk.begin()
@@ -312,7 +312,7 @@ class Conversation:
                 if talk.turns <= len(turns):
                     break
         self._growing, self._is_broken = talk, False
-        self.num_turns = turns[-1].number if turns else 0
+        self.num_turns, self._number = len(turns), turns[-1].number if turns else 0
         for turn in turns[talk.turns :]:
             self._queue_rest(turn, self._queue_body(turn))
 
@@ -350,7 +350,6 @@ class Conversation:
 
     def _record(self, turn: Turn) -> None:
         """Write a turn down, as far as the disk lets."""
-        self.num_turns = turn.number
         if self._put():
             try:
                 self.store.put_turn(self.session.id, turn)
@@ -364,6 +363,7 @@ class Conversation:
         except OSError as error:
             self._notices.append(f"this conversation is not saved: {reason(error)}")
             return False
+        self._stored = self.session
         return True
 
     def _save_if_due(self) -> Iterator[Event]:
@@ -371,7 +371,7 @@ class Conversation:
         if self.save_turns and waited_s > max(CHECKPOINT_S, self._cost_s / _MAX_COST):
             try:
                 self.save()
-            except _SAVING as error:
+            except (OSError, IndexMemError) as error:
                 yield Notice(str(error))
 
     @property

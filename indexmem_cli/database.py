@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.errors import MemoryFileError, reason
 
 _CACHE_KIB = 256  # as fast as 2,048, and long texts take no more than short ones
 
@@ -93,7 +93,7 @@ class Kind:
         except FileExistsError as error:
             raise MemoryFileError(f"{path}: there is such a file already") from error
         except OSError as error:
-            raise MemoryFileError(f"{path}: {error.strerror or error}") from error
+            raise MemoryFileError(f"{path}: {reason(error)}") from error
         return _connect(path, "rw")
 
 

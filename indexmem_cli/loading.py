@@ -167,10 +167,13 @@ def load_prompt(checkpoint: Checkpoint, instruction: str = INSTRUCTION) -> Promp
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.path, local_files_only=True, trust_remote_code=False
         )
-    except ValueError as error:
+    except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:
+        wants_code = "trust_remote_code" in str(error)
         raise BackboneError(
             f"{checkpoint.id}: its tokenizer cannot be loaded: {first_line(error)}",
-            "code that comes with a model is never run; choose a model that needs none",
+            "code that comes with a model is never run; choose a model that needs none"
+            if wants_code
+            else "check that all files of the model are there and whole",
         ) from error
     content = f"<document>\n{_DOCUMENT}\n</document>\n\n{_QUESTION}"
     text = f"{content}\nAnswer:"

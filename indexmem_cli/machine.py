@@ -1,6 +1,7 @@
 """What this machine has: memory, GPUs and their driver, without loading torch."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ _CGROUP_1 = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU, in the order of the driver."""
+    """One NVIDIA GPU, or a slice of one."""
 
     name: str
     total_bytes: int
@@ -33,6 +34,7 @@ class Machine:
     ram_free_bytes: int
     """What can still be taken: by the system, and by the container where there is one."""
     gpus: tuple[Gpu, ...]
+    """Those that CUDA shows, in its order."""
     driver: str | None
     """Version of the NVIDIA driver; None where there is none."""
 
@@ -90,9 +92,10 @@ def _ask_driver() -> tuple[str | None, tuple[Gpu, ...]]:
     try:
         driver = pynvml.nvmlSystemGetDriverVersion()
         shown = _shown(os.environ.get("CUDA_VISIBLE_DEVICES"), pynvml.nvmlDeviceGetCount())
-        return driver, tuple(_describe(pynvml, each) for each in shown)
     except pynvml.NVMLError:
         return None, ()
+    else:
+        return driver, tuple(_describe(pynvml, shown))
     finally:
         pynvml.nvmlShutdown()
 
@@ -107,14 +110,25 @@ def _shown(visible: str | None, count: int) -> list[int | str]:
         return list(range(count))
     shown: list[int | str] = []
     for name in (part.strip() for part in visible.split(",")):
-        if not name.startswith("GPU-") and not (name.isdecimal() and int(name) < count):
+        if not name.startswith(("GPU-", "MIG-")) and not (name.isdecimal() and int(name) < count):
             break
         shown.append(int(name) if name.isdecimal() else name)
     return shown
 
 
-def _describe(pynvml: Any, card: int | str) -> Gpu:
-    by_uuid, by_number = pynvml.nvmlDeviceGetHandleByUUID, pynvml.nvmlDeviceGetHandleByIndex
-    handle = by_uuid(card) if isinstance(card, str) else by_number(card)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return Gpu(pynvml.nvmlDeviceGetName(handle), memory.total, memory.free)
+def _describe(pynvml: Any, shown: list[int | str]) -> Iterator[Gpu]:
+    """Ask the driver about these cards, up to the first that it does not know."""
+    by_number = pynvml.nvmlDeviceGetHandleByIndex
+    for card in shown:
+        try:
+            if isinstance(card, int):
+                handle = by_number(card)
+            elif card.startswith("MIG-"):
+                handle = pynvml.nvmlDeviceGetHandleByUUID(card)
+            else:  # a UUID, of which the beginning will do
+                every = map(by_number, range(pynvml.nvmlDeviceGetCount()))
+                handle = next(h for h in every if pynvml.nvmlDeviceGetUUID(h).startswith(card))
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            yield Gpu(pynvml.nvmlDeviceGetName(handle), memory.total, memory.free)
+        except (pynvml.NVMLError, StopIteration):
+            return

@@ -125,8 +125,8 @@ class Memory:
     """The loaded model, which several may share; None: `model` is loaded when it is needed."""
     is_looked_up: bool = False
     """Only passages are wanted, for answers that are written from another memory."""
-
-    _readings: list[Reading] = field(default_factory=list, repr=False)
+    readings: list[Reading] = field(default_factory=list, repr=False)
+    """What was read of each source; empty before the first question."""
 
     @property
     def _parts(self) -> Sequence[Sources | Manifest]:
@@ -215,16 +215,16 @@ class Memory:
 
     def ingest(self) -> Iterator[Event]:
         """Read everything that is not read yet, yielding what happens; `Ingested` comes last."""
-        self._readings = []
+        self.readings = []
         engine = yield from self._load_engine()
         plan, notices = plan_for(self.memory, engine, 0)
         yield from map(Notice, notices)
         with explained(self.memory, self.model):
             yield from self._remember(engine, plan, "", [])
         yield Ingested(
-            memories=tuple(reading.remembered for reading in self._readings),
-            coverage=join_coverage([r.coverage for r in self._readings if r.coverage is not None]),
-            read_s=sum(reading.seconds for reading in self._readings),
+            memories=tuple(reading.remembered for reading in self.readings),
+            coverage=join_coverage([r.coverage for r in self.readings if r.coverage is not None]),
+            read_s=sum(reading.seconds for reading in self.readings),
         )
 
     def events(self, question: str, config: AnswerConfig) -> Iterator[Event]:
@@ -239,16 +239,16 @@ class Memory:
         closing = engine.prompt.closing(engine.tokenizer.encode(question))
         plan, notices = plan_for(self.memory, engine, len(closing))
         yield from map(Notice, notices)
-        if not self._readings or self.memory.policy == FOCUS:
+        if not self.readings or self.memory.policy == FOCUS:
             with explained(self.memory, self.model):
                 yield from self._remember(engine, plan, question, closing)
         try:
             with explained(self.memory, self.model):
                 yield from answer_question(
-                    engine, self._readings, question, closing, self.memory, config, tuple(notices)
+                    engine, self.readings, question, closing, self.memory, config, tuple(notices)
                 )
         finally:  # also when the answer was stopped: what was read need not be read again
-            for reading in self._readings:
+            for reading in self.readings:
                 reading.seconds, reading.tokens_reused = 0.0, reading.tokens
 
     def _load_engine(self) -> Generator[Event, None, LanguageModel]:
@@ -288,7 +288,7 @@ class Memory:
             if several:
                 reading.forget_state()
             readings.append(reading)
-        self._readings = readings
+        self.readings = readings
 
 
 def plan_for(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from indexmem_cli.config import show_time
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library import Library, home
 from indexmem_cli.library.disk import blake2b, locked, make_folder
@@ -97,11 +98,6 @@ def new_id() -> str:
     return secrets.token_hex(6)
 
 
-def show_time(seconds: float) -> str:
-    """Write a time as `2024-03-05T14:02:11Z`."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
 def sessions_folder() -> Path:
     """Where the conversations lie: next to the memories."""
     return home() / "sessions"
@@ -175,7 +171,7 @@ class SessionStore:
         with self._explained():
             rows = self._db.execute(
                 "SELECT id, model, budget_tokens, sources, created_s, used_s,"
-                " (SELECT coalesce(max(number), 0) FROM turns WHERE session = id),"
+                " (SELECT count(*) FROM turns WHERE session = id),"
                 " (SELECT substr(question, 1, 1000) FROM turns WHERE session = id"
                 "  ORDER BY number LIMIT 1)"
                 " FROM sessions ORDER BY used_s DESC, id"

@@ -224,6 +224,18 @@ def test_a_run_measures_every_method_once_and_goes_on(run, monkeypatch):
         assert run(*options).exit_code == 0 and len(measured) == before + 18
 
 
+def test_outside_of_a_checkout_a_run_goes_on_in_the_same_version(run, monkeypatch):
+    monkeypatch.setattr("indexmem_cli.bench.rows.state_of_code", lambda: (None, None))
+    measured, measure = [], quality.measure
+    monkeypatch.setattr(quality, "measure", lambda *a: measured.append(a) or measure(*a))
+    options = ["--suite", "needle", "--lengths", "220", "--methods", "full,recency"]
+    assert run(*options, "--minutes", "0").exit_code == 0 and len(measured) == 1
+    for _ in range(2):
+        assert run(*options).exit_code == 0 and len(measured) == 4
+    monkeypatch.setattr("indexmem_cli.bench.rows.__version__", "another")
+    assert run(*options).exit_code == 0 and len(measured) == 8
+
+
 def test_a_task_and_a_method_are_added_in_one_file(run, monkeypatch):
     monkeypatch.setattr(suites, "SUITES", dict(suites.SUITES))
     monkeypatch.setattr(suites, "METHODS", dict(suites.METHODS))

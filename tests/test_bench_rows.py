@@ -59,6 +59,18 @@ def test_tables_take_the_newest_rows(results):
     assert run("tables", "--check", *options).exit_code == 0
 
 
+def test_the_text_of_passages_is_that_of_their_length(results):
+    same = {"commit": "a", "texts": ["t"], "n": 50, "seed": 0}
+    passages = same | {"mode": "passages", "tokens": 400, "length_tokens": 16384, "right": 40}
+    whole = [
+        same | {"mode": "no-recall", "tokens": length + 5, "length_tokens": length}
+        for length in (16384, 65536)
+    ]
+    path = results / "results" / "recall.jsonl"
+    write(path, [*whole, passages | {"interval_95": [0.6, 0.9]}])
+    assert "| 16,389 | 40 of 50 |" in tables.tabulate_facts(path.parent)
+
+
 def test_a_readme_without_marks_is_refused(results):
     (results / "README.md").write_text("# R\n", "utf-8")
     refused = run("tables", "--readme", results / "README.md", "--results", results / "results")
@@ -207,6 +219,8 @@ SPREAD = {"p20": 1.0, "median": 1.1, "p80": 1.2}
         ({"value": 2.0, "measure": "bits per byte", "unit": "bits"}, {"value": 3.0}, "worse"),
         ({"value": 9.0, "measure": "to the first token", "unit": "s"}, {"value": 3.0}, "better"),
         ({"value": 9.0, "measure": "of mine", "benchmark": "quality"}, {"value": 3.0}, "better"),
+        ({"score": 3.0, "task": "prose", "benchmark": "indexers"}, {"score": 2.0}, "better"),
+        ({"score": 0.9, "task": "single", "benchmark": "indexers"}, {"score": 0.5}, "worse"),
         ({"kv_bytes": 1000}, {"kv_bytes": 900}, "better"),
         ({"kv_bytes": 1000}, {"kv_bytes": 1015}, "same"),
         ({"read_s": SPREAD}, {"read_s": SPREAD | {"median": 1.2}}, "same"),
@@ -220,6 +234,16 @@ def test_a_difference_counts_only_beyond_chance(a, b, verdict):
     assert verdicts(a, {**a, **b} | ({"interval_95": [low, low + 0.1]} if low > 0 else {})) == [
         verdict
     ]
+
+
+@pytest.mark.parametrize(("unit", "most"), [("share", 0.3), ("bits", -0.3)])
+def test_quantising_is_the_worse_the_more_it_costs(unit, most):
+    little, much = (
+        {"weights": "full - int8", "unit": unit, "value": lost}
+        | {"interval_95": [lost - 0.02, lost + 0.02]}
+        for lost in (most / 3, most)
+    )
+    assert (verdicts(little, much), verdicts(much, little)) == (["worse"], ["better"])
 
 
 def test_the_same_questions_are_compared_one_by_one():

@@ -668,3 +668,61 @@ def test_real_exports_hold_what_their_answer_keys_say(kind):
         assert sorted(found) == expected, path
         text = " ".join(" ".join(p.text.split()) for p in document.passages())
         assert all(m["message"].split(": http")[0] in text for m in key), path
+
+
+# --- Slack folders of which something cannot be read
+
+
+@pytest.fixture
+def slack_folder(tmp_path):
+    for name, content in slack_files().items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    return tmp_path
+
+
+def _denied(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+
+class _NotEntered(list):
+    """The entries of a folder that can be listed and not entered."""
+
+    class Entry:
+        name = "2023-11-14.json"
+        is_file = staticmethod(lambda **_: True)
+        stat = _denied
+
+    def __enter__(self):
+        return [self.Entry()]
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("scan", [_denied, lambda _: _NotEntered()])
+def test_a_channel_that_cannot_be_looked_into_is_counted(slack_folder, monkeypatch, scan):
+    plain = os.scandir
+    monkeypatch.setattr(
+        "os.scandir", lambda path: (scan if Path(path).name == "zoo" else plain)(path)
+    )
+    sources = open_sources([str(slack_folder)], READ)
+    assert sources.skipped == {"unreadable": 1}
+    assert lines_of(sources.documents[0]) == SLACK_LINES[2:]
+
+
+def test_a_day_that_cannot_be_read_is_named(slack_folder, monkeypatch):
+    plain = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *how: (_denied if "11-15" in path.name else plain)(path, *how)
+    )
+    [document] = open_sources([str(slack_folder)], READ).documents
+    with pytest.raises(DocumentError, match=r"general/2023-11-15\.json in it: Permission denied"):
+        lines_of(document)
+
+
+def test_a_channel_that_goes_away_before_it_is_read_is_named(slack_folder):
+    [document] = open_sources([str(slack_folder)], READ).documents
+    (slack_folder / "D1/2023-11-14.json").unlink()
+    with pytest.raises(DocumentError, match=r"D1/2023-11-14\.json in it: No such file"):
+        lines_of(document)

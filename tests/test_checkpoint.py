@@ -104,10 +104,10 @@ def test_what_a_config_does_not_say_of_its_layers_is_what_transformers_takes(
     sizes = {"num_hidden_layers": 31, "num_attention_heads": 4, "num_key_value_heads": 2}
     full = AutoConfig.for_model(family, **sizes, **said)
     window = getattr(full, "sliding_window", None)
-    said = {**sizes, **({} if window is None else {"sliding_window": window}), **said}
     kinds = getattr(full, "layer_types", None) or ["sliding_attention"] * 31
     expected = [window if kind == "sliding_attention" else None for kind in kinds]
-    assert checkpoint_of(tmp_path, model_type=family, **said).layer_windows == expected
+    found = checkpoint_of(tmp_path, model_type=family, **sizes, **said)
+    assert found.layer_windows == expected
 
 
 def test_the_config_of_the_text_model_counts(tmp_path):
@@ -208,6 +208,16 @@ def test_a_base_model_without_a_template_gets_a_plain_prompt(model_copy):
     prompt = load_prompt(find_checkpoint(str(model_copy)))
     tokenizer = AutoTokenizer.from_pretrained(model_copy)
     assert tokenizer.decode(prompt.ending) == "\nAnswer:"
+
+
+@pytest.mark.parametrize("content", ["[", "[1]"])
+def test_a_damaged_tokenizer_is_one_clear_error_that_speaks_of_no_code(model_copy, content):
+    from indexmem_cli.loading import load_prompt
+
+    (model_copy / "tokenizer_config.json").write_text(content)
+    with pytest.raises(BackboneError, match="tokenizer cannot be loaded") as caught:
+        load_prompt(find_checkpoint(str(model_copy)))
+    assert "whole" in caught.value.hint
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "mistral", "gemma3_text"])

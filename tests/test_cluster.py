@@ -135,6 +135,15 @@ def test_what_one_source_lacks_keeps_no_other_from_being_read(
     assert source in names
 
 
+def test_workers_that_share_a_machine_do_not_each_take_all_its_memory(
+    cluster: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("the mill")
+    asked = start_ingest(cluster, tiny_model_dir, tmp_path, "a.txt", "--budget", "auto")
+    _, told = asked.communicate(timeout=300)
+    assert asked.returncode == 2 and "share a machine's memory" in told
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [

@@ -1,5 +1,6 @@
 """Conversations with a tiny model of random weights: what is read, kept, saved and found again."""
 
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -18,6 +19,7 @@ from indexmem_cli.cli.app import app
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig
 from indexmem_cli.conversation import LAST, Conversation, open_conversation
 from indexmem_cli.errors import (
+    BackboneError,
     ConfigError,
     DocumentError,
     LockTimeout,
@@ -82,6 +84,12 @@ def kept(talk: Conversation) -> list[torch.Tensor]:
 
 def same(ours, theirs) -> bool:
     return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+def on_disk() -> Session:
+    """The session that was used last, as another process would find it."""
+    with contextlib.closing(SessionStore(sessions_folder())) as store:
+        return store.last()
 
 
 def text_of(talk: Conversation) -> str:
@@ -250,8 +258,45 @@ def test_sources_can_be_added_and_lost(begin, tmp_path):
     talk.close()
     book.unlink()
     again = begin(resumed=talk.session.id)
-    assert "not looked through any more" in notices_of(again.start())
+    assert "not looked through this time" in notices_of(again.start())
     assert again.sources == []
+    again.close()
+    book.write_text("The mill passes to Ruth.\n")
+    assert begin(resumed=talk.session.id).sources == [str(book)]
+
+
+def test_a_session_stays_as_it_was_until_what_is_asked_of_it_works(begin, tmp_path, monkeypatch):
+    book = tmp_path / "book.txt"
+    book.write_text("The mill passes to Ruth.\n")
+    talk = begin([book])
+    hear(talk, SAID[:1])
+    talk.close()
+    before = on_disk()
+    monkeypatch.setattr("time.time", lambda: 1.8e9)
+    for wrong, error in (({"model": "no/such-typo"}, BackboneError), ({"budget": 16}, ConfigError)):
+        again = begin(resumed=LAST, given=frozenset(wrong), **wrong)
+        again._engine = None  # the one that was loaded would do for any name
+        with pytest.raises(error):
+            list(again.start())
+        again.close()
+        assert on_disk() == before
+    book.unlink()
+    list(begin(resumed=LAST, given=frozenset({"budget"}), budget=160).start())
+    assert on_disk() == replace(before, budget_tokens=160, used_s=1.8e9)
+
+
+@pytest.mark.parametrize("kind", [LockTimeout, OutOfMemory, DocumentError])
+def test_a_talk_goes_on_without_a_source_of_earlier_days(begin, tmp_path, monkeypatch, kind):
+    (tmp_path / "book.txt").write_text("The mill passes to Ruth.\n")
+    talk = begin([tmp_path / "book.txt"])
+    hear(talk, SAID[:1])
+    talk.close()
+    again = begin(resumed=LAST)
+    monkeypatch.setattr(Memory, "ingest", lambda _: (_ for _ in ()).throw(kind("not now")))
+    told = notices_of(ask(again, SAID[1]))
+    assert "book.txt is not looked through this time: not now" in told
+    assert again.sources == []
+    assert on_disk().sources == (str(tmp_path / "book.txt"),)
 
 
 def test_a_source_that_cannot_be_read_is_let_go(begin, tmp_path, monkeypatch):
@@ -260,8 +305,11 @@ def test_a_source_that_cannot_be_read_is_let_go(begin, tmp_path, monkeypatch):
     hear(talk, SAID[:1])
     with monkeypatch.context() as patch:
         patch.setattr(Memory, "ingest", lambda _: (_ for _ in ()).throw(DocumentError("damaged")))
+        events = talk.add([str(tmp_path / "book.txt")])
+        told = next(event.message for event in events if isinstance(event, Notice))
+        assert told.endswith("book.txt is not looked through")
         with pytest.raises(DocumentError, match="damaged"):
-            list(talk.add([str(tmp_path / "book.txt")]))
+            next(events)
     assert talk.sources == [] == list(talk.store.all()[0].sources)
     assert isinstance(ask(talk, SAID[1])[-1], Answer)
 
@@ -369,6 +417,44 @@ def test_a_turn_that_could_not_be_written_leaves_its_number_free(begin, monkeypa
     hear(again, SAID[3:4])
     turns = [(turn.number, turn.question) for turn in again.store.turns(again.session.id)]
     assert turns == [(1, SAID[0]), (3, SAID[2]), (4, SAID[3])]
+
+
+def test_what_is_saved_is_not_saved_again_because_a_turn_was_lost(begin, monkeypatch):
+    talk = begin()
+    hear(talk, SAID[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(SessionStore, "put_turn", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        hear(talk, SAID[1:2])
+    hear(talk, SAID[2:3])
+    talk.close()
+    saved = []
+    for _ in range(2):
+        again = begin(resumed=LAST)
+        list(again.start())
+        assert again.num_turns == on_disk().turns == 2
+        again.close()
+        saved.append(list(Library().manifests()))
+    assert saved[0] == saved[1]
+
+
+def test_a_notice_is_not_lost_while_the_memory_is_saved(begin, monkeypatch):
+    talk = begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(SessionStore, "put_turn", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        hear(talk, SAID[:1])
+    talk.save()
+    assert "what was said is not saved: full" in notices_of(ask(talk, SAID[1]))
+
+
+def test_what_saving_has_to_say_is_said(begin):
+    talk = begin()
+    hear(talk, SAID[:1])
+    talk.close()
+    [state] = Library().root.glob("*/state-*")
+    state.write_bytes(b"x" * state.stat().st_size)
+    again = begin(resumed=LAST)
+    again.save()
+    assert "is damaged" in " ".join(again.close())
 
 
 def test_what_failed_to_be_read_is_read_after_all(begin, monkeypatch):

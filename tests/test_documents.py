@@ -467,3 +467,113 @@ def test_another_package_can_add_a_loader(tmp_path, monkeypatch):
     with pytest.raises(DocumentError, match="mine_loader"):
         open_one(root / "c.txt")
     formats._loaders.cache_clear()
+
+
+# --- what cannot be had, and what is closed then
+
+
+ALLOWED = ReadConfig(allow_network=True)
+
+
+def _denied(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+
+class _BrokenOff(io.BytesIO):
+    def read(self, *_):
+        raise OSError("it broke off")
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """What comes from every address."""
+    stream = io.BytesIO(b"text\n")
+    monkeypatch.setattr("indexmem_cli.documents.open_address", lambda *_: stream)
+    return stream
+
+
+@pytest.fixture
+def no_space(monkeypatch):
+    """A machine on which nothing can be put on the disk."""
+
+    def refuse():
+        raise FileNotFoundError(2, "No usable temporary directory")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_file", _denied)
+    with pytest.raises(DocumentError, match=f"{tmp_path.name}: Permission denied"):
+        open_sources([str(tmp_path)], READ)
+
+
+def test_a_name_with_a_nul_is_that_of_a_missing_file(tmp_path):
+    with pytest.raises(DocumentError, match="no such file"):
+        open_sources([str(tmp_path / "a\0b")], READ)
+
+
+def test_an_address_without_text_is_like_an_empty_file(tmp_path, address):
+    make_files(tmp_path, {"a.txt": ""})
+    with pytest.raises(DocumentError, match=r"a\.txt: the file holds no text"):
+        open_sources([f"{address}/a.txt"], ALLOWED)
+
+
+def test_the_answer_that_there_is_no_such_page_is_closed(address):
+    with pytest.raises(DocumentError) as error:
+        open_sources([f"{address}/none.txt"], ALLOWED)
+    assert error.value.__cause__.fp.closed
+
+
+def test_an_address_whose_first_bytes_do_not_come_is_closed(monkeypatch):
+    page = _BrokenOff()
+    monkeypatch.setattr("indexmem_cli.documents.open_address", lambda *_: page)
+    with pytest.raises(DocumentError, match="broke off"):
+        open_sources(["http://x/a.txt"], ALLOWED)
+    assert page.closed
+
+
+def test_a_pipe_of_which_no_copy_can_be_kept_is_named_and_closed(page, no_space, tmp_path):
+    with pytest.raises(DocumentError, match="http://x/a.txt: No usable temporary"):
+        open_each(["http://x/a.txt"], ALLOWED, keep_pipes=True)
+    assert page.closed
+    os.mkfifo(fifo := tmp_path / "fifo")
+    with (
+        subprocess.Popen(["sh", "-c", f"echo hello > {fifo}"]),
+        pytest.raises(DocumentError, match="fifo: No usable temporary"),
+    ):
+        open_each([str(fifo)], READ, keep_pipes=True)
+
+
+def test_an_empty_pipe_that_the_user_names_is_closed(tmp_path, monkeypatch):
+    os.mkfifo(fifo := tmp_path / "fifo")
+    opened, plain = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda *about: opened.append(plain(*about)) or opened[-1])
+    with subprocess.Popen(["sh", "-c", f": > {fifo}"]), pytest.raises(ConfigError, match="empty"):
+        open_one(fifo)
+    assert [stream.closed for stream in opened] == [True]
+
+
+@pytest.mark.parametrize(
+    ("sources", "config"),
+    [
+        (["http://x/a.txt", "missing.txt"], ALLOWED),
+        (["http://x/a.txt"], ReadConfig(allow_network=True, pages=((1, 2),))),
+    ],
+)
+def test_an_address_is_closed_when_something_else_is_refused(page, sources, config):
+    with pytest.raises((DocumentError, ConfigError)):
+        open_each(sources, config)
+    assert page.closed
+
+
+def test_an_address_that_is_opened_stays_open_until_it_is_read(page):
+    [document] = open_sources(["http://x/a.txt"], ALLOWED).documents
+    assert not page.closed and text_of(document) == "text\n" and page.closed
+
+
+def test_what_a_broken_pdf_brings_up_is_told_by_its_first_words():
+    from indexmem_cli.documents.pdf import _one_error
+
+    with pytest.raises(DocumentError, match=r"\(ValueError: odd\)"), _one_error("a.pdf"):
+        raise ValueError("\nodd\nmore")

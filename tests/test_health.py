@@ -1,13 +1,17 @@
 """`doctor` on a healthy and on broken installations, and what it mends."""
 
+import errno
 import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from local_hub import serve_models
+from saved import save
 from typer.testing import CliRunner, Result
 
 from indexmem_cli import catalogue, settings
@@ -27,6 +31,17 @@ def statuses(*args: str) -> dict[str, str]:
         if found.get(finding["name"]) != "failure":
             found[finding["name"]] = finding["status"]
     return found
+
+
+def refusing(folder: Path, act: Callable[..., Any]) -> Callable[..., Any]:
+    """Have the files of a folder refused, as those of another user are; root may look at all."""
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.parent == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return act(path, *args, **options)
+
+    return refuse
 
 
 class TestHealthy:
@@ -61,6 +76,19 @@ class TestBroken:
         assert "2 removals or imports that a crash cut short take 2.0 MiB" in doctor().stdout
         assert "2.0 MiB were freed" in doctor("--fix").stdout
         assert [path.name for path in root.iterdir()] == [".incoming-c"]
+
+    def test_a_memory_that_may_not_be_looked_into(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is a damaged one to `doctor` and `memories`, and stands in the way of no other."""
+        other, refused = save(Library()).id, Library().folder("0" * 12)
+        refused.mkdir()
+        for name in ("open", "stat"):
+            monkeypatch.setattr(Path, name, refusing(refused, getattr(Path, name)))
+        assert "memory 000000000000 is damaged" in doctor().stdout
+        listed = CliRunner().invoke(app, ["memories", "list", "--json"])
+        found = {each["id"]: each["status"] for each in json.loads(listed.stdout)["memories"]}
+        assert found == {other: "ok", refused.name: "damaged"}
+        assert CliRunner().invoke(app, ["memories", "rm", "book.txt", "--yes"]).exit_code == 0
+        assert Library().ids() == [refused.name]
 
     def test_settings(self) -> None:
         settings.create_config().write_text("nonsense = 1\n")

@@ -181,7 +181,7 @@ def test_a_reading_that_is_killed_goes_on(tiny_model_dir, books):
     options = {"model": str(tiny_model_dir), "budget": 96, "chunk_tokens": 32, "offline": True}
     memory = Memory.read("long.txt", save=True, **options)
     notices = [event.message for event in memory.ingest() if hasattr(event, "message")]
-    assert "cut short" in notices[0] and memory._readings[0].tokens_reused >= 5 * 32
+    assert "cut short" in notices[0] and memory.readings[0].tokens_reused >= 5 * 32
 
 
 def test_a_reading_that_is_interrupted_ends_its_chunk_and_goes_on(tiny_model_dir, books):

@@ -1,5 +1,6 @@
 """`indexmem memories`: listed, checked, moved and removed, through the real commands."""
 
+import errno
 import json
 import os
 import shutil
@@ -236,6 +237,20 @@ class TestRemove:
         assert run("prune", "-y").exit_code == 0
         assert library.ids() == [good.id] and begun not in library.ids() and not left.exists()
 
+    def test_prune_removes_nothing_before_the_yes(self, library):
+        begin(library, blank())
+        left = library.root / ".gone-x"
+        left.mkdir()
+        os.utime(left, (1, 1))
+        assert run("prune").exit_code == 2 and left.exists()
+        assert run("prune", "-y").exit_code == 0 and not left.exists()
+
+    def test_prune_needs_no_yes_for_what_a_crash_left(self, library):
+        left = library.root / ".gone-x"
+        left.mkdir(parents=True)
+        os.utime(left, (1, 1))
+        assert run("prune").stdout == "nothing to remove\n" and not left.exists()
+
     def test_what_is_being_written_keeps_the_others_from_nothing(self, library, monkeypatch):
         ids = [begin(library, blank(digit * 64)) for digit in "123"]
         delete = Library.delete
@@ -297,6 +312,14 @@ class TestTransfer:
         assert run("export", memory.id, "-o", "out.tar").exit_code == 2
         assert Path("out.tar").read_text() == "mine"
         assert run("export", memory.id, "-o", "out.tar", "--force").exit_code == 0
+
+    def test_a_full_disk_is_a_fault_and_no_misuse(self, library, monkeypatch):
+        def fail(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("indexmem_cli.library.transfer.export_memory", fail)
+        result = run("export", save(library).id)
+        assert result.exit_code == 1 and "No space left on device" in result.stderr
 
     def test_a_name_that_is_taken_stays_where_it_is(self, library, tmp_path):
         memory = save(library, blank(name="mill"))
@@ -426,3 +449,50 @@ class TestProcesses:
         (library.root / ".locks").write_text("a file where a folder should be")
         result = run("rm", memory.id, "--yes")
         assert result.exit_code == 1 and library.verify(memory.id)
+
+
+class TestSlackFolders:
+    DAY = '[{"type": "message", "user": "U1", "ts": "1700000000.0", "text": "hi"}]'
+
+    @pytest.fixture
+    def export(self, tmp_path):
+        """A folder whose files are one source, with a folder in a channel that is not read."""
+        folder = tmp_path / "export"
+        (folder / "general" / "files").mkdir(parents=True)
+        (folder / "users.json").write_text('[{"id": "U1", "name": "ann"}]')
+        (folder / "general" / "2023-11-14.json").write_text(self.DAY)
+        return folder
+
+    @pytest.fixture
+    def memory(self, library, export):
+        from indexmem_cli.config import ReadConfig
+        from indexmem_cli.documents import open_sources
+        from indexmem_cli.library.sources import describe_files
+
+        files = describe_files(open_sources([str(export)], ReadConfig()).documents)
+        return save(library, blank(source="export", path=str(export), files=files))
+
+    def test_one_that_was_only_touched_is_not_stale(self, library, export, memory):
+        os.utime(export / "users.json", (2e9, 2e9))
+        assert describe(library, memory.id).status == "ok"
+        (export / "users.json").write_text('[{"id": "U1", "name": "bob"}]')
+        assert describe(library, memory.id).status == "stale"
+
+    def test_only_files_that_are_read_make_one_stale(self, library, export, memory):
+        from indexmem_cli.library.sources import changed_while_read
+
+        (export / "general" / "files" / "new.txt").write_text("new")
+        assert describe(library, memory.id).status == "ok"
+        assert changed_while_read(memory.files) == []
+        (export / "general" / "2023-11-15.json").write_text(self.DAY)
+        assert describe(library, memory.id).status == "stale"
+        assert changed_while_read(memory.files) == [str(export)]
+
+    def test_a_day_that_came_after_it_was_opened_is_no_part_of_it(self, export):
+        from indexmem_cli.config import ReadConfig
+        from indexmem_cli.documents import open_sources
+        from indexmem_cli.library.sources import changed_files, describe_files
+
+        documents = open_sources([str(export)], ReadConfig()).documents
+        (export / "general" / "2023-11-15.json").write_text(self.DAY)
+        assert changed_files(describe_files(documents)) == [str(export)]

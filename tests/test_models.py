@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from families import CONFIGS
 from local_hub import COMMIT, LocalHub, serve_models
 from typer.testing import CliRunner, Result
 
-from indexmem_cli import catalogue, machine, settings
-from indexmem_cli.checkpoint import read_checkpoint
+from indexmem_cli import machine, settings
+from indexmem_cli.checkpoint import missing_files, read_checkpoint
 from indexmem_cli.cli.app import app
 from indexmem_cli.config import MemoryConfig, ModelConfig
 from indexmem_cli.estimate import (
@@ -263,10 +264,50 @@ class TestMachine:
             ("-1", []),
             ("0,7,1", [0]),
             ("GPU-a1,2", ["GPU-a1", 2]),
+            ("MIG-7,x", ["MIG-7"]),
         ],
     )
     def test_cards_are_those_that_cuda_shows(self, visible: str | None, shown: list) -> None:
         assert machine._shown(visible, 4) == shown
+
+    @pytest.mark.parametrize(
+        ("visible", "names"),
+        [
+            ("GPU-b", ["B"]),
+            ("1,MIG-b7", ["B", "B slice"]),
+            ("0,GPU-c,1", ["A"]),
+            ("MIG-none", []),
+        ],
+    )
+    def test_cards_go_by_number_by_the_beginning_of_a_uuid_or_by_slice(
+        self, visible: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import pynvml
+
+        cards = {0: "GPU-a11", 1: "GPU-b22", "MIG-b7": "MIG-b7"}
+        known = {"GPU-a11": "A", "GPU-b22": "B", "MIG-b7": "B slice"}
+
+        def by_uuid(uuid: str) -> str:
+            if uuid not in cards:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+            return uuid
+
+        answers = {
+            "Init": lambda: None,
+            "Shutdown": lambda: None,
+            "SystemGetDriverVersion": lambda: "600.1",
+            "DeviceGetCount": lambda: 2,
+            "DeviceGetHandleByIndex": cards.__getitem__,
+            "DeviceGetHandleByUUID": by_uuid,
+            "DeviceGetUUID": lambda card: card,
+            "DeviceGetName": known.__getitem__,
+            "DeviceGetMemoryInfo": lambda card: SimpleNamespace(total=8, free=7),
+        }
+        for name, answer in answers.items():
+            monkeypatch.setattr(pynvml, f"nvml{name}", answer)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        seen = machine.look_at_machine()
+        assert [gpu.name for gpu in seen.gpus] == names and seen.driver == "600.1"
 
     def test_devices(self) -> None:
         gpus = (machine.Gpu("A", 8 * GIB, 7 * GIB), machine.Gpu("B", 80 * GIB, 79 * GIB))
@@ -404,10 +445,15 @@ class TestHub:
             ).read_bytes()
             again = program(hub, home, "models", "pull", "test/tiny")
             assert again.stderr == f"test/tiny is here already (revision {COMMIT})\n"
+            text = tmp_path / "a.txt"
+            text.write_text("the mill passes to Ruth")
+            hub.asked.clear()
+            asked = program(
+                hub, home, "inspect", str(text), "-b", "64", "-m", "test/tiny", "--json"
+            )
+            assert (asked.returncode, hub.asked) == (0, []), asked.stderr  # nobody hears of it
         listed = program(hub, home, "models", "list", "-q")  # the hub is gone
         assert listed.stdout == "indexmem-mini\ntest/tiny\n", listed.stderr
-        text = tmp_path / "a.txt"
-        text.write_text("the mill passes to Ruth")
         command = ["inspect", str(text), "-b", "64", "-m", "test/tiny", "--offline", "--json"]
         assert program(hub, home, *command).returncode == 0
 
@@ -421,7 +467,10 @@ class TestHub:
             listed = program(hub, home, "models", "list", "-q")
             assert listed.stdout == "indexmem-mini\n"
             hub.break_after = None
-            assert program(hub, home, "models", "pull", "test/tiny").returncode == 0
+            text = tmp_path / "a.txt"
+            text.write_text("the mill passes to Ruth")
+            asked = program(hub, home, "inspect", str(text), "-b", "64", "-m", "test/tiny")
+            assert asked.returncode == 0, asked.stderr  # what was half here is fetched whole
 
     @pytest.mark.parametrize(
         ("args", "message"),
@@ -476,4 +525,4 @@ def test_a_disk_too_small_is_said_before_fetching(folder: Path, tmp_path: Path) 
 
 def test_a_shard_that_the_index_does_not_name_is_no_fault(folder: Path) -> None:
     write_index(folder)
-    assert catalogue.missing_files(folder) == []
+    assert missing_files(folder) == []

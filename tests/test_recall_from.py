@@ -36,7 +36,7 @@ def told(memory, question=QUESTION):
 
 def stored_of(memory):
     """All that is stored of the text, and the memory's manifest."""
-    [reading] = memory._readings
+    [reading] = memory.readings
     shards = reading.reader.stored.shards
     return shards.read(0, shards.end), reading.manifest
 
@@ -56,7 +56,7 @@ def test_one_reading_serves_every_question_from_keys_and_values(book, tiny_model
     stored, manifest = stored_of(memory)
     bits = {"int8": 8, "int4": 4}[form]
     # 2 layers of 2 heads with 16 numbers in keys and in values, and a scale for each vector.
-    tokens = memory._readings[0].reader.state.seen
+    tokens = memory.readings[0].reader.state.seen
     assert len(stored) == tokens * 8 * (16 * bits // 8 + 2)
     assert manifest.num_bytes > len(stored) and manifest.recall_from == form
     assert describe(Library(), manifest.id).recall_from == form
@@ -105,7 +105,7 @@ def test_a_saved_memory_is_asked_from_what_it_has(book, tiny_model_dir):
         answer, said = told(memory)
         used = wanted if wanted == "text" else form
         assert answer.text == saved[used].text
-        assert (memory._readings[0].reader.stored is None) == (used == "text")
+        assert (memory.readings[0].reader.stored is None) == (used == "text")
         assert [notice in message for message in said] == ([True] if notice else [])
 
 
@@ -116,7 +116,7 @@ def test_several_sources_are_read_as_text_and_say_so(book, tiny_model_dir, tmp_p
     memory = Memory.read(book, other, recall_from="int8", **options)
     answer, said = told(memory)
     assert "several sources" in said[0] and answer.recall[0].blocks
-    assert all(reading.reader.stored is None for reading in memory._readings)
+    assert all(reading.reader.stored is None for reading in memory.readings)
 
 
 def test_what_is_not_saved_is_brought_back_too_and_leaves_no_file(book, tiny_model_dir, tmp_path):
@@ -124,7 +124,7 @@ def test_what_is_not_saved_is_brought_back_too_and_leaves_no_file(book, tiny_mod
     before = set(tmp_path.rglob("*"))
     memory = open_memory(book, tiny_model_dir, save=False)
     assert told(memory)[0].text == saved.text
-    assert set(tmp_path.rglob("*")) == before and memory._readings[0].reader.stored is not None
+    assert set(tmp_path.rglob("*")) == before and memory.readings[0].reader.stored is not None
 
 
 def test_an_unknown_form_is_refused():
@@ -166,7 +166,7 @@ class TestGoingOn:
         answer, said = told(memory)
         assert "cut short: 128 tokens are not read again" in said[0]
         stored, manifest = stored_of(memory)
-        [reading] = whole._readings
+        [reading] = whole.readings
         assert stored == reading.reader.stored.shards.read(0, reading.reader.stored.shards.end)
         assert len(manifest.states[-1].shards) >= 3 and verify_memory(Library(), memory_id)
         assert answer.text == told(whole)[0].text
@@ -182,7 +182,7 @@ class TestGoingOn:
         stored, manifest = stored_of(memory)
         whole = open_memory(book, tiny_model_dir, save=False)
         told(whole)
-        shards = whole._readings[0].reader.stored.shards
+        shards = whole.readings[0].reader.stored.shards
         assert stored == shards.read(0, shards.end) and verify_memory(Library(), manifest.id)
         assert Library().ids() == [manifest.id] != [first.memories[0].id]
 

@@ -22,9 +22,11 @@ from openai import OpenAI
 from serving import bring, serve
 from typer.testing import CliRunner
 
+from indexmem_cli import session
 from indexmem_cli.cli.app import app
 from indexmem_cli.config import AnswerConfig, MemoryConfig, ModelConfig
-from indexmem_cli.events import Answer
+from indexmem_cli.errors import ConfigError
+from indexmem_cli.events import Answer, Loaded
 from indexmem_cli.library import Library
 from indexmem_cli.server.protocol import LONG_QUESTION_CHARS, ChatRequest
 from indexmem_cli.server.run import listen
@@ -70,6 +72,38 @@ def test_the_first_answer_can_be_counted_as_soon_as_it_is_told(tiny_model_dir: P
     assert shelf.question_tokens("who?") > 0
     told.close()
     shelf.close()
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """An entry for each time that a model is loaded."""
+    loads, load = [], session.load_language_model
+    monkeypatch.setattr(session, "load_language_model", lambda *a: loads.append(a) or load(*a))
+    return loads
+
+
+def test_requests_that_fail_load_the_model_once(tiny_model_dir: Path, loads: list[Any]) -> None:
+    shelf = Shelf(KEPT, ModelConfig(str(tiny_model_dir), device="cpu"), most=2)
+    for name in ("one.txt", "two.txt"):
+        brought = shelf.add(name, TEXT.encode())
+        with pytest.raises(ConfigError):
+            list(shelf.events([brought.id], "", "who " * 400, AnswerConfig(max_tokens=2)))
+    shelf.close()
+    assert len(loads) == 1
+
+
+def test_a_request_that_was_left_while_loading_takes_the_model_of_the_others(
+    tiny_model_dir: Path, loads: list[Any]
+) -> None:
+    shelf = Shelf(KEPT, ModelConfig(str(tiny_model_dir), device="cpu"), most=2)
+    first, second = (shelf.add(name, TEXT.encode()).id for name in ("one.txt", "two.txt"))
+    left = shelf.events([first], "", "who?", AnswerConfig(max_tokens=2))
+    next(event for event in left if isinstance(event, Loaded))
+    left.close()
+    for brought in (second, first):
+        list(shelf.events([brought], "", "who?", AnswerConfig(max_tokens=2)))
+    shelf.close()
+    assert len(loads) == 2
 
 
 def ask(client: OpenAI, question: str = "who?", **extra: Any) -> Any:

@@ -135,7 +135,7 @@ def test_text_of_a_document_never_becomes_a_special_token(tiny_model_dir):
     answer = Memory.read_text(hostile, model=str(tiny_model_dir), **OPTIONS)
     list(answer.events("Which?", AnswerConfig(max_tokens=2)))
     specials = set(answer.engine.tokenizer.special_tokens.values())
-    [reading] = answer._readings
+    [reading] = answer.readings
     assert len(reading.archive) and not any(specials & set(block.ids) for block in reading.archive)
 
 
@@ -191,7 +191,7 @@ def test_passages_are_looked_up_and_read_again_inside_the_budget(long_book, tiny
     memory, answer = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
     blocks = [block for each in answer.recall for block in each.blocks]
     assert any(block.line_start <= 8 <= block.line_end for block in blocks)
-    [reading] = memory._readings
+    [reading] = memory.readings
     question = "What is the lighthouse keeper called?"
     recalled = find_grounds([reading], question, [1, 2, 3], look_up=True)
     assert recalled.origins and recalled.reader.state.held <= 160
@@ -202,7 +202,7 @@ def test_passages_are_looked_up_and_read_again_inside_the_budget(long_book, tiny
 def test_recalled_tokens_lead_back_to_where_they_stood(long_book, tiny_model_dir):
     memory, _ = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
     question = "Where is the lighthouse keeper?"
-    recalled = find_grounds(memory._readings, question, [1, 2, 3], look_up=True)
+    recalled = find_grounds(memory.readings, question, [1, 2, 3], look_up=True)
     decode = memory.engine.tokenizer.decode
     entries = [recalled.places.find(position) for position in recalled.origins.values()]
     assert {entry.place.line for entry in entries if "lighthouse" in decode(entry.ids)} == {8}
@@ -224,7 +224,7 @@ def test_a_models_config_says_how_much_it_answers_from(book, tiny_model_dir, tmp
     for model, tokens in ((folder, 60), (tiny_model_dir, 96)):
         memory = Memory.read(book, model=str(model), **OPTIONS | {"budget": 96})
         memory.ask("Which fox?", max_tokens=2)
-        assert memory._readings[0].reader.plan.answer_from_tokens == tokens
+        assert memory.readings[0].reader.plan.answer_from_tokens == tokens
     assert find_checkpoint(DEFAULT_MODEL).answer_from_tokens == 96, "as README says"
 
 
@@ -243,7 +243,7 @@ def test_what_is_not_saved_leaves_no_file(long_book, tiny_model_dir, tmp_path, m
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path / "temporary"))
     before = set(tmp_path.rglob("*"))
     memory, _ = ask_long(long_book, tiny_model_dir, "What is the lighthouse keeper called?")
-    assert set(tmp_path.rglob("*")) == before and len(memory._readings[0].archive)
+    assert set(tmp_path.rglob("*")) == before and len(memory.readings[0].archive)
 
 
 def test_without_recall_nothing_is_looked_up(long_book, tiny_model_dir):

@@ -97,6 +97,13 @@ class TestPrecedence:
         assert defaults_from_file(commands, ["bench", "speed"]) == {"bench": {"speed": {}}}
         assert defaults_from_file(commands, ["ask"]) == {"ask": {"seed": 7, "budget": "auto"}}
 
+    @pytest.mark.parametrize("command", [["train", "adapter"], ["train", "budgets"]])
+    def test_training_takes_the_model_of_the_file(self, command: list[str]) -> None:
+        write_config('model = "Qwen/Qwen3-0.6B"\n')
+        group, name = command
+        found = defaults_from_file(get_command(app), command)
+        assert found == {group: {name: {"model": "Qwen/Qwen3-0.6B"}}}
+
     def test_config_show_knows_every_setting(self) -> None:
         assert set(shown()) == {setting.name for setting in settings.SETTINGS.values()}
 

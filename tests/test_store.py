@@ -1,6 +1,7 @@
 """Saved memories: what is loaded is what was saved, and everything else is refused by name."""
 
 import json
+import os
 import random
 import shutil
 import struct
@@ -20,6 +21,7 @@ from indexmem_cli.engine import make_reader
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library import MANIFEST, Library
 from indexmem_cli.library.disk import blake2b, write_atomic
+from indexmem_cli.library.listing import find_memory
 from indexmem_cli.library.manifest import Key, Part
 from indexmem_cli.library.saver import Saver, find_base, known_chunks, restore
 from indexmem_cli.memory.adapter import Adapter
@@ -180,6 +182,22 @@ class TestRoundTrip:
         assert library.verify(saved.id) == new != saved
         assert not set(new.parts) & set(saved.parts)
         assert len(list(library.folder(saved.id).iterdir())) == 1 + len(new.parts)
+
+
+def test_what_has_no_manifest_yet_is_found_by_its_id_alone(library):
+    library.folder("0" * 12).mkdir(parents=True)
+    assert find_memory(library, "0000") == "0" * 12
+    with pytest.raises(MemoryFileError, match="no memory"):
+        find_memory(library, "?")
+
+
+def test_what_vanishes_meanwhile_hides_no_other_leftover(library):
+    library.root.mkdir()
+    for name in (".gone-a", ".gone-b"):
+        (library.root / name).mkdir()
+        os.utime(library.root / name, (0, 0))
+    (library.root / ".gone-vanished").symlink_to("nowhere")  # listed, and no longer there
+    assert {path.name for path in library.leftovers()} == {".gone-a", ".gone-b"}
 
 
 def rewrite(library, manifest, **changes):

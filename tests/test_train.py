@@ -332,8 +332,15 @@ def test_a_cache_is_made_anew_for_another_tokenizer_or_text(data_folder, tmp_pat
 
 
 def test_a_folder_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no folder of training text"):
+    with pytest.raises(ConfigError, match="no such file: .*gutenberg-00.jsonl.xz") as refusal:
         data.prepare(tmp_path, tmp_path / "cache", SHIPPED)
+    assert "what a folder of training text holds" in refusal.value.hint
+
+
+@pytest.mark.parametrize("name", ["book.jsonl.xz", "data/qa/train/docs.jsonl.xz"])
+def test_a_file_of_records_that_is_missing_is_named_as_it_was_given(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^no such file: {name}$"):
+        next(data.read_records(Path(name)))
 
 
 def test_answers_keep_the_article_whatever_their_case() -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -74,12 +75,33 @@ def test_a_resumed_adapter_is_the_uninterrupted_one(form, data_folder, tiny_fold
     assert (read.log_mass is None) == (form == "query")
 
 
-def test_a_checkpoint_of_another_run_is_not_gone_on_with(data_folder, tiny_folder, tmp_path):  # noqa: F811
-    for form, resume in (("shared", False), ("retention", True)):
-        recipe = adapter.AdapterRecipe(form, distil_steps=1, stream_steps=1, rows=2)
+@pytest.mark.parametrize("other", [("retention", 1), ("grouped", 2)])
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(other, data_folder, tiny_folder, tmp_path):  # noqa: F811
+    for shape, resume in ((("grouped", 1), False), (other, True)):
+        recipe = adapter.AdapterRecipe(*shape, distil_steps=1, stream_steps=1, rows=2)
         more = {"threads": 1, "last_step": 1, "resume": resume}
         with pytest.raises(ConfigError, match="of another run") if resume else nullcontext():
             adapter.train_adapter(str(tiny_folder), data_folder, tmp_path / "out", recipe, **more)
+
+
+def test_an_adapter_begun_anew_and_cut_off_is_not_resumed_from_an_older_checkpoint(
+    data_folder,  # noqa: F811
+    tiny_folder,
+    tmp_path,
+):
+    recipe, rows = adapter.AdapterRecipe("shared", distil_steps=1, rows=1, length_tokens=160), []
+    run = partial(
+        adapter.train_adapter, str(tiny_folder), data_folder, tmp_path / "out", recipe, threads=1
+    )
+
+    def cut_off(row):
+        raise KeyboardInterrupt
+
+    run()
+    with pytest.raises(KeyboardInterrupt):
+        run(report=cut_off)
+    run(resume=True, report=rows.append)
+    assert rows[0]["step"] == 1
 
 
 def test_a_tokenizer_that_is_not_ours_is_left_as_it_is(
@@ -224,6 +246,24 @@ def test_one_command_makes_a_row_with_every_method(
     assert once["prose", "full"]["score"] == pytest.approx(
         cells["prose", "full"]["score"], abs=1e-4
     )
+
+
+def test_the_cache_of_tokens_is_made_once_before_the_workers_open_it(
+    bench,
+    data_folder,  # noqa: F811
+    tiny_folder,
+    tmp_path,
+    monkeypatch,
+):
+    made, prepare = [], bench.prepare
+    monkeypatch.setattr(bench, "prepare", lambda *of: made.append(of) or prepare(*of))
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    cache, out = tmp_path / "new", tmp_path / "rows.jsonl"
+    options = f"--data {data_folder} --model {tiny_folder} --cache {cache} --workers 2 --out {out}"
+    options += " --modes recency --tasks prose --fractions 0.5 --count 2 --tokens 100"
+    bench.main(options.split())
+    assert made == [(data_folder, cache, tiny_folder)]
+    assert read_cells(tmp_path)["prose", "recency"]["n"] == 2
 
 
 def read_in(bench, scorer, budget, once, span=17):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import TINY, data_folder, make_prose, maker, write_records  # noqa: F401
+from test_train import SHIPPED, TINY, data_folder, make_prose, maker, write_records  # noqa: F401
 from transformers import Qwen3ForCausalLM
 
 from indexmem_cli.errors import BackboneError, ConfigError
+from indexmem_cli.tokens import load_tiktoken
 from indexmem_cli.train import data, episodes, feeding, packing, pretrain, state
 from indexmem_cli.train.reading import QUESTIONS_FILE, read_questions
 from indexmem_cli.train.recipes import RECIPES
@@ -55,6 +56,55 @@ def test_a_part_that_did_not_come_whole_is_named(packed: Path, tmp_path: Path) -
         packing.unpack(packed, tmp_path / "cache", tmp_path / "tokenizer")
 
 
+@pytest.mark.parametrize("second", ["elsewhere", "packed"])
+def test_what_is_packed_later_is_unpacked_over_what_was_unpacked_before(
+    second: str,
+    data_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    places = tmp_path / "cache", tmp_path / "tokenizer"
+    packing.pack(data_folder, tmp_path / "packed", 1, SHIPPED, 192)
+    packing.unpack(tmp_path / "packed", *places)
+    write_records(data_folder / "prose" / "modern.jsonl.xz", [{"text": "Something else."}])
+    packing.pack(data_folder, tmp_path / second, 1, SHIPPED, 192)
+    packing.unpack(tmp_path / second, *places)
+    tokens = np.load(tmp_path / "cache" / "modern.train.npy")
+    assert load_tiktoken(SHIPPED).decode(tokens) == f"Something else.{data.END}"
+
+
+def test_parts_are_unpacked_again_where_the_tokenizer_is_gone_or_the_tokens_were_cut_off(
+    data_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed, cache, folder = (tmp_path / name for name in ("packed", "cache", "tokenizer"))  # noqa: F811
+    packing.pack(data_folder, packed, 1, SHIPPED, 192)
+    packing.unpack(packed, cache, folder)
+    whole = (cache / "prose.train.npy").read_bytes()
+    (folder / "tokenizer.tiktoken").unlink()
+
+    def cut_off(path: Path, array: np.ndarray) -> None:
+        path.write_bytes(b"cut off")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(packing.np, "save", cut_off)
+        packing.unpack(packed, cache, folder)
+    packing.unpack(packed, cache, folder)
+    assert (cache / "prose.train.npy").read_bytes() == whole
+    assert (folder / "tokenizer.tiktoken").exists()
+
+
+@pytest.mark.parametrize("lacking", packing.TOKENIZER_FILES)
+def test_a_tokenizer_to_pack_with_must_have_all_its_files(lacking: str, tmp_path: Path) -> None:
+    for name in {*packing.TOKENIZER_FILES} - {lacking}:
+        (tmp_path / name).touch()
+    with pytest.raises(BackboneError, match=f"has no {lacking}") as refusal:
+        packing.pack(tmp_path / "data", tmp_path / "out", 1, tmp_path, 192)
+    assert "--tokenizer" in refusal.value.hint
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_from_packed_parts_stops_in_one_stage_and_ends_in_the_next(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +143,33 @@ def test_checkpoints_come_in_shards_and_replace_the_last_one_whole(
     next(tmp_path.glob("*-1.safetensors")).unlink()
     with pytest.raises(BackboneError, match="000002-1.safetensors"):
         state.load_state(tmp_path)
+
+
+def test_a_run_begun_anew_and_cut_off_is_not_resumed_from_an_older_checkpoint(
+    data_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RECIPES, "tiny", TINY)
+    monkeypatch.setitem(RECIPES, "further", replace(TINY, start="tiny"))
+    monkeypatch.setattr(pretrain, "draw_loss", lambda out: None)
+    begun_at: list[int] = []
+
+    def train(run: pretrain.Run, last_step: int, *_: object) -> None:
+        begun_at.append(run.step)
+        run.step = last_step
+        run.save()
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "train", train)
+    pretrain.train_base("further", data_folder, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain, "train", cut_off)
+        pretrain.train_base("further", data_folder, tmp_path)
+    pretrain.train_base("further", data_folder, tmp_path, resume=True)
+    assert begun_at == [0, 0, 0, 0], "the start and what follows it, both begun twice"
 
 
 def test_processes_make_the_batches_that_a_thread_makes(

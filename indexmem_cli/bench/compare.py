@@ -72,7 +72,7 @@ def _lines(a: Row, b: Row) -> Iterator[Row]:
         one, two = a.get(name), b.get(name)
         if one is None or two is None:
             continue
-        higher = higher and not (name == "value" and _is_lower_better(a))
+        higher = higher and not (name in ("value", "score") and _is_lower_better(a))
         measure = a.get("measure", name) if name == "value" else name
         line = {"of": of, "measure": measure, "a": _number(one), "b": _number(two)}
         difference, interval, sign = _difference(name, a, b)
@@ -81,10 +81,15 @@ def _lines(a: Row, b: Row) -> Iterator[Row]:
 
 
 def _is_lower_better(row: Row) -> bool:
-    """Of the `value` of a row: a task that measures something else than what is right, a cost."""
+    """Of the `value` or `score` of a row: it is not of what is right, but a cost."""
     if row.get("benchmark") == "quality":
         return "measure" in row
-    return row.get("unit") in LOWER_UNITS or row.get("measure") == "wrongly refused"
+    if row.get("benchmark") == "indexers":
+        return row.get("task") == "prose"  # nats per token
+    is_cost = row.get("unit") in LOWER_UNITS or row.get("measure") == "wrongly refused"
+    # Full less quantised is what quantising takes away; of a cost, what it saves.
+    is_loss = str(row.get("weights")).startswith("full - ")
+    return is_loss != is_cost
 
 
 def _difference(name: str, a: Row, b: Row) -> tuple[float, list[float] | None, int]:

@@ -56,7 +56,7 @@ def draw_panels(
     title: str,
     logs: str = "",
 ) -> None:
-    """Draw a line for each method, in a panel for each group, the main first and faint in all.
+    """Draw a line for each method, a panel for each group: main first, and faint in the others.
 
     Args:
         ways: points [x, y] of each method, or [x, y, low, high] with an interval.

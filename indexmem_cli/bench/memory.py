@@ -116,7 +116,7 @@ def _read_bounded(settings: Row, model: ModelConfig, warmup: Sources, text: Sour
         kept = replace(kept, policy=settings["mode"], recall=False)
     first = Memory(warmup, kept, model)
     device = first.ask(QUESTION, max_tokens=ANSWER_TOKENS).model.device
-    memory = replace(first, sources=text, _readings=[])
+    memory = replace(first, sources=text, readings=[])
     del first
     before, started = _reset_peak(device), time.perf_counter()
     answer = memory.ask(QUESTION, max_tokens=ANSWER_TOKENS)

@@ -154,7 +154,7 @@ def _take_up(
 ) -> Iterator[Row]:
     """Find what was measured before; yield the rows that are there."""
     finished, known = (
-        [row for row in (read_rows(path) if path else []) if row["dirty"] is False]
+        [row for row in (read_rows(path) if path else []) if not row["dirty"]]
         for path in (rows, begun)
     )
     whole = {_identity(row): row for row in finished if row["n"] == run.config.count}
@@ -295,6 +295,7 @@ def tabulate(rows: Sequence[Row]) -> list[Row]:
 
 
 def _identity(row: Row) -> Identity:
-    """What a row was measured of; uncommitted code has no identity."""
-    names = ("commit", "dirty", "revision", "dtype", "quant", "kv_dtype", "adapter", "gpu")
-    return tuple(row.get(name) for name in (*names, "threads", *Cell.__dataclass_fields__))
+    """What a row was measured of; outside of git the version says which code it was."""
+    code = ("commit", "dirty", "version")
+    model = ("revision", "dtype", "quant", "kv_dtype", "adapter", "gpu", "threads")
+    return tuple(row.get(name) for name in (*code, *model, *Cell.__dataclass_fields__))

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from indexmem_cli import __version__
 from indexmem_cli.checkpoint import Checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, parse_size
 
@@ -48,6 +49,7 @@ def machine_fields(device: str = "auto") -> Row:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": dirty,
+        "version": __version__,
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -108,9 +110,14 @@ def of_newest(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.get("revision") == rows[-1].get("revision")]
 
 
+def matching(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Return the rows whose fields are as wanted."""
+    return [row for row in rows if all(row.get(name) == wanted[name] for name in wanted)]
+
+
 def middle_run(rows: Iterable[Row], field: str = "above_model_bytes", **wanted: Any) -> Row | None:
     """Return, of the runs like the last one whose fields are as wanted, the middle one."""
-    found = [row for row in rows if all(row.get(name) == wanted[name] for name in wanted)]
+    found = matching(rows, **wanted)
     alike = ("commit", "budget_tokens", "chunk_tokens")
     same = [row for row in found if all(row.get(n) == found[-1].get(n) for n in alike)]
     return sorted(same, key=lambda row: float(row[field]))[len(same) // 2] if same else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from indexmem_cli.bench.parts import fill_parts, markdown_table, write_parts
-from indexmem_cli.bench.rows import RESULTS, ROOT, Row, middle_run, of_newest, read_rows
+from indexmem_cli.bench.rows import RESULTS, ROOT, Row, matching, middle_run, of_newest, read_rows
 from indexmem_cli.config import ModelConfig
 from indexmem_cli.estimate import CARD_GIB, largest_budget
 
@@ -19,9 +19,13 @@ MIB = 2**20
 # Label of a line in the table of facts, and which row it is of.
 FACTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("recall (the default)", "recall", {"mode": "recall", "texts": ["castaways.txt"]}),
-    ("the best passages by words, up to 512 tokens, no memory", "recall", {"mode": "passages"}),
+    (
+        "the best passages by words, up to 512 tokens, narrowed to 96, no memory",
+        "recall",
+        {"mode": "passages"},
+    ),
     ("`--focus --no-recall`", "needles", {"mode": "question"}),
-    ("`--no-recall` (the adapter alone)", "needles", {"mode": "learned"}),
+    ("`--policy learned --no-recall` (the adapter alone)", "needles", {"mode": "learned"}),
     ("`--policy keydiff --no-recall`", "needles", {"mode": "keydiff"}),
     ("`--policy recency --no-recall`", "needles", {"mode": "recency"}),
 )
@@ -29,7 +33,7 @@ FACTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 def newest(rows: Iterable[Row], **wanted: Any) -> Row | None:
     """Return the last row whose fields are as wanted, if there is one."""
-    found = [row for row in rows if all(row.get(name) == wanted[name] for name in wanted)]
+    found = matching(rows, **wanted)
     return found[-1] if found else None
 
 
@@ -117,7 +121,7 @@ def _text_tokens(results: Path, row: Row) -> int:
     """Tokens that the facts were hidden in: passages alone do not say of which text they are."""
     if row["mode"] != "passages":
         return int(row["tokens"])
-    same = {name: row[name] for name in ("commit", "texts", "n", "seed")}
+    same = {name: row.get(name) for name in ("commit", "texts", "n", "seed", "length_tokens")}
     whole = newest(read_rows(results / "recall.jsonl"), mode="no-recall", **same)
     return int((whole or row)["tokens"])
 

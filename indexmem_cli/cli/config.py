@@ -12,7 +12,7 @@ import typer
 from indexmem_cli import settings
 from indexmem_cli.cli import options
 from indexmem_cli.config import DEFAULT_MODEL, AnswerConfig, MemoryConfig, ModelConfig
-from indexmem_cli.errors import ConfigError, IndexMemError
+from indexmem_cli.errors import ConfigError, IndexMemError, reason
 
 config = typer.Typer(rich_markup_mode=None)
 
@@ -127,13 +127,13 @@ def edit() -> None:
         file = settings.create_config()
     except OSError as error:
         raise IndexMemError(
-            f"{settings.config_path()} cannot be made: {error.strerror}", "set INDEXMEM_HOME"
+            f"{settings.config_path()} cannot be made: {reason(error)}", "set INDEXMEM_HOME"
         ) from error
     try:
         status = subprocess.run([*editor, str(file)], check=False).returncode
     except OSError as error:
         raise ConfigError(
-            f"the editor {editor[0]!r} cannot be started: {error.strerror}",
+            f"the editor {editor[0]!r} cannot be started: {reason(error)}",
             f"set EDITOR, or open {file}",
         ) from error
     if status:

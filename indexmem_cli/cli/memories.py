@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from indexmem_cli.cli import options
-from indexmem_cli.errors import ConfigError, LockTimeout, MemoryFileError
+from indexmem_cli.errors import ConfigError, IndexMemError, LockTimeout, MemoryFileError, reason
 
 if TYPE_CHECKING:
     from indexmem_cli.library import Library
@@ -152,7 +152,7 @@ def export(
     try:
         size = export_memory(library, memory_id, path, force)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise IndexMemError(f"{path} cannot be written: {reason(error)}") from error
     show_lines([f"{memory_id} → {path}, {format_bytes(size)}; it holds the document's text"])
 
 
@@ -224,9 +224,9 @@ def prune(
     meets = parse_filters(filters or ())
     wanted = {"stale", "gone"} if stale else {"damaged", "unfinished"} if not filters else None
     found = [m for m in list_memories(library) if (not wanted or m.status in wanted) and meets(m)]
+    _remove(library, [memory.id for memory in found], yes, dry_run)
     if not dry_run:
         library.sweep()
-    _remove(library, [memory.id for memory in found], yes, dry_run)
 
 
 def _remove(library: "Library", ids: Sequence[str], yes: bool, dry_run: bool) -> None:

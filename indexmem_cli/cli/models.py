@@ -11,7 +11,7 @@ from indexmem_cli import settings
 from indexmem_cli.cli import options
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, expand_home, is_folder
-from indexmem_cli.errors import BackboneError, IndexMemError
+from indexmem_cli.errors import BackboneError, IndexMemError, reason
 
 if TYPE_CHECKING:
     from indexmem_cli.catalogue import FoundModel
@@ -206,7 +206,7 @@ def default(
         file = settings.write_setting("model", name)
     except OSError as error:
         raise IndexMemError(
-            f"{settings.config_path()} cannot be written: {error.strerror}", "set INDEXMEM_HOME"
+            f"{settings.config_path()} cannot be written: {reason(error)}", "set INDEXMEM_HOME"
         ) from error
     show_line(f"default model: {name} ({file})")
     source = context.get_parameter_source("model")

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from indexmem_cli.cli import options
-from indexmem_cli.errors import ConfigError, IndexMemError
+from indexmem_cli.config import show_time
+from indexmem_cli.errors import ConfigError, IndexMemError, reason
 
 sessions = typer.Typer(rich_markup_mode=None)
 
@@ -104,7 +105,7 @@ def export(
     try:
         write_atomic(path, f"{text}\n".encode("utf-8", "replace"))
     except OSError as error:
-        raise IndexMemError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise IndexMemError(f"{path} cannot be written: {reason(error)}") from error
     show_lines([f"{about['id']} → {path}, {format_bytes(path.stat().st_size)}"])
 
 
@@ -146,13 +147,11 @@ def _open_store() -> Any:
         # Looking at what is not there makes nothing.
         return SessionStore(folder if (folder / "sessions.sqlite").exists() else None)
     except OSError as error:
-        raise IndexMemError(f"{folder} cannot be opened: {error.strerror or error}") from error
+        raise IndexMemError(f"{folder} cannot be opened: {reason(error)}") from error
 
 
 def _read(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A session, and what was said in the form that most programs use."""
-    from indexmem_cli.sessions import show_time
-
     store = _open_store()
     session = store.resolve(name)
     messages: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from indexmem_cli.cli import options
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL
 from indexmem_cli.errors import ConfigError
@@ -165,9 +166,7 @@ def adapter(
         Path | None,
         typer.Option(metavar="DOCUMENT", help="Fit to one document instead, in about a minute."),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", metavar="MODEL", help="The model, which stays as it is.")
-    ] = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_MODEL,
     form: Annotated[
         Literal["shared", "grouped", "shared-heads", "retention", "query"],
         typer.Option(help="What has a score of its own: see docs of memory/indexer.py."),
@@ -190,7 +189,8 @@ def adapter(
 ) -> None:
     """Train what decides which tokens a model keeps. The model itself is not changed.
 
-    Put the finished adapter.safetensors into the model's folder, and it is used from then on.
+    Put the finished adapter.safetensors into the model's folder, and it is used from then on. One
+    of --quick is used only with --policy learned.
 
     \b
     Examples:
@@ -235,9 +235,7 @@ def budgets(
     ],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the training text.")],
     cache: Annotated[Path, typer.Option(metavar="DIR", help="Its tokens: cache/ of a run.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", metavar="MODEL", help="The adapter's model.")
-    ] = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_MODEL,
     by: Annotated[
         str, typer.Option(metavar="UNIT", help="layer | head: what gets a share of its own.")
     ] = "layer",

@@ -12,20 +12,20 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from indexmem_cli.config import ReadConfig, is_folder
-from indexmem_cli.documents.chats.messages import NOT_SELECTED, MessageDocument
+from indexmem_cli.documents.chats.messages import NOT_SELECTED, Message, MessageDocument
 from indexmem_cli.documents.chats.slack import Folder, is_slack, read_slack
 from indexmem_cli.documents.codebase import find_files
 from indexmem_cli.documents.formats import is_plain_text, open_blob
 from indexmem_cli.documents.network import is_address, open_address
-from indexmem_cli.documents.passages import Blob, Document, Passage, Place, Unreadable
+from indexmem_cli.documents.passages import Blob, Document, Meter, Passage, Place, Unreadable
 from indexmem_cli.documents.text import SNIFF_BYTES, TextDocument
-from indexmem_cli.errors import ConfigError, DocumentError
+from indexmem_cli.errors import ConfigError, DocumentError, reason
 
 __all__ = [
     "Blob",
@@ -111,38 +111,51 @@ def open_each(
         raise ConfigError("stdin (-) is named twice")
     parts: list[Sources] = []
     unselected = None
-    for source in sources or ["-"]:
-        parts.append(opened := Sources(name=_printable(source)))
-        try:
-            _open_source(source, stdin, config, opened, keep_pipes)
-        except Unreadable as error:
-            if error.reason != NOT_SELECTED:
-                raise
-            opened.skipped[NOT_SELECTED] += 1
-            unselected = unselected or error
-    documents = [document for part in parts for document in part.documents]
-    if unselected and not documents:
-        raise unselected
+    with ExitStack() as pipes:  # those that are ours; closed if anything fails
+        for source in sources or ["-"]:
+            parts.append(opened := Sources(name=_printable(source)))
+            try:
+                _open_source(source, stdin, config, opened, keep_pipes, pipes)
+            except Unreadable as error:
+                if error.reason != NOT_SELECTED:
+                    raise
+                opened.skipped[NOT_SELECTED] += 1
+                unselected = unselected or error
+        documents = [document for part in parts for document in part.documents]
+        if unselected and not documents:
+            raise unselected
+        _check_selection(documents, config)
+        pipes.pop_all()
+    return parts
+
+
+def _check_selection(documents: Sequence[Document], config: ReadConfig) -> None:
+    """Refuse a selection that can be of no source."""
     if config.pages and all(document.kind != "pdf" for document in documents):
         raise ConfigError("pages are selected, but no source has pages")
     has_messages = any(document.has_messages for document in documents)
     if (config.authors or config.since or config.until) and not has_messages:
         raise ConfigError("authors or times are selected, but no source has messages")
-    return parts
 
 
 def _open_source(
-    source: str, stdin: BinaryIO | None, config: ReadConfig, opened: Sources, keep_pipes: bool
+    source: str,
+    stdin: BinaryIO | None,
+    config: ReadConfig,
+    opened: Sources,
+    keep_pipes: bool,
+    pipes: ExitStack,
 ) -> None:
     if source == "-":
         opened.documents.append(_open_pipe("-", stdin, config, keep=keep_pipes))
     elif is_address(source):
-        page = open_address(source, config)
+        page = pipes.enter_context(closing(open_address(source, config)))
         opened.documents.append(_open_pipe(source, page, config, is_ours=True, keep=keep_pipes))
     elif is_folder(source):
-        _open_folder(source, config, opened)
+        with _named(_printable(source)):
+            _open_folder(source, config, opened)
     else:
-        opened.documents.append(_open_file(source, config, keep_pipes))
+        opened.documents.append(_open_file(source, config, keep_pipes, pipes))
 
 
 def open_text(text: str, name: str = "text") -> Document:
@@ -152,17 +165,20 @@ def open_text(text: str, name: str = "text") -> Document:
     return TextDocument(name, "text", len(data), lambda: io.BytesIO(data), "utf-8")
 
 
-def _open_file(source: str, config: ReadConfig, keep_pipes: bool) -> Document:
+def _open_file(source: str, config: ReadConfig, keep_pipes: bool, pipes: ExitStack) -> Document:
     """Open one named file, and look whether it holds text."""
     path, name = Path(source), _printable(source)
     try:
+        if "\0" in source:  # which Python refuses in an error of its own
+            raise FileNotFoundError(source)
         if stat.S_ISFIFO(path.stat().st_mode):  # as in `indexmem ask <(command) "…"`
-            return _open_pipe(name, path.open("rb"), config, True, keep_pipes)
+            stream = pipes.enter_context(path.open("rb"))
+            return _open_pipe(name, stream, config, is_ours=True, keep=keep_pipes)
         document = _open_content(path, name, config, in_folder=False)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DocumentError(f"no such file or folder: {name}", _suggest(path)) from error
     except OSError as error:
-        raise DocumentError(f"{name}: {error.strerror or error}") from error
+        raise DocumentError(f"{name}: {reason(error)}") from error
     if not document.has_text():
         raise Unreadable("empty", f"{name}: the file holds no text")
     return document
@@ -172,7 +188,8 @@ def _open_folder(source: str, config: ReadConfig, opened: Sources) -> None:
     """Open the files of a folder that are worth reading; count the others."""
     root = Path(source).resolve()
     if (root / "users.json").is_file() and is_slack((export := Folder(root)).names):
-        opened.documents.append(_open_slack(_printable(source), root, export.size_bytes, config))
+        opened.documents.append(_open_slack(_printable(source), root, export, config))
+        opened.skipped.update(export.skipped)
         return
     documents: list[Document] = []
     skipped: Counter[str] = Counter()
@@ -199,18 +216,23 @@ def _open_folder(source: str, config: ReadConfig, opened: Sources) -> None:
     opened.skipped.update(skipped)
 
 
-def _open_slack(name: str, root: Path, size_bytes: int, config: ReadConfig) -> Document:
+def _open_slack(name: str, root: Path, export: Folder, config: ReadConfig) -> Document:
     """Open the folder of a workspace, whose files are one source."""
+
+    def read(meter: Meter, _: ReadConfig) -> Iterator[Message]:
+        export.meter = meter
+        return read_slack(export)
+
     document = MessageDocument(
         name,
         "slack",
-        size_bytes,
+        export.size_bytes,
         lambda: io.BytesIO(b""),  # it has files in place of bytes
-        lambda meter, _: read_slack(Folder(root, meter)),
+        read,
         config,
     )
     document.path = root
-    document.parts = [root / inner for inner in sorted(Folder(root).names)]
+    document.parts = export.paths
     document.has_text()
     return document
 
@@ -244,13 +266,16 @@ def _open_pipe(
     """Open a stream that can be read once; what must be sought in goes to disk first."""
     with _named(name):
         head = stream.read(SNIFF_BYTES) if stream is not None else b""
+    if not head and is_address(name):
+        raise Unreadable("empty", f"{name}: the file holds no text")
     if stream is None or not head:
         raise ConfigError("stdin is empty" if name == "-" else f"{name}: the pipe is empty")
     rest = _Pipe(head, stream, is_ours)
     if is_plain_text(head, config) and not keep:
         return TextDocument(name, "stdin", None, rest.open_once, config.encoding)
 
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
+    with _named(name):
+        spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
     try:
         with rest, _named(name):
             shutil.copyfileobj(rest, spool)
@@ -278,7 +303,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unreadable("unreadable", f"{name}: {error.strerror or error}") from error
+        raise Unreadable("unreadable", f"{name}: {reason(error)}") from error
 
 
 class _Pipe(io.BufferedIOBase):

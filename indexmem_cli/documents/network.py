@@ -28,6 +28,7 @@ def open_address(source: str, config: ReadConfig) -> BinaryIO:
             "--allow-network without --offline gives it; or download the file and name that",
         )
     from http.client import HTTPException
+    from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
     try:
@@ -35,6 +36,8 @@ def open_address(source: str, config: ReadConfig) -> BinaryIO:
         # Of a file, only what `_Response` has is used.
         return _Response(urlopen(request, timeout=_TIMEOUT_S))  # type: ignore[return-value]
     except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it is an answer, too, and holds the connection
         raise DocumentError(f"{source}: {getattr(error, 'reason', None) or error}") from error
 
 

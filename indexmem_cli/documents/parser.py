@@ -18,7 +18,7 @@ from indexmem_cli.documents.formats import open_parsed
 from indexmem_cli.documents.passages import COUNTS, Blob, Document, Passage, Unreadable
 from indexmem_cli.documents.text import SNIFF_BYTES
 from indexmem_cli.documents.wire import Wire
-from indexmem_cli.errors import IndexMemError
+from indexmem_cli.errors import IndexMemError, first_line
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -91,8 +91,8 @@ class _Parser:
             except IndexMemError as error:
                 answer = _describe(error)
             except Exception as error:  # whatever a parser raises on what it was not made for
-                lines = str(error).splitlines() or [""]
-                found = f"it cannot be parsed ({type(error).__name__}: {lines[0][:120]})"
+                what = f"{type(error).__name__}: {first_line(error)[:120]}"
+                found = f"it cannot be parsed ({what})"
                 answer = {"error": "unreadable", "reason": "malformed", "message": found}
             self._wire.send(answer)
 

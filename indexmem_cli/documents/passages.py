@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.errors import DocumentError
+from indexmem_cli.errors import DocumentError, reason
 
 COUNTS = (
     *("fraction", "pages_read", "pages_not_selected", "messages_read", "messages_not_selected"),
@@ -174,17 +174,12 @@ class Document:
         """
         digest = hashlib.sha256()
         try:
-            for part in self.parts:
-                # So that no two sets of files look alike.
-                about = f"{part.relative_to(self.path or Path())} {part.stat().st_size} "
-                digest.update(about.encode("utf-8", "replace"))
-                with part.open("rb") as stream:
-                    _digest(stream, digest)
-            if not self.parts:
-                with self._open_bytes() as source:
-                    _digest(source, digest)
+            if self.parts:
+                return hash_parts(self.path or Path(), self.parts)
+            with self._open_bytes() as source:
+                _digest(source, digest)
         except OSError as error:
-            raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
+            raise Unreadable("unreadable", f"{self.name}: {reason(error)}") from error
         return digest.hexdigest()
 
     def read_named(self) -> Generator[Passage, None, None]:
@@ -195,7 +190,7 @@ class Document:
         except Damaged as error:
             raise Unreadable(error.reason, f"{self.name}: {error}", error.hint) from error
         except OSError as error:
-            raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
+            raise Unreadable("unreadable", f"{self.name}: {reason(error)}") from error
 
     def passages(self) -> Iterator[Passage]:
         """Read the document from its beginning, lazily.
@@ -233,6 +228,22 @@ class Document:
             found = next(body, None) is not None
         self.forget_counts()
         return found
+
+
+def hash_parts(folder: Path, parts: Iterable[Path]) -> str:
+    """Return the hash of files in a folder that are read as one document.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        # So that no two sets of files look alike.
+        about = f"{part.relative_to(folder)} {part.stat().st_size} "
+        digest.update(about.encode("utf-8", "replace"))
+        with part.open("rb") as stream:
+            _digest(stream, digest)
+    return digest.hexdigest()
 
 
 def _digest(stream: ByteSource, digest: "hashlib._Hash") -> None:

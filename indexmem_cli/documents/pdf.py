@@ -18,7 +18,7 @@ from pypdf.errors import DependencyError, FileNotDecryptedError
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
 from indexmem_cli.documents.text import clean, line_passages
-from indexmem_cli.errors import ConfigError
+from indexmem_cli.errors import ConfigError, first_line, reason
 
 _LETTERS = {
     0xFB00: "ff",
@@ -85,7 +85,7 @@ class PdfDocument(Document):
         try:
             stream = self._open_file()
         except OSError as error:
-            raise Unreadable("unreadable", f"{self.name}: {error.strerror or error}") from error
+            raise Unreadable("unreadable", f"{self.name}: {reason(error)}") from error
         with stream:
             with _one_error(self.name):
                 reader = PdfReader(stream)
@@ -188,10 +188,9 @@ def _one_error(name: str) -> Iterator[None]:
     except FileNotDecryptedError as error:
         raise Unreadable("encrypted", f"{name}: the PDF is encrypted") from error
     except Exception as error:
-        lines = str(error).splitlines() or [""]
         raise Unreadable(
             "malformed",
-            f"{name}: the PDF is damaged ({type(error).__name__}: {lines[0][:120]})",
+            f"{name}: the PDF is damaged ({type(error).__name__}: {first_line(error)[:120]})",
             f"try to repair it: qpdf {shlex.quote(name)} repaired.pdf",
         ) from error
     finally:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from indexmem_cli import settings
-from indexmem_cli.catalogue import download, find_models, missing_files, plan_download
-from indexmem_cli.checkpoint import Checkpoint, find_checkpoint
+from indexmem_cli.catalogue import download, find_models, plan_download
+from indexmem_cli.checkpoint import Checkpoint, find_checkpoint, missing_files
 from indexmem_cli.config import DEFAULT_MODEL, expand_home, is_path
 from indexmem_cli.errors import IndexMemError
 from indexmem_cli.estimate import read_weights

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from indexmem_cli import __version__, settings
 from indexmem_cli.catalogue import nearest_folder
-from indexmem_cli.errors import IndexMemError
+from indexmem_cli.errors import IndexMemError, reason
 from indexmem_cli.health.finding import Finding
 from indexmem_cli.library import home
 from indexmem_cli.library.disk import feed
@@ -167,7 +167,7 @@ def check_data() -> Iterator[Finding]:
             yield Finding(
                 "data",
                 "failure",
-                f"{folder} cannot be written to: {error.strerror}",
+                f"{folder} cannot be written to: {reason(error)}",
                 f"chown or chmod {existing}, or set INDEXMEM_HOME",
             )
         else:

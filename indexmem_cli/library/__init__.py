@@ -17,7 +17,7 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
-from indexmem_cli.errors import ConfigError, LockTimeout, MemoryFileError
+from indexmem_cli.errors import ConfigError, LockTimeout, MemoryFileError, reason
 from indexmem_cli.library.disk import (
     blake2b,
     checksum,
@@ -80,7 +80,7 @@ class Library:
                 f"memory {memory_id}: {why}", "indexmem memories list shows those there are"
             ) from error
         except OSError as error:
-            raise damaged(memory_id, f"{file}: {error.strerror or error}") from error
+            raise damaged(memory_id, f"{file}: {reason(error)}") from error
         if len(data) > MAX_MANIFEST_BYTES:
             raise damaged(memory_id, "its manifest is too large")
         manifest = parse_manifest(data, memory_id)
@@ -118,7 +118,17 @@ class Library:
 
     def is_whole(self, memory_id: str) -> bool:
         """Whether it was read to its end; what is damaged was too."""
-        return (self.folder(memory_id) / MANIFEST).exists()
+        return self.has_file(memory_id, MANIFEST)
+
+    def has_file(self, memory_id: str, file: str) -> bool:
+        """Whether a file is in a memory's folder, even if nobody may look at it."""
+        try:
+            (self.folder(memory_id) / file).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def manifests(self) -> Iterator[Manifest]:
         """All whole memories that can be read, in no order; the others are passed over."""
@@ -210,7 +220,7 @@ class Library:
             with (self.folder(manifest.id) / name).open("rb") as stream:
                 data = stream.read(part.size_bytes + 1)
         except OSError as error:
-            raise damaged(manifest.id, f"{name}: {error.strerror or error}") from error
+            raise damaged(manifest.id, f"{name}: {reason(error)}") from error
         if len(data) != part.size_bytes or blake2b(data) != part.blake2b:
             raise damaged(manifest.id, f"{name} is not as it was written")
         return data
@@ -225,7 +235,7 @@ class Library:
         try:
             found = checksum(path)
         except OSError as error:
-            raise damaged(manifest.id, f"{name}: {error.strerror or error}") from error
+            raise damaged(manifest.id, f"{name}: {reason(error)}") from error
         if found != (part.size_bytes, part.blake2b):
             raise damaged(manifest.id, f"{name} is not as it was written")
         return path
@@ -304,14 +314,14 @@ class Library:
 
     def leftovers(self) -> list[Path]:
         """Folders that deletions and imports leave where a crash cuts them short."""
+        found = []
         with contextlib.suppress(OSError):
-            return [
-                Path(entry.path)
-                for entry in os.scandir(self.root)
-                if entry.name.startswith((".gone-", ".incoming-"))
-                and time.time() - entry.stat().st_mtime > _LEFTOVER_S
-            ]
-        return []
+            for entry in os.scandir(self.root):
+                if entry.name.startswith((".gone-", ".incoming-")):
+                    with contextlib.suppress(OSError):  # another process removes them too
+                        if time.time() - entry.stat().st_mtime > _LEFTOVER_S:
+                            found.append(Path(entry.path))
+        return found
 
     @contextlib.contextmanager
     def lock(self, memory_id: str, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:

@@ -16,6 +16,7 @@ from indexmem_cli.library.sources import changed_files
 
 _FILTER = re.compile(r"\s*(used|created|size)\s*([<>])\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_UNKNOWN = "?"  # in place of what a manifest says
 _BYTES = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -39,7 +40,7 @@ def describe(library: Library, memory_id: str, looks_around: bool = True) -> Sav
         try:
             begun = library.load(memory_id, CHECKPOINT)
         except MemoryFileError:
-            if library.is_whole(memory_id) or (library.folder(memory_id) / CHECKPOINT).exists():
+            if library.is_whole(memory_id) or library.has_file(memory_id, CHECKPOINT):
                 return _unreadable(memory_id, "damaged", error.message, num_bytes)
             return _unreadable(memory_id, "unfinished", "nothing of it is saved yet", num_bytes)
         return _describe(begun, "unfinished", "reading was cut short", num_bytes, begun.created_s)
@@ -59,7 +60,7 @@ def find_memory(library: Library, text: str) -> str:
     with contextlib.suppress(MemoryFileError):
         return library.resolve(text)
     every = (describe(library, memory_id, looks_around=False) for memory_id in library.ids())
-    known = [memory for memory in every if memory.status != "damaged"]
+    known = [memory for memory in every if memory.policy != _UNKNOWN]  # others have but an id
     place = Path(text).resolve()
     found = [m for m in known if m.path and Path(m.path).resolve() == place]
     found = found or [m for m in known if text in (m.source, Path(m.source).name)]
@@ -146,16 +147,16 @@ def _unreadable(memory_id: str, status: str, detail: str, num_bytes: int) -> Sav
         name=None,
         status=status,
         detail=detail,
-        source="?",
+        source=_UNKNOWN,
         path=None,
         files=0,
-        model="?",
+        model=_UNKNOWN,
         budget_tokens=0,
-        policy="?",
+        policy=_UNKNOWN,
         question=None,
         tokens=0,
         num_bytes=num_bytes,
-        recall_from="?",
+        recall_from=_UNKNOWN,
         created_s=0.0,
         used_s=0.0,
     )

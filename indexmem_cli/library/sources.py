@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from indexmem_cli.documents import Document
+from indexmem_cli.documents.chats.slack import Folder
+from indexmem_cli.documents.passages import hash_parts
 from indexmem_cli.library.disk import feed
 from indexmem_cli.library.manifest import SourceFile
 
@@ -68,7 +70,7 @@ def changed_files(files: Iterable[SourceFile]) -> list[str]:
 def _describe(document: Document) -> SourceFile:
     path = document.path
     # Before the content: what is written meanwhile then shows in `changed_while_read`.
-    stamp = _stamp(str(path)) if path else None
+    stamp = _stamp(str(path), document.parts) if path else None
     size_bytes, mtime_ns = stamp or (document.size_bytes or 0, 0)
     where = str(path.absolute()) if path else None
     return SourceFile(document.name, where, document.sha256(), size_bytes, mtime_ns)
@@ -85,21 +87,30 @@ def _stamp_of(file: SourceFile) -> tuple[int, int]:
     return file.size_bytes, file.mtime_ns
 
 
-def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time of a file, or of all in a folder; None if it is gone."""
-    place = Path(path)
+def _stamp(path: str, parts: Sequence[Path] = ()) -> tuple[int, int] | None:
+    """Size and time of a file, or of all that are one document; None if it is gone.
+
+    Args:
+        parts: the files of a document that is open; else they are looked for.
+    """
     try:
-        files = [each for each in place.rglob("*") if each.is_file()] if place.is_dir() else [place]
-        found = [file.stat() for file in files]
+        found = [file.stat() for file in parts or _parts_of(Path(path))]
     except OSError:
         return None
     return sum(each.st_size for each in found), max((each.st_mtime_ns for each in found), default=0)
 
 
+def _parts_of(place: Path) -> list[Path]:
+    """The files of a source as `Document.parts`; only a Slack export is a folder."""
+    return Folder(place).paths if place.is_dir() else [place]
+
+
 def _sha256(path: str) -> str | None:
-    digest = hashlib.sha256()
+    digest, place = hashlib.sha256(), Path(path)
     try:
-        feed(digest, Path(path))
+        if place.is_dir():
+            return hash_parts(place, _parts_of(place))
+        feed(digest, place)
     except OSError:
         return None
     return digest.hexdigest()

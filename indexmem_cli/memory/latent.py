@@ -307,21 +307,16 @@ class FastWeightMemory:
         return sum(tensor.nbytes for tensor in self.save().values())
 
     def write(self, keys: Tensor, values: Tensor) -> Tensor:
-        tags = torch.zeros(keys.shape[:3], dtype=torch.int64, device=keys.device)
-        if not self._is_empty and ops.uses_kernels(keys) and not torch.is_grad_enabled():
+        if self._is_empty:
+            batch, heads, _, size = keys.shape
+            features = self.slow.map.out_features
+            self.weights = torch.zeros(batch, heads, features, size, device=keys.device)
+            self.norm = torch.zeros(batch, heads, features, device=keys.device)
+        if keys.shape[2]:
             old = self.slow.map.weight, self.weights, self.norm
             new = ops.update_fast_weights(keys, values, _all_of(keys), *old, self.slow.decay)
-            self.weights, self.norm = new if keys.shape[2] else old[1:]
-            return tags
-        features = self.slow.map(keys.float())
-        added = features.transpose(-1, -2) @ values.float(), features.pow(2).sum(2)
-        if self._is_empty:
-            self.weights, self.norm = added
-        elif keys.shape[2]:
-            decay = self.slow.decay
-            self.weights = decay * self.weights + added[0]
-            self.norm = decay * self.norm + added[1]
-        return tags
+            self.weights, self.norm = new
+        return torch.zeros(keys.shape[:3], dtype=torch.int64, device=keys.device)
 
     def remove(self, keys: Tensor, values: Tensor, tags: Tensor) -> None:
         features = self.slow.map(keys.float())

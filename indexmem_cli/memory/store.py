@@ -63,7 +63,7 @@ def load_state(
     Args:
         data: content of the file.
         layout: as `save_state` returned it.
-        state, scorer: new ones for the same model and settings; on error the memory stays empty.
+        state, scorer: new ones for the same model and settings; on error the layers stay empty.
         shapes: key/value heads and head size of each layer of the model.
         dtype, devices: of keys and values, the devices by layer.
 
@@ -101,9 +101,9 @@ def load_state(
     gathered = {n.removeprefix("scorer."): value.to(devices[0]) for n, value in tensors.items()}
     if any(not name.startswith("scorer.") for name in tensors):
         raise ValueError("it holds tensors that belong to nothing")
-    scorer.set_tensors(gathered)
     for latent, parts, device in latents:
         _fill_latent(latent, parts, device)
+    scorer.set_tensors(gathered)
     for layer, parts, device in made:
         _fill(layer, parts, dtype, device)
     state.pins = [(first, end) for first, end in pins]

@@ -60,8 +60,7 @@ def split_among_parts(state: MemoryState, budget: int, shares: Sequence[float]) 
     """Slots per head for every managed part of a memory; the arguments are those of `evict`."""
     if not shares:
         return [budget] * len(state.managed)
-    always = state.sink_tokens + state.recent_tokens + sum(b - a for a, b in state.pins)
-    floor = min(budget, max(budget // 4, always + 1))
+    floor = min(budget, max(budget // 4, _most_pinned(state) + 1))
     return split_budget(budget, shares, floor)
 
 
@@ -100,8 +99,7 @@ def evict(
                 positions = positions[:, :1]
             pinned = pinned_slots(state, positions)
             # Counting waits for the device, so only where there may be too many.
-            bound = state.sink_tokens + state.recent_tokens + sum(b - a for a, b in state.pins)
-            most = int(pinned.sum(-1).max()) if bound > own else 0
+            most = int(pinned.sum(-1).max()) if _most_pinned(state) > own else 0
             if most > own:
                 raise ConfigError(
                     f"budget of {own:,} tokens cannot hold the {most:,} that always stay",
@@ -113,6 +111,11 @@ def evict(
         layer.keep(index.to(layer.keys.device).expand(batch, heads, -1))
     one_for_all = shared and scores[0].shape[1] == 1
     state.uniform = state.uniform and (one_for_all or index is None)
+
+
+def _most_pinned(state: MemoryState) -> int:
+    """Slots that always stay, those that are pinned twice counted twice."""
+    return state.sink_tokens + state.recent_tokens + sum(end - first for first, end in state.pins)
 
 
 def pinned_slots(state: MemoryState, positions: Tensor) -> Tensor:

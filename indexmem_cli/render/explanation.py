@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from indexmem_cli.errors import ConfigError
+from indexmem_cli.errors import ConfigError, reason
 from indexmem_cli.events import Explanation, KeptByLayers
 
 SHADES = " ░▒▓█"
@@ -73,7 +73,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120, format="png")
     except OSError as error:
-        raise ConfigError(f"the picture cannot be written to {path}: {error.strerror}") from error
+        raise ConfigError(f"the picture cannot be written to {path}: {reason(error)}") from error
 
 
 def _shares(group: KeptByLayers, tokens: int, parts: int) -> list[float]:

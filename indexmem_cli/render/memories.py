@@ -9,6 +9,7 @@ from rich.console import OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
+from indexmem_cli.config import show_time
 from indexmem_cli.events import SavedMemory
 from indexmem_cli.render.safe import safe_line
 from indexmem_cli.render.screen import open_console
@@ -19,7 +20,7 @@ def memory_json(memory: SavedMemory) -> dict[str, Any]:
     """Return a memory as plain JSON values."""
     data = asdict(memory)
     for name in ("created_s", "used_s"):
-        data[name.removesuffix("_s")] = _time(data.pop(name))
+        data[name.removesuffix("_s")] = show_time(data.pop(name))
     return data
 
 
@@ -77,16 +78,12 @@ def show_memory(memory: SavedMemory, folder: str) -> None:
         "kept": kept + (f", for the question: {memory.question}" if memory.question else ""),
         "recalled": f"from {memory.recall_from}",
         "size": format_bytes(memory.num_bytes),
-        "created": _time(memory.created_s),
-        "used": _time(memory.used_s),
+        "created": show_time(memory.created_s),
+        "used": show_time(memory.used_s),
         "folder": folder,
     }
     for name, value in facts.items():
         console.print(Text(f"{name:<9}{safe_line(value)}"))
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def ago(seconds: float) -> str:

@@ -6,7 +6,7 @@ import sys
 import uvicorn
 from fastapi import FastAPI
 
-from indexmem_cli.errors import IndexMemError
+from indexmem_cli.errors import IndexMemError, reason
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -24,7 +24,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise IndexMemError(
-            f"{host}:{port} cannot be listened on: {error.strerror}", "another --port, or 0"
+            f"{host}:{port} cannot be listened on: {reason(error)}", "another --port, or 0"
         ) from error
     return listener
 

@@ -138,11 +138,13 @@ class Shelf:
     ) -> Generator[Event, None, None]:
         """Answer from documents, and a text after them; only for the worker's thread."""
         memory = self._memory_of(tuple(ids), text)
-        for event in memory.events(question, answer):
-            # Before the event is told: whoever gets it may count the question's tokens at once.
-            # With the model goes the budget that was found to fit it.
-            self._blank.memory, self._blank.engine = memory.memory, memory.engine
-            yield event
+        try:
+            for event in memory.events(question, answer):
+                # Before the event is told: whoever gets it may count the question's tokens at once.
+                self._share_engine(memory)
+                yield event
+        finally:  # also where it fails before the first event that has the model
+            self._share_engine(memory)
 
     def question_tokens(self, question: str) -> int:
         """Tokens of a question with the prompt around it, once the model is loaded."""
@@ -166,7 +168,8 @@ class Shelf:
             # By what a name stands for now: it may have been read again since.
             key = (*(one.id for one in brought), *(manifest.id for manifest in saved))
             memory = self._memories.get(key) if not text else None
-            if memory is None:
+            # One that never got the model is made anew, with that of the others.
+            if memory is None or memory.engine is None:
                 memory = self._make_memory(brought, saved, text)
             if key and not text:
                 self._memories[key] = memory
@@ -174,6 +177,12 @@ class Shelf:
                 while len(self._memories) > self._most:
                     self._memories.popitem(last=False)
         return memory
+
+    def _share_engine(self, memory: Memory) -> None:
+        """Give the model that a memory loaded to those that are made from now on."""
+        if memory.engine is not None:
+            # With the model goes the budget that was found to fit it.
+            self._blank.memory, self._blank.engine = memory.memory, memory.engine
 
     def _make_memory(self, brought: list[Brought], saved: list[Manifest], text: str) -> Memory:
         fresh = [Sources([one.document], name=one.name) for one in brought]

@@ -28,7 +28,7 @@ from indexmem_cli.train.data import Corpus, insist_on_tokenizer, prepare
 from indexmem_cli.train.episodes import EpisodeMaker, Row
 from indexmem_cli.train.loss import ATTENDED, distil_loss, reverse_kl, soft_gate, streaming_kl
 from indexmem_cli.train.memory import calibrate_model
-from indexmem_cli.train.state import gather, load_state, save_state, scatter
+from indexmem_cli.train.state import forget_state, gather, load_state, save_state, scatter
 from indexmem_cli.train.tasks import Fact, make_development_fact, make_fact
 from indexmem_cli.train.teachers import Streaming, Whole, WholeModel, attention_labels, hide_evicted
 
@@ -319,7 +319,8 @@ class Run:
     @property
     def what(self) -> list[Any]:
         """What a checkpoint must be of to go on with."""
-        return [self.recipe.form, self.recipe.num_steps, self.model.info.revision]
+        recipe = self.recipe
+        return [recipe.form, recipe.group_layers, recipe.num_steps, self.model.info.revision]
 
     def resume(self) -> None:
         """Continue from the checkpoint in the run's folder, if there is one."""
@@ -349,8 +350,8 @@ def train_adapter(
 ) -> Path:
     """Train an indexer for a model on the data folder; returns the adapter's path.
 
-    Without `resume` a checkpoint in `out` is ignored and overwritten. `last_step` ends earlier,
-    without changing the schedule. `report` is called with each row of the log.
+    Without `resume` a checkpoint in `out` is removed. `last_step` ends earlier, without changing
+    the schedule. `report` is called with each row of the log.
 
     Raises:
         BackboneError: no such model, or it has another tokenizer than the embedded one.
@@ -368,6 +369,7 @@ def train_adapter(
     if resume:
         run.resume()
     else:
+        forget_state(out / "checkpoint")
         (out / "log.jsonl").unlink(missing_ok=True)
     last = recipe.num_steps if last_step is None else min(recipe.num_steps, last_step)
     started = time.monotonic()

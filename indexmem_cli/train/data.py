@@ -37,6 +37,8 @@ TOKENIZER_SAMPLE = {
 }
 """Characters of each source that the tokenizer is trained on: in all, and of one document."""
 END = "<|end|>"
+MANIFEST = Path("part-0") / "manifest.json"
+"""Where a folder that `indexmem train pack` wrote names its files."""
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -47,9 +49,8 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         raise ConfigError(
-            f"{path.parents[1]} is no folder of training text: it has no {path.parent.name}/"
-            f"{path.name}",
-            "docs/train-base.md says what belongs there",
+            f"no such file: {path}",
+            "docs/train-base.md says what a folder of training text holds",
         )
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -159,8 +160,10 @@ def read_texts(data: Path) -> dict[str, tuple[list[str], list[str]]]:
 
 
 def stamp_of(data: Path, tokenizer: Path) -> str:
-    """What a cache of tokens is of: the text, and the tokenizer."""
+    """What a cache of tokens is of: the text, packed or not, and the tokenizer."""
     digest = hashlib.blake2b((tokenizer / "tokenizer.tiktoken").read_bytes(), digest_size=16)
+    if (data / MANIFEST).exists():
+        digest.update((data / MANIFEST).read_bytes())
     return f"{digest.hexdigest()} {data.resolve()}\n"
 
 

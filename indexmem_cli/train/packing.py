@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from indexmem_cli.errors import ConfigError
+from indexmem_cli.errors import BackboneError, ConfigError
 from indexmem_cli.train.data import (
     HELD_OUT_SHARD,
+    MANIFEST,
     SOURCES,
-    insist_on_tokenizer,
     make_tokenizer,
     prepare,
     read_held_out_books,
@@ -39,11 +39,20 @@ def pack(data: Path, out: Path, part_mib: int, tokenizer: Path | None, window_to
 
     Args:
         tokenizer: folder of the tokenizer to encode with; None: one is built from the data.
+
+    Raises:
+        BackboneError: that folder lacks a file of the tokenizer.
+        ConfigError: the folder `data` is not one of training text.
     """
     work = out / "work"
     made = work / "tokenizer"
     if tokenizer:
-        insist_on_tokenizer(tokenizer)
+        missing = [name for name in TOKENIZER_FILES if not (tokenizer / name).exists()]
+        if missing:
+            raise BackboneError(
+                f"{tokenizer} has no {', '.join(missing)}: it holds no tokenizer to pack with",
+                "name the folder of a model that indexmem trained, or leave --tokenizer out",
+            )
         made.mkdir(parents=True, exist_ok=True)
         for name in TOKENIZER_FILES:
             shutil.copyfile(tokenizer / name, made / name)
@@ -61,7 +70,7 @@ def pack(data: Path, out: Path, part_mib: int, tokenizer: Path | None, window_to
             if path.exists():
                 parts.add_array(f"{source}.{split}", np.load(path, mmap_mode="r"))
     manifest = json.dumps(parts.sizes, indent=1)
-    (out / "part-0" / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
+    (out / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     _hold_out(data, out / "held-out")
     shutil.rmtree(work)
     return parts.number + 1
@@ -115,7 +124,7 @@ def _hold_out(data: Path, folder: Path) -> None:
 
 def is_packed(data: Path) -> bool:
     """Say whether a folder was written by `pack`."""
-    return (data / "part-0" / "manifest.json").exists()
+    return (data / MANIFEST).exists()
 
 
 def unpack(data: Path, cache: Path, tokenizer: Path) -> None:
@@ -125,9 +134,10 @@ def unpack(data: Path, cache: Path, tokenizer: Path) -> None:
         ConfigError: a file that the manifest names is missing or cut off.
     """
     done = cache / "done"
-    if done.exists() and done.read_text() == stamp_of(cache, tokenizer):
+    whole = all((tokenizer / name).exists() for name in TOKENIZER_FILES)
+    if whole and done.exists() and done.read_text() == stamp_of(data, tokenizer):
         return
-    sizes = json.loads((data / "part-0" / "manifest.json").read_text(encoding="utf-8"))
+    sizes = json.loads((data / MANIFEST).read_text(encoding="utf-8"))
     for name, size in sizes.items():
         path = data / name
         found = path.stat().st_size if path.exists() else None
@@ -136,6 +146,7 @@ def unpack(data: Path, cache: Path, tokenizer: Path) -> None:
             raise ConfigError(f"{data}: {name} {state}", "carry every part whole")
     cache.mkdir(parents=True, exist_ok=True)
     tokenizer.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
     shards: dict[str, list[Path]] = {}
     for name in sizes:
         path = data / name
@@ -147,4 +158,4 @@ def unpack(data: Path, cache: Path, tokenizer: Path) -> None:
     for array, paths in shards.items():
         paths.sort(key=lambda path: path.name)
         np.save(cache / f"{array}.npy", np.concatenate([np.load(path) for path in paths]))
-    done.write_text(stamp_of(cache, tokenizer))
+    done.write_text(stamp_of(data, tokenizer))

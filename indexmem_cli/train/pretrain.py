@@ -24,7 +24,7 @@ from indexmem_cli.train.muon import Muon
 from indexmem_cli.train.packing import is_packed, unpack
 from indexmem_cli.train.probe import measure
 from indexmem_cli.train.recipes import RECIPES, Recipe, Stage
-from indexmem_cli.train.state import gather, load_state, save_state, scatter
+from indexmem_cli.train.state import forget_state, gather, load_state, save_state, scatter
 from indexmem_cli.train.tokenizer import SPECIAL_TOKENS
 
 Batch = tuple[Tensor, Tensor]
@@ -284,10 +284,11 @@ def train_base(
 ) -> Path:
     """Train a recipe on a data folder, packed or not; returns the folder of the model.
 
-    Without `resume` what is in `out` of an earlier run is ignored and overwritten. `max_steps` and
-    `max_minutes` (of training alone) end the last recipe of a chain earlier, without changing the
-    schedule; `rehearse`, `batch_tokens` and
-    `device` change the recipe as `Recipe.rehearsed` says.
+    Without `resume` the checkpoint and the log of an earlier run in `out` are removed; its
+    tokenizer stays, unless `data` is packed and brings another, and so do tokens of the same data.
+    `max_steps` and `max_minutes` (of training alone) end the last recipe of a chain earlier,
+    without changing the schedule; `rehearse`, `batch_tokens` and `device` change the recipe as
+    `Recipe.rehearsed` says.
     """
     changes = (rehearse, batch_tokens, device)
     chosen = RECIPES[recipe].rehearsed(*changes)
@@ -299,16 +300,18 @@ def train_base(
         data = out / "cache"
     else:
         make_tokenizer(data, out / "model", chosen.window_tokens)
-    encoding = prepare(data, out / "cache", out / "model")
+    encoding = prepare(given, out / "cache", out / "model")
     maker = EpisodeMaker(Corpus(out / "cache", encoding), data)
     run = Run(chosen, maker, out, seed + chosen.seed_offset)
+    if not resume:
+        # Before the start is trained: cut off there, the run would be resumed from an old one.
+        forget_state(out / "checkpoint")
+        (out / "log.jsonl").unlink(missing_ok=True)
     if chosen.start:
         start = train_base(chosen.start, given, out / "start", resume, seed, None, *changes)
         run.begin(start)
     if resume:
         run.resume()
-    else:
-        (out / "log.jsonl").unlink(missing_ok=True)
     last_step = min(chosen.num_steps, max_steps or chosen.num_steps)
     train(run, last_step, data, max_minutes and 60 * max_minutes)
     if chosen.averaged:

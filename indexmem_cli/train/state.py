@@ -69,6 +69,11 @@ def load_state(folder: Path, of: Any = None) -> tuple[dict[str, Tensor], dict[st
     return tensors, numbers
 
 
+def forget_state(folder: Path) -> None:
+    """Take back a checkpoint; its shards go with the next one that is written."""
+    (folder / "state.json").unlink(missing_ok=True)
+
+
 def gather(
     model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], weights_only: bool
 ) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from indexmem_cli.documents.chats.messages import Message
 from indexmem_cli.documents.chats.messengers import from_slack
 from indexmem_cli.documents.passages import ByteSource, Damaged, Meter, read_whole
 from indexmem_cli.documents.unzip import Zip
+from indexmem_cli.errors import reason
 
 _LISTS = ("channels.json", "groups.json", "dms.json", "mpims.json")
 _DAY = re.compile(r"(.+)/\d{4}-\d\d-\d\d\.json")
@@ -33,27 +35,43 @@ class Members(Protocol):
 class Folder:
     """The regular files of a folder and of the folders in it; links are not followed."""
 
-    def __init__(self, root: Path, meter: Meter | None = None) -> None:
+    def __init__(self, root: Path) -> None:
+        """List the files as they are now.
+
+        Raises:
+            OSError: the folder itself cannot be looked into.
+        """
         self._root = root
-        self._meter = meter
-        self.names = [
-            f"{folder.name}/{name}" if folder != root else name
-            for folder in (root, *sorted(path for path in root.iterdir() if _is_folder(path)))
-            for name in _files_of(folder)
-        ]
+        self.meter: Meter | None = None
+        """Told how much is read."""
+        self.skipped: Counter[str] = Counter()
+        """As in `Sources`: the folders in it that cannot be looked into."""
+        sizes = _sizes_of(root)
+        for folder in sorted(path for path in root.iterdir() if _is_folder(path)):
+            try:
+                inner = _sizes_of(folder)
+            except OSError:
+                self.skipped["unreadable"] += 1
+            else:
+                sizes.update({f"{folder.name}/{name}": size for name, size in inner.items()})
+        self.names = list(sizes)
+        self.size_bytes = sum(sizes.values())
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where the files lie, in the order of their names."""
+        return [self._root / name for name in sorted(self.names)]
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return a whole file that is not larger than `max_bytes`."""
-        with (self._root / name).open("rb") as stream:
-            data = read_whole(stream, max_bytes, f"{name} in it")
-        if self._meter is not None:
-            self._meter.count(len(data))
+        try:
+            with (self._root / name).open("rb") as stream:
+                data = read_whole(stream, max_bytes, f"{name} in it")
+        except OSError as error:
+            raise Damaged(f"{name} in it: {reason(error)}", reason="unreadable") from error
+        if self.meter is not None:
+            self.meter.count(len(data))
         return data
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of all its files."""
-        return sum((self._root / name).stat().st_size for name in self.names)
 
 
 def is_slack(names: Iterable[str]) -> bool:
@@ -145,12 +163,11 @@ def _channel_name(channel: dict[str, Any], users: dict[str, str]) -> str:
     return ", ".join(people) or str(channel.get("id"))
 
 
-def _files_of(folder: Path) -> list[str]:
-    """Names of the regular files in a folder; none where it cannot be looked into."""
-    try:
-        return [e.name for e in os.scandir(folder) if e.is_file(follow_symlinks=False)]
-    except OSError:
-        return []
+def _sizes_of(folder: Path) -> dict[str, int]:
+    """Size of each regular file in a folder by its name."""
+    with os.scandir(folder) as scan:
+        files = [entry for entry in scan if entry.is_file(follow_symlinks=False)]
+    return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in files}
 
 
 def _is_folder(path: Path) -> bool:

@@ -9,7 +9,7 @@ IndexMemError            1  a fault while running
 ├── LockTimeout          7  another process kept a saved memory for too long
 └── NotFullyRead         8  --strict was given and something was not read
 
-130 is Ctrl-C, 141 a closed pipe.
+130 is Ctrl-C, 141 a closed pipe, 143 SIGTERM.
 """
 
 

@@ -87,7 +87,8 @@ def test_other_families_and_formats_are_refused(model_copy):
             {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
             [64, None],
         ),
-        ({}, [None, None]),
+        ({"sliding_window": None}, [None, None]),
+        ({}, [4096, 4096]),
     ],
 )
 def test_layer_windows(tmp_path, config, windows):

@@ -13,6 +13,7 @@ _EXITS = {
     1: "A fault while running.",
     130: "Ctrl-C.",
     141: "The reader of a pipe went away.",
+    143: "Ended by SIGTERM.",
 }
 
 

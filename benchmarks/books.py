@@ -5,10 +5,6 @@ python benchmarks/books.py DATA --sets squadshifts,chains --lengths window,8k,al
 All that is compared is asked the same questions, in one run; `chains` asks questions of two steps.
 """
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
-
 import itertools
 import tempfile
 import time

@@ -6,9 +6,6 @@ Half of the turns are said in one process and half in another, which opens the s
 """
 
 import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
-
 import tempfile
 import time
 from argparse import Namespace

@@ -6,10 +6,6 @@ DOCUMENTS is a folder of the files that `formats.json` names. Files without a te
 and locked ones stand there too, with what must be said of them.
 """
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
-
 import json
 from argparse import Namespace
 from collections import defaultdict

@@ -4,9 +4,6 @@ python benchmarks/needles.py book.txt --tokens 200k --budget 1k
 """
 
 import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
-
 import tempfile
 import time
 from argparse import Namespace

@@ -3,10 +3,6 @@
 python benchmarks/recall.py prose/*.jsonl.xz --tokens 1m --count 100 --modes recall,no-recall
 """
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
-
 import tempfile
 import time
 from argparse import Namespace

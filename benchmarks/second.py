@@ -5,12 +5,9 @@ python benchmarks/second.py prose/*.jsonl.xz --tokens 500k --runs 5
 Where INDEXMEM_HOME is set the memory stays there, and is not made again the next time.
 """
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; read when torch loads
-
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile

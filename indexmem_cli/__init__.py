@@ -7,6 +7,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# torch reads it once, on import: idle threads must sleep, not spin on cores that others use.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if os.environ.get("INDEXMEM_KERNELS") == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it once, and others may import Triton
 

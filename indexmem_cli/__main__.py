@@ -12,8 +12,6 @@ from indexmem_cli.signals import Terminated, signals_raised
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    # torch reads this once, on import: idle threads must sleep, not spin on shared cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as in `2>&-`
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (lives to the end)

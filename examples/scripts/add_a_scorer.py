@@ -8,8 +8,6 @@ A scorer says how much each slot is worth keeping; `docs/extending.md` has more.
 import sys
 from pathlib import Path
 
-import torch
-
 from indexmem_cli import Memory
 from indexmem_cli.config import POLICIES, AnswerConfig
 from indexmem_cli.memory.policies import SCORERS, GathersNothing
@@ -28,7 +26,7 @@ class Surprise(GathersNothing):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def score(self, block) -> list[torch.Tensor]:
+    def score(self, block) -> list:
         """Distance from the mean, fp32 [B, G, N] for every layer."""
         layers = (block.values(i).float() for i in range(len(block.state.managed)))
         return [(values - values.mean(dim=2, keepdim=True)).norm(dim=-1) for values in layers]

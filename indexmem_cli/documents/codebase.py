@@ -33,6 +33,7 @@ _GENERATED_NAMES = (
     "package-lock.json npm-shrinkwrap.json yarn.lock pnpm-lock.yaml bun.lock poetry.lock uv.lock"
     " pdm.lock Pipfile.lock Cargo.lock Gemfile.lock composer.lock go.sum flake.lock mix.lock"
     " *.min.js *.min.css *.min.mjs *.js.map *.css.map *_pb2.py *_pb2_grpc.py *.pb.go"
+    " tokenizer.json *.tiktoken"
 )
 _GENERATED_SPEC = GitIgnoreSpec.from_lines(_GENERATED_NAMES.split())
 _MANIFEST_NAMES = frozenset(_MANIFESTS.split())

@@ -20,8 +20,9 @@ def main() -> None:
     if sys.argv[1:] in (["--version"], ["-V"]):
         from indexmem_cli.cli.version import version_lines
 
-        print(version_lines())
-        return
+        with contextlib.suppress(BrokenPipeError):  # which the whole program knows how to tell
+            print(version_lines(), flush=True)
+            return
     codes: list[int] = []
     atexit.register(_leave, codes)  # before all others, so it runs after them
     try:

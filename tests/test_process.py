@@ -230,7 +230,9 @@ def test_closed_pipe(args: list[str]) -> None:
         )
 
 
-@pytest.mark.parametrize("args", ["--help", "ask b Who? --json", "train base --data . --out o"])
+@pytest.mark.parametrize(
+    "args", ["--version", "--help", "ask b Who? --json", "train base --data . --out o"]
+)
 def test_a_pipe_closed_from_the_start(args: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -86,6 +86,17 @@ def same(ours, theirs) -> bool:
     return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
 
 
+def lose(talk: Conversation, messages, monkeypatch) -> None:
+    """Say something that cannot be written down, because the disk is full."""
+
+    def full(*_):
+        raise OSError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SessionStore, "put_turn", full)
+        hear(talk, messages)
+
+
 def on_disk() -> Session:
     """The session that was used last, as another process would find it."""
     with contextlib.closing(SessionStore(sessions_folder())) as store:
@@ -408,9 +419,7 @@ def test_a_disk_that_cannot_be_written_does_not_end_the_talk(begin, monkeypatch)
 def test_a_turn_that_could_not_be_written_leaves_its_number_free(begin, monkeypatch):
     talk = begin()
     hear(talk, SAID[:1])
-    with monkeypatch.context() as patch:
-        patch.setattr(SessionStore, "put_turn", lambda *_: (_ for _ in ()).throw(OSError("full")))
-        hear(talk, SAID[1:2])
+    lose(talk, SAID[1:2], monkeypatch)
     hear(talk, SAID[2:3])
     talk.close()
     again = begin(resumed=talk.session.id)
@@ -422,9 +431,7 @@ def test_a_turn_that_could_not_be_written_leaves_its_number_free(begin, monkeypa
 def test_what_is_saved_is_not_saved_again_because_a_turn_was_lost(begin, monkeypatch):
     talk = begin()
     hear(talk, SAID[:1])
-    with monkeypatch.context() as patch:
-        patch.setattr(SessionStore, "put_turn", lambda *_: (_ for _ in ()).throw(OSError("full")))
-        hear(talk, SAID[1:2])
+    lose(talk, SAID[1:2], monkeypatch)
     hear(talk, SAID[2:3])
     talk.close()
     saved = []
@@ -439,9 +446,7 @@ def test_what_is_saved_is_not_saved_again_because_a_turn_was_lost(begin, monkeyp
 
 def test_a_notice_is_not_lost_while_the_memory_is_saved(begin, monkeypatch):
     talk = begin()
-    with monkeypatch.context() as patch:
-        patch.setattr(SessionStore, "put_turn", lambda *_: (_ for _ in ()).throw(OSError("full")))
-        hear(talk, SAID[:1])
+    lose(talk, SAID[:1], monkeypatch)
     talk.save()
     assert "what was said is not saved: full" in notices_of(ask(talk, SAID[1]))
 

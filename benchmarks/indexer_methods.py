@@ -13,6 +13,7 @@ from random import Random
 import torch
 from safetensors.torch import load_file, save_file
 
+from indexmem_cli.bench.presses import PREFIX, PRESSES
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import POLICIES, ModelConfig
 from indexmem_cli.engine import Reader
@@ -159,6 +160,12 @@ def shares_of(adapter: Adapter, table: str) -> list[float]:
         return shares
     order = torch.randperm(len(shares), generator=torch.Generator().manual_seed(0))
     return [shares[i] for i in order]
+
+
+def press_of(mode: str) -> str | None:
+    """The class of kvpress that a mode `kvpress-NAME` runs; None for methods of this package."""
+    start, _, name = mode.partition(PREFIX)
+    return None if start else PRESSES[name]
 
 
 def kind_of(memory: str) -> str:

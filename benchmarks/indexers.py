@@ -32,14 +32,17 @@ from indexer_methods import (
     fit_fast,
     kind_of,
     prepare_adapters,
+    press_of,
     price,
     read_once,
     shares_of,
     split_mode,
 )
+from indexer_passes import SharedStart, answer_together
 from indexer_rows import UNANSWERABLE, complete, summarise
 from indexer_texts import TASKS, Ask, Text, Texts
 
+from indexmem_cli.bench.presses import PressStream, make_press_stream
 from indexmem_cli.bench.rows import (
     Row,
     append_row,
@@ -84,12 +87,13 @@ class Bench:
         self.options = options
         checkpoint = find_checkpoint(options["model"], offline=True)
         settings = ModelConfig(options["model"], dtype=options["dtype"], device=options["device"])
-        self.backbone = load_backbone(checkpoint, settings)
+        self.backbone = SharedStart(load_backbone(checkpoint, settings))
         self.prompt = load_prompt(checkpoint)
         encoding = load_tiktoken(checkpoint.path)
         corpus = Corpus(Path(options["cache"]), encoding, "valid")
         self.encoding = encoding
         self.texts = Texts(corpus, Path(options["data"]), options["tokens"])
+        self.text: tuple[tuple[str, int], Text] | None = None
         self.adapters = {
             name: load_adapter(Path(path), checkpoint.path, self.backbone.device)
             for name, path in options["adapters"].items()
@@ -140,37 +144,75 @@ class Bench:
 
     def run(self, task: str, number: int, fraction: float) -> Iterator[Row]:
         """Read one text under every scorer; yield what came of each, once."""
-        text = None
-        for mode in self.options["modes"]:
-            if mode == FULL and fraction != self.options["fractions"][0]:
-                continue
-            if (task, mode) in UNANSWERABLE:
-                continue
-            row = {"task": task, "number": number, "mode": mode, "kept": fraction}
-            row["of"] = self.options["of"][mode]
-            if identity(row) not in self.done:
-                text, started = text or self.texts.make(task, number), monotonic()
-                measured = self.measure(text, mode, fraction)
-                yield row | measured | {"seconds": round(monotonic() - started, 2)}
+        same = {"task": task, "number": number, "kept": fraction}
+        rows = [same | {"mode": m, "of": self.options["of"][m]} for m in self.options["modes"]]
+        rows = [row for row in rows if self.is_wanted(row)]
+        if not rows:
+            return
+        if self.text is None or self.text[0] != (task, number):
+            self.text = (task, number), self.texts.make(task, number)
+            self.backbone.forget()
+        measure = self.measure_losses if task == "prose" else self.measure_answers
+        measured = measure(self.text[1], [row["mode"] for row in rows], fraction)
+        for row, found in zip(rows, measured, strict=True):
+            yield row | found
 
-    def measure(self, text: Text, mode: str, fraction: float) -> Row:
-        """Scores of one text's questions, or the loss over its second half."""
-        if text.task == "prose":
-            loss = self.loss(text, self.reader(mode, text, fraction))
-            return {"scores": [loss], "evidence_kept": None}
-        scores, kept, reader = [], [], None
-        for ask in text.asks[:1] if mode == "question" else text.asks:
-            closing = self.prompt.closing(self.encoding.encode_ordinary(ask.question))
-            if reader is None:
-                reader = self.reader(mode, text, fraction, closing)
-                for _ in self.take_in(reader, self.prompt.opening + text.ids):
-                    pass
-            kept.append(self.evidence_kept(reader, ask))
-            config = AnswerConfig(max_tokens=MAX_ANSWER_TOKENS)
-            steps = reader.fork().answer(closing, config, self.backbone.eos_ids)
-            given = self.encoding.decode([step.token_id for step in steps]).strip()
-            scores.append(grade(text.task, given, ask))
-        return {"scores": scores, "evidence_kept": float(np.mean(kept))}
+    def is_wanted(self, row: Row) -> bool:
+        """Whether there is such a thing, and it was not measured before."""
+        again = row["mode"] == FULL and row["kept"] != self.options["fractions"][0]
+        nothing = again or (row["task"], row["mode"]) in UNANSWERABLE
+        return not nothing and identity(row) not in self.done
+
+    def measure_losses(self, text: Text, modes: list[str], fraction: float) -> Iterator[Row]:
+        """The loss over the second half of a text."""
+        for mode in modes:
+            if press := press_of(mode):
+                losses = self.press(press, fraction, text).losses(text.ids)
+                loss = float(np.mean(losses[len(text.ids) // 2 :]))
+            else:
+                loss = self.loss(text, self.reader(mode, text, fraction))
+            yield {"scores": [loss], "evidence_kept": None}
+
+    def measure_answers(self, text: Text, modes: list[str], fraction: float) -> list[Row]:
+        """Scores of a text's questions, which all methods answer at once."""
+        closings = [
+            self.prompt.closing(self.encoding.encode_ordinary(ask.question)) for ask in text.asks
+        ]
+        readers, streams = {}, {}
+        for mode in modes:
+            if press := press_of(mode):
+                streams[mode] = self.press(press, fraction, text)
+                streams[mode].read(text.ids)
+                continue
+            readers[mode] = self.reader(mode, text, fraction, closings[0])
+            for _ in self.take_in(readers[mode], self.prompt.opening + text.ids):
+                pass
+        found = {mode: {"scores": [], "evidence_kept": []} for mode in modes}
+        config = AnswerConfig(max_tokens=MAX_ANSWER_TOKENS)
+        for ask, closing in zip(text.asks, closings, strict=True):
+            if ask is not text.asks[0]:  # it was read with the first one in mind
+                readers.pop("question", None)
+            together = [*readers.values()]
+            answers = answer_together(self.backbone, together, closing, MAX_ANSWER_TOKENS)
+            given = dict(zip(readers, answers, strict=True))
+            for mode, stream in streams.items():
+                given[mode] = stream.fork().write(closing, config, self.backbone.eos_ids)
+            for mode, ids in given.items():
+                answer = self.encoding.decode(ids).strip()
+                found[mode]["scores"].append(grade(text.task, answer, ask))
+                if mode in readers:
+                    found[mode]["evidence_kept"].append(self.evidence_kept(readers[mode], ask))
+        for mode, row in found.items():
+            row["evidence_kept"] = None if mode in streams else float(np.mean(row["evidence_kept"]))
+        return [found[mode] for mode in modes]
+
+    def press(self, name: str, fraction: float, text: Text) -> PressStream:
+        """A stream under one of kvpress's scorers, of the same budget."""
+        tokens = len(text.ids) + len(self.prompt.opening) * (text.task != "prose")
+        budget = round(len(text.ids) * fraction)
+        model = Namespace(name=self.options["model"], backbone=self.backbone, prompt=self.prompt)
+        once = tokens if self.options["one_shot"] else None
+        return make_press_stream(model, name, budget, self.options["chunk"], once)
 
     def take_in(self, reader: Reader, ids: list[int]) -> Iterator[int]:
         """Read in a stream, or with the whole cache and one compression at the end."""
@@ -198,17 +240,12 @@ class Bench:
 
         In one shot the first half is compressed once, and the memory kept to its budget after it.
         """
-        states: list = []
-        hook = self.backbone.decoder.register_forward_hook(
-            lambda module, args, out: states.append(out.last_hidden_state[0])
-        )
         half, size = len(text.ids) // 2, self.options["chunk"]
         start = half if self.options["one_shot"] else 0
         chunks = [text.ids[i : i + size] for i in range(start, len(text.ids), size)]
-        for _ in chain(self.take_in(reader, text.ids[:start]), reader.read(chunks)):
-            pass
-        hook.remove()
-        logits = self.backbone.model.get_output_embeddings()(torch.cat(states)[half:-1]).float()
+        passes = chain(self.take_in(reader, text.ids[:start]), reader.read(chunks))
+        states = torch.cat([self.backbone.last_states for _ in passes])
+        logits = self.backbone.model.get_output_embeddings()(states[half:-1]).float()
         truth = torch.tensor(text.ids[half + 1 :], device=logits.device)
         return float(torch.nn.functional.cross_entropy(logits, truth))
 
@@ -243,7 +280,7 @@ def order_jobs(
         texts = count or math.ceil(SAMPLES / QUESTIONS.get(task, 1))
         for i in range(texts):
             for place, fraction in enumerate(fractions):
-                jobs.append((i * PORTIONS // texts, place, i, (task, first + i, fraction)))
+                jobs.append((i * PORTIONS // texts, i, place, (task, first + i, fraction)))
     return [job for *_, job in sorted(jobs, key=lambda job: job[:3])]
 
 
@@ -342,6 +379,8 @@ def main(arguments: list[str] | None = None) -> None:
         adapters |= prepare_adapters(options.adapters, *trained)
         added = "shared"
     modes = options.modes.split(",") if options.modes else default_modes(adapters, added)
+    if options.one_shot and "prose" in options.tasks and any(map(press_of, modes)):
+        sys.exit("kvpress evicts nothing after its one shot: leave prose out of --tasks")
     results = measure_all(options, adapters, modes)
     said = common_fields(find_checkpoint(options.model, offline=True), options.device)
     said |= {"benchmark": "indexers", "threads": options.threads, "tokens": options.tokens}

@@ -6,6 +6,7 @@ benchmarks/README.md. It runs on the plain model, at true positions, without pin
 """
 
 import contextlib
+import copy
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,12 @@ class PressStream:
     @property
     def nbytes(self) -> int:
         return kv_bytes(self.cache)
+
+    def fork(self) -> "PressStream":
+        """Return a stream with a copy of the cache, to answer from without changing this one."""
+        fork = copy.copy(self)
+        fork.cache, fork.press = copy.deepcopy((self.cache, self.press))
+        return fork
 
     @torch.no_grad()
     def read(self, ids: Sequence[int]) -> None:
@@ -136,21 +143,34 @@ def open_press(
     Raises:
         ConfigError: kvpress is not installed.
     """
-    kvpress = import_kvpress()
-    info = model.backbone.info
-    plain, scorer = _load_plain(model.name, info.dtype, info.device), getattr(kvpress, name)()
     if not once:
-        press = kvpress.DecodingPress(
-            scorer, compression_interval=1, target_size=asked.budget_tokens
-        )
-        return PressStream(model, plain, press, asked.chunk_tokens)
+        return make_press_stream(model, name, asked.budget_tokens, asked.chunk_tokens)
     tokens = len(model.prompt.opening) + len(model.tokenizer.encode(asked.text))
     closing = model.prompt.closing(model.tokenizer.encode(asked.question))
-    if tokens + len(closing) + asked.max_tokens > info.window_tokens:
+    if tokens + len(closing) + asked.max_tokens > model.backbone.info.window_tokens:
         return None
+    return make_press_stream(model, name, asked.budget_tokens, asked.chunk_tokens, tokens)
+
+
+def make_press_stream(
+    model: LanguageModel, name: str, budget_tokens: int, chunk_tokens: int, once: int | None = None
+) -> PressStream:
+    """Make a stream under a press of kvpress.
+
+    Args:
+        name: of its class. once: tokens of the text, where all is read before anything is evicted.
+
+    Raises:
+        ConfigError: kvpress is not installed.
+    """
+    kvpress, info = import_kvpress(), model.backbone.info
+    plain, scorer = _load_plain(model.name, info.dtype, info.device), getattr(kvpress, name)()
+    if once is None:
+        press = kvpress.DecodingPress(scorer, compression_interval=1, target_size=budget_tokens)
+        return PressStream(model, plain, press, chunk_tokens)
     # Half a token more, so that rounding down leaves the budget.
-    scorer.compression_ratio = max(0.0, 1 - (asked.budget_tokens + 0.5) / tokens)
-    return PressStream(model, plain, scorer, asked.chunk_tokens, in_one=True)
+    scorer.compression_ratio = max(0.0, 1 - (budget_tokens + 0.5) / once)
+    return PressStream(model, plain, scorer, chunk_tokens, in_one=True)
 
 
 @lru_cache(maxsize=1)

@@ -212,6 +212,8 @@ class ExpectedAttention(_Plain):
         self.count = 0
         # Per layer the sums of q [B, H, D] and of q q^T [B, H, D, D].
         self.sums: list[tuple[Tensor, Tensor]] = []
+        # How the future positions turn a vector of ones, and on average each axis.
+        self.turned = torch.empty(0), torch.empty(0)
 
     def score(self, block: Block) -> list[Tensor]:
         self._observe(block)
@@ -266,9 +268,12 @@ class ExpectedAttention(_Plain):
         size = mean.shape[-1]
         next_position = block.state.held if block.state.compact else block.state.seen
         future = torch.arange(self.future_tokens, device=mean.device) + next_position
-        basis = torch.eye(size, device=mean.device)[None, :, None, :]
-        basis = basis.expand(-1, -1, self.future_tokens, -1)
-        turn = block.rotate(layer, basis, future).mean(dim=2)[0]  # row d: average image of axis d
+        ones = block.rotate(layer, torch.ones(1, 1, len(future), size, device=mean.device), future)
+        if not torch.equal(ones.cpu(), self.turned[0]):  # most layers turn alike
+            basis = torch.eye(size, device=mean.device)[None, :, None, :]
+            basis = basis.expand(-1, -1, len(future), -1)
+            self.turned = ones.cpu(), block.rotate(layer, basis, future).mean(dim=2)[0]
+        turn = self.turned[1].to(mean.device)  # row d: average image of axis d
         return mean @ turn, turn.T @ cov @ turn
 
 

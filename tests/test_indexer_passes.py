@@ -1,0 +1,76 @@
+"""Passes that the benchmark of indexers shares between methods: as many memories, read alone."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import WINDOW, make_backbone, stream, token_ids
+
+from indexmem_cli.config import AnswerConfig
+from indexmem_cli.memory.indexer import IndexerConfig, make_indexer, make_indexer_scorer
+from indexmem_cli.memory.latent import CentroidMemory, FastWeightMemory, FastWeights
+from indexmem_cli.memory.policies import make_scorer
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The module of the benchmark."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("indexer_passes")
+    sys.modules.pop("indexer_passes")
+
+
+def make_latent():
+    """The paper's memory, with seeded weights."""
+    torch.manual_seed(3)
+    return FastWeightMemory(FastWeights(16).requires_grad_(False))
+
+
+def read_all(backbone, ids):
+    """Readers of every kind: even and uneven budgets, heads of their own, latent memories."""
+    torch.manual_seed(0)
+    indexer = make_indexer(IndexerConfig("query", (0, 1, 2), 64, 2, 4, 16, group_layers=2))
+    return [
+        stream(backbone, make_scorer("recency"), ids),
+        stream(backbone, make_scorer("expected-attention"), ids, budget=40),
+        stream(backbone, make_indexer_scorer(indexer), ids),
+        stream(backbone, make_scorer("keydiff"), ids, shares=[0.5, 0.3, 0.2]),
+        stream(backbone, make_scorer("keydiff"), ids, shares=[0.3, 0.1, 0.2, 0.1, 0.1, 0.2]),
+        stream(backbone, make_scorer("snapkv"), ids, make_latent=lambda: CentroidMemory(4)),
+        stream(backbone, make_scorer("tova"), ids, make_latent=make_latent),
+    ]
+
+
+@pytest.mark.parametrize("tokens", [96, 3 * WINDOW])
+def test_answers_together_are_those_of_each_memory_alone(passes, tokens):
+    backbone, closing = make_backbone("qwen3"), token_ids(7, seed=1)
+    readers = read_all(backbone, token_ids(tokens))
+    given = passes.answer_together(backbone, readers, closing, 12)
+    config, stop = AnswerConfig(max_tokens=12), backbone.eos_ids
+    alone = [[step.token_id for step in r.fork().answer(closing, config, stop)] for r in readers]
+    assert given == alone and len({*map(tuple, alone)}) > 3
+    again = passes.answer_together(backbone, readers, closing, 12)
+    assert again == given, "a memory is as it was after an answer"
+
+
+def test_what_nobody_has_evicted_is_read_once(passes, monkeypatch):
+    plain, ids = make_backbone("qwen3"), token_ids(200)
+    alone = read_all(plain, ids)
+    shared, read = passes.SharedStart(plain), []
+    one = plain.read
+    monkeypatch.setattr(plain, "read", lambda *a, **b: read.append(len(a[0])) or one(*a, **b))
+    together = read_all(shared, ids)
+    for first, second in zip(alone, together, strict=True):
+        for a, b in zip(first.state.managed, second.state.managed, strict=True):
+            assert torch.equal(a.positions[..., : a.held], b.positions[..., : b.held])
+            assert torch.allclose(a.all_values(), b.all_values(), atol=1e-5)
+    # The first chunk, and the second as it comes in, are the same for all seven.
+    assert sum(read) <= 7 * 200 - 6 * 64
+    with pytest.raises(ValueError, match="another text"):
+        stream(shared, make_scorer("recency"), token_ids(64, seed=2))
+    shared.forget()
+    stream(shared, make_scorer("recency"), token_ids(64, seed=2))

@@ -74,3 +74,13 @@ def test_what_nobody_has_evicted_is_read_once(passes, monkeypatch):
         stream(shared, make_scorer("recency"), token_ids(64, seed=2))
     shared.forget()
     stream(shared, make_scorer("recency"), token_ids(64, seed=2))
+
+
+def test_the_control_of_a_memory_stays_one_when_a_question_is_asked(passes):
+    methods = importlib.import_module("indexer_methods")
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 1, 2, 40, 16)
+    memory = methods.Mixed(4)
+    memory.write(keys, values)
+    assert torch.equal(memory.clone().means()[1], memory.means()[1])
+    assert isinstance(methods.FastMixed(FastWeights(16)).clone(), methods.FastMixed)

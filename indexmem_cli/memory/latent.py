@@ -174,7 +174,7 @@ class CentroidMemory:
             setattr(self, name, int(tensor) if name == "writes" else tensor.clone())
 
     def clone(self) -> "CentroidMemory":
-        copy = CentroidMemory(self.slots, self.bias)
+        copy = type(self)(self.slots, self.bias)
         copy.load(self.save())
         return copy
 
@@ -344,6 +344,6 @@ class FastWeightMemory:
             setattr(self, name, tensor)
 
     def clone(self) -> "FastWeightMemory":
-        copy = FastWeightMemory(self.slow)
+        copy = type(self)(self.slow)
         copy.load(self.save())  # never changed in place
         return copy

@@ -3,13 +3,14 @@
 Both change what a measurement costs and, but for rounding, nothing of what it finds.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from indexmem_cli import ops
@@ -18,7 +19,7 @@ from indexmem_cli.config import AnswerConfig
 from indexmem_cli.engine import Reader
 from indexmem_cli.memory.state import MemoryState, managed_parts
 from indexmem_cli.passes import CacheLayer, Pass
-from indexmem_cli.rotation import slot_positions, turn
+from indexmem_cli.rotation import turn
 
 
 class SharedStart:
@@ -74,9 +75,11 @@ class SharedStart:
 
 
 class _Rows:
-    """One layer of several memories: a row for each KV head of each, the newest tokens last."""
+    """One layer of several memories: a row for each KV head of each, with room after its slots."""
 
-    def __init__(self, backbone: Backbone, index: int, states: Sequence[MemoryState]) -> None:
+    def __init__(
+        self, backbone: Backbone, index: int, states: Sequence[MemoryState], room: int
+    ) -> None:
         module = backbone.decoder.layers[index].self_attn
         keys, values, held, following = [], [], [], []
         for state in states:
@@ -86,54 +89,90 @@ class _Rows:
                 keys += turned[0]
                 values += part.all_values()[0]
                 held += [part.held] * turned.shape[1]
-                last = int(slot_positions(part, state).max()) + 1
-                following += [last if state.compact else state.seen] * turned.shape[1]
-        self.keys = pad_sequence(keys, batch_first=True, padding_side="left")  # [R, N, D]
-        self.values = pad_sequence(values, batch_first=True, padding_side="left")
-        self.empty = self.keys.shape[1] - torch.tensor(held)[:, None, None, None]
-        self.following = torch.tensor(following)[:, None]  # position of the next token, [R, 1]
+                following += [part.held if state.compact else state.seen] * turned.shape[1]
+        self.slots = max(held)
+        self.keys, self.values = (
+            pad(pad_sequence(rows, batch_first=True, padding_side="left"), (0, 0, 0, room))
+            for rows in (keys, values)
+        )  # [R, slots + room, D]
+        self.empty = self.slots - torch.tensor(held)  # slots of a row that hold nothing, first
+        self.following = torch.tensor(following)  # position of the next token
         self.latents = [getattr(state.layers[index], "live_latent", None) for state in states]
+
+    def take(self, chosen: list[int]) -> "_Rows":
+        """Return copies of the rows of some memories."""
+        taken, heads = copy.copy(self), len(self.keys) // len(self.latents)
+        where = torch.arange(len(self.keys)).view(-1, heads)[chosen].flatten()
+        for name in ("keys", "values", "empty", "following"):
+            setattr(taken, name, getattr(self, name)[where])
+        taken.latents = [self.latents[i] for i in chosen]
+        return taken
 
 
 class Together:
-    """Memories of one text that are asked the same question, each as a row of a batch."""
+    """Memories of one text that are asked the same questions, each as a row of a batch."""
 
-    def __init__(self, backbone: Backbone, states: Sequence[MemoryState]) -> None:
+    def __init__(self, backbone: Backbone, states: Sequence[MemoryState], room: int) -> None:
+        """Turn what is held once; `room` is for the tokens of one question with its answer."""
         self.backbone, self.states = backbone, states
-        self.layers = [_Rows(backbone, i, states) for i in range(len(states[0].layers))]
+        layers = range(len(states[0].layers))
+        self.whole = self.rows = [_Rows(backbone, i, states, room) for i in layers]
+        self.asked = 0  # tokens that came after what is held
 
     @torch.no_grad()
-    def predict(self, ids: Tensor) -> Tensor:
-        """Add tokens, int64 [B, T], to every memory; return fp32 logits [B, V] after the last."""
-        run = Pass(self.states[0], ids.shape[1], fixed=self)
-        layers = [_CacheLayer(self.states[0], rows) for rows in self.layers]
+    def answer(self, closing: list[int], max_tokens: int) -> list[list[int]]:
+        """Answer greedily; the memories stay as they are."""
+        self.rows, self.asked = self.whole, 0
+        answers, ended = [[] for _ in self.states], set()
+        going = [*range(len(answers))]
+        ids = torch.tensor([closing] * len(going))
+        for _ in range(max_tokens):
+            best = self._predict(ids).argmax(dim=-1)
+            for i, token in zip(going, best.tolist(), strict=True):
+                if token in self.backbone.eos_ids:
+                    ended.add(i)
+                elif i not in ended:
+                    answers[i].append(token)
+            left = [place for place, i in enumerate(going) if i not in ended]
+            if not left:
+                break
+            if 2 * len(left) <= len(going):
+                self.rows = [rows.take(left) for rows in self.rows]
+                best, going = best[left], [going[place] for place in left]
+            ids = best[:, None]
+        return answers
+
+    def _predict(self, ids: Tensor) -> Tensor:
+        """Logits fp32 [B, V] after tokens [B, T]."""
+        run, state = Pass(self.states[0], ids.shape[1], fixed=self), self.states[0]
+        layers = [_CacheLayer(state, self, rows) for rows in self.rows]
         model = self.backbone.model
         out = self.backbone.pass_tokens(model, run, ids, layers, logits_to_keep=1)
-        for rows in self.layers:
-            rows.following += ids.shape[1]
+        self.asked += ids.shape[1]
         return out.logits[:, -1].float()
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, scaling: float, softcap: float | None
     ) -> Tensor:
         """Attend in one layer from queries [B, H, T, D], as `passes.Attends` says."""
-        rows, (batch, heads, new, size) = self.layers[module.layer_idx], query.shape
-        count = batch * key.shape[1]
-        angles = self.backbone.angles(module, query, rows.following + torch.arange(new))
+        rows, (batch, heads, new, size) = self.rows[module.layer_idx], query.shape
+        first, count = rows.slots + self.asked, len(rows.keys)
+        places = rows.following[:, None] + torch.arange(self.asked, self.asked + new)
+        angles = self.backbone.angles(module, query, places)
         turned = turn(module, query.reshape(count, -1, new, size), *angles)
-        fresh = turn(module, key.reshape(count, 1, new, size), *angles)[:, 0]
-        rows.keys = torch.cat([rows.keys, fresh], dim=1)
-        slots = torch.arange(rows.keys.shape[1])
-        causal = slots <= slots[-new:, None]
-        spread = (x[:, None].expand(-1, turned.shape[1], -1, -1) for x in (rows.keys, rows.values))
-        mask = causal & (slots >= rows.empty)
+        fresh = slice(first, first + new)
+        rows.keys[:, fresh] = turn(module, key.reshape(count, 1, new, size), *angles)[:, 0]
+        slots = torch.arange(first + new)
+        kept = slots >= rows.empty[:, None, None, None]
+        mask = kept & (slots <= slots[first:, None])
+        held = [x[:, : first + new] for x in (rows.keys, rows.values)]
+        spread = (x[:, None].expand(-1, turned.shape[1], -1, -1) for x in held)
         out = scaled_dot_product_attention(turned, *spread, attn_mask=mask, scale=scaling)
         out = out.reshape(batch, heads, new, size)
         for i, latent in enumerate(rows.latents):
             if latent is not None:
                 of = slice(i * key.shape[1], (i + 1) * key.shape[1])
-                full = slice(int(rows.empty[of].max()), None)
-                kv = (x[of, full][None] for x in (rows.keys, rows.values))
+                kv = (x[of, int(rows.empty[of].max()) :][None] for x in held)
                 near = turned[of].reshape(1, heads, new, size)
                 found = ops.attend_with_lse(near, *kv, scaling, None, softcap)
                 far = self.backbone.turn_far(module, query[i : i + 1])
@@ -144,41 +183,37 @@ class Together:
 class _CacheLayer(CacheLayer):
     """A cache layer that leaves the keys, which are not turned yet, to `Together.attend`."""
 
-    def __init__(self, state: MemoryState, rows: _Rows) -> None:
+    def __init__(self, state: MemoryState, of: Together, rows: _Rows) -> None:
         super().__init__(state, state.layers[0])
-        self.rows = rows
+        self.of, self.rows = of, rows
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        self.rows.values = torch.cat([self.rows.values, value_states.flatten(0, 1)], dim=1)
+        first = self.rows.slots + self.of.asked
+        fresh = value_states.flatten(0, 1)
+        self.rows.values[:, first : first + fresh.shape[1]] = fresh
         return key_states, value_states
 
 
 def answer_together(
-    backbone: Backbone, readers: Sequence[Reader], closing: list[int], max_tokens: int
-) -> list[list[int]]:
-    """The greedy answer of every memory to one question, as `Reader.answer` gives it of a copy.
+    backbone: Backbone, readers: Sequence[Reader], closings: Sequence[list[int]], max_tokens: int
+) -> list[list[list[int]]]:
+    """The greedy answers of every memory, by question, as `Reader.answer` gives them of a copy.
 
     Not together where layers have windows of their own, or on a GPU.
     """
     if not readers:
-        return []
-    room = len(closing) + max_tokens
+        return [[] for _ in closings]
     if any(backbone.layer_windows) or backbone.device.type != "cpu":
         config, stop = AnswerConfig(max_tokens=max_tokens), backbone.eos_ids
-        forks = [reader.fork() for reader in readers]
-        return [[step.token_id for step in one.answer(closing, config, stop)] for one in forks]
-    states = []
+        return [
+            [[s.token_id for s in r.fork().answer(closing, config, stop)] for r in readers]
+            for closing in closings
+        ]
+    room, states = max(map(len, closings)) + max_tokens, []
     for reader in readers:
         past_window = reader.state.seen + room > reader.plan.window_tokens
         states.append(replace(reader.state, compact=reader.state.compact or past_window))
-    memories, answers = Together(backbone, states), [[] for _ in readers]
-    ids, going = torch.tensor([closing] * len(readers)), set(range(len(readers)))
-    while going and max_tokens:
-        best = memories.predict(ids).argmax(dim=-1)
-        going = {i for i in going if int(best[i]) not in backbone.eos_ids}
-        for i in going:
-            answers[i].append(int(best[i]))
-        ids, max_tokens = best[:, None], max_tokens - 1
-    return answers
+    memories = Together(backbone, states, room)
+    return [memories.answer(closing, max_tokens) for closing in closings]

@@ -189,17 +189,17 @@ class Bench:
                 pass
         found = {mode: {"scores": [], "evidence_kept": []} for mode in modes}
         config = AnswerConfig(max_tokens=MAX_ANSWER_TOKENS)
-        for ask, closing in zip(text.asks, closings, strict=True):
-            if ask is not text.asks[0]:  # it was read with the first one in mind
-                readers.pop("question", None)
-            together = [*readers.values()]
-            answers = answer_together(self.backbone, together, closing, MAX_ANSWER_TOKENS)
-            given = dict(zip(readers, answers, strict=True))
+        together = [*readers.values()]
+        answers = answer_together(self.backbone, together, closings, MAX_ANSWER_TOKENS)
+        for ask, closing, answer in zip(text.asks, closings, answers, strict=True):
+            given = dict(zip(readers, answer, strict=True))
+            if ask is not text.asks[0]:  # the text was read with the first one in mind
+                given.pop("question", None)
             for mode, stream in streams.items():
                 given[mode] = stream.fork().write(closing, config, self.backbone.eos_ids)
             for mode, ids in given.items():
-                answer = self.encoding.decode(ids).strip()
-                found[mode]["scores"].append(grade(text.task, answer, ask))
+                said = self.encoding.decode(ids).strip()
+                found[mode]["scores"].append(grade(text.task, said, ask))
                 if mode in readers:
                     found[mode]["evidence_kept"].append(self.evidence_kept(readers[mode], ask))
         for mode, row in found.items():

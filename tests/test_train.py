@@ -10,6 +10,7 @@ from random import Random
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import NOT_STATED
@@ -28,6 +29,7 @@ from indexmem_cli.train import (
     templates,
     tokenizer,
 )
+from indexmem_cli.train.attention import attend_in_tiles
 from indexmem_cli.train.muon import Muon, orthogonalise
 from indexmem_cli.train.recipes import COPYING, READING, RECIPES, Recipe, Stage
 
@@ -310,6 +312,24 @@ def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, ...]) -
     values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
     assert values.min() > 0.5
     assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("tokens", [7, 256, 600])
+def test_attention_in_tiles_is_causal_attention_with_its_gradient(tokens: int) -> None:
+    torch.manual_seed(0)
+    shapes = ((2, 4, tokens, 8), (2, 2, tokens, 8), (2, 2, tokens, 8))
+    query, key, value = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    tiles, _ = attend_in_tiles(torch.nn.Module(), query, key, value, None, 0.3)
+    whole = scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    assert torch.allclose(tiles, whole, atol=1e-5)
+    weights = torch.randn_like(whole)
+    found, expected = (
+        torch.autograd.grad((out * weights).sum(), (query, key, value)) for out in (tiles, whole)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 def test_muon_moves_a_matrix_against_its_gradient_by_its_rate() -> None:

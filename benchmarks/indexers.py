@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
@@ -272,16 +272,16 @@ def order_jobs(
 ) -> list[Job]:
     """Texts and fractions to measure, in portions that each hold a part of every cell.
 
+    A text has its fractions one after the other, so that its start is read once for all.
+
     Args:
         first: number of the first text. count: texts of each task; None for `SAMPLES` questions.
     """
-    jobs = []
-    for task in tasks:
-        texts = count or math.ceil(SAMPLES / QUESTIONS.get(task, 1))
-        for i in range(texts):
-            for place, fraction in enumerate(fractions):
-                jobs.append((i * PORTIONS // texts, i, place, (task, first + i, fraction)))
-    return [job for *_, job in sorted(jobs, key=lambda job: job[:3])]
+    texts = []
+    for place, task in enumerate(tasks):
+        num_texts = count or math.ceil(SAMPLES / QUESTIONS.get(task, 1))
+        texts += [(i * PORTIONS // num_texts, i, place) for i in range(num_texts)]
+    return [(tasks[place], first + i, f) for _, i, place in sorted(texts) for f in fractions]
 
 
 def run_share(share: list[Job], options: dict) -> list[Row]:
@@ -350,10 +350,13 @@ def measure_all(options: Namespace, adapters: dict[str, str], modes: list[str]) 
         mode: " ".join(map(str, [*of, hashes.get(re.split("[:+]", mode)[0], "")])) for mode in modes
     }
     settings["until"] = monotonic() + 60 * options.minutes
+    if options.workers > 1 and any("fast" in mode for mode in modes):
+        Bench(settings)  # so with the paper's memory, which is trained where it is missing
     before = known(options.raw)
     tasks = options.tasks.split(",")
     jobs = order_jobs(tasks, settings["fractions"], options.first, options.count)
-    shares = [jobs[i :: options.workers] for i in range(options.workers)]
+    texts = [[*of_text] for _, of_text in groupby(jobs, key=lambda job: job[:2])]
+    shares = [[*chain(*texts[i :: options.workers])] for i in range(options.workers)]
     run = partial(run_share, options=settings)
     if options.workers == 1:
         results = run(jobs)

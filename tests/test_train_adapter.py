@@ -350,3 +350,11 @@ def test_intervals_draw_whole_documents(bench):
     assert rows.bootstrap([[1, 1, 1], [1]]) == (1, 1)
     low, high = rows.bootstrap([[1, 1, 1, 1], [0, 0, 0, 0]] * 10)
     assert 0.2 < low < 0.4 and 0.6 < high < 0.8
+
+
+def test_a_text_is_measured_at_all_budgets_by_one_worker(bench):
+    jobs = bench.order_jobs(["single", "keys"], [0.5, 0.25], 3, None)
+    assert len(jobs) == len({*jobs}) == 2 * (67 + 50)
+    assert all(jobs[i][:2] == jobs[i + 1][:2] for i in range(0, len(jobs), 2))
+    tenth = [task for task, number, _ in jobs[: len(jobs) // 10]]
+    assert {task: tenth.count(task) // 2 for task in tenth} == {"single": 6, "keys": 5}

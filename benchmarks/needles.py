@@ -28,7 +28,7 @@ from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import MemoryConfig, ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
 from indexmem_cli.tokens import Tokenizer, load_tokenizer
-from indexmem_cli.train.tasks import make_development_fact, make_fact
+from indexmem_cli.train.tasks import make_blind_fact, make_development_fact, make_fact
 
 COLUMNS = [
     "mode",
@@ -54,8 +54,13 @@ class Needle:
     """Where it stands, as a share of the book."""
 
 
-WORDINGS = {"development": make_development_fact, "training": make_fact}
-"""Wordings of facts and questions: those the embedded model has never seen, and those it has."""
+WORDINGS = {
+    "development": make_development_fact,
+    "blind": make_blind_fact,
+    "training": make_fact,
+}
+"""Wordings of facts and questions: two sets that the embedded model has never seen, one that it
+has."""
 
 
 def make_needles(count: int, seed: int, wordings: str) -> list[Needle]:

@@ -161,7 +161,15 @@ def test_the_command_appends_and_prints_every_measure(tiny_model_dir, data, tmp_
     forms = {row["weights"] for row in rows}
     assert {"full", "int8", "full - int8", "xz", "best sentence (BM25)"} <= forms
     names = {row["task"].partition(",")[0] for row in rows}
-    assert names == {"needle", "synthetic facts", "SQuADShifts", "ClapNQ", "speed", "text"}
+    assert names == {
+        "needle",
+        "blind needle",
+        "synthetic facts",
+        "SQuADShifts",
+        "ClapNQ",
+        "speed",
+        "text",
+    }
     for row in rows:
         assert row["n"] >= 1 and row["benchmark"] == "model" and row["seed"] == 0
         assert {"commit", "cpu", "torch", "revision", "unit"} <= row.keys()

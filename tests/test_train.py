@@ -173,7 +173,9 @@ def test_chat_template_writes_the_prompt_and_drops_system_messages() -> None:
     assert prompt == "<|user|>one<|end|><|assistant|>two<|end|><|user|>three<|end|><|assistant|>"
 
 
-@pytest.mark.parametrize("make", [tasks.make_fact, tasks.make_development_fact])
+@pytest.mark.parametrize(
+    "make", [tasks.make_fact, tasks.make_development_fact, tasks.make_blind_fact]
+)
 def test_facts_are_seeded_and_state_their_answers(make) -> None:
     first, again = ([make(Random(seed)) for seed in range(300)] for _ in range(2))
     assert first == again
@@ -201,22 +203,25 @@ def test_training_and_development_wordings_are_disjoint() -> None:
     for questions in (templates.TRAINING_DEED_QUESTIONS, templates.TRAINING_TENSE_QUESTIONS):
         training |= {text for wordings in questions.values() for text in wordings}
     assert len(training) > 100
-    assert not shapes(training) & shapes(wordings(templates.DEVELOPMENT_KINDS))
+    kept = templates.DEVELOPMENT_KINDS, templates.BLIND_KINDS
+    development, blind = (shapes(wordings(table)) for table in kept)
+    assert not shapes(training) & (development | blind) and not development & blind
 
 
-def test_facts_of_any_verb_use_no_word_kept_for_development() -> None:
+@pytest.mark.parametrize("table", ["DEVELOPMENT_KINDS", "BLIND_KINDS"])
+def test_facts_of_any_verb_use_no_word_kept_for_development(table: str) -> None:
     def content_words(text: str) -> set[str]:
         return set(re.findall(r"[a-z]{4,}", re.sub(r"{\w+}", "", text.lower())))
 
     kept = {
         word
-        for statements, questions in templates.DEVELOPMENT_KINDS
+        for statements, questions in getattr(templates, table)
         for text in (*statements, *(w for wordings in questions.values() for w in wordings))
         for word in content_words(text)
     } - {"which", "what", "when", "where", "from", "that", "during", "place", "year", "every"}
     used = {form for verb in (*frames.VERBS, *frames.MOVES) for form in frames.inflect(verb)}
     used |= {form for verb in frames.IRREGULAR for form in (verb, *frames.inflect(verb))}
-    assert {"treaty", "inherit", "visitors"} <= kept
+    assert {"treaty", "inherit", "visitors"} <= kept or {"tomatoes", "erupt", "thesis"} <= kept
     used |= {*frames.VERBS, *frames.MOVES, *frames.NOUNS, *labels.USES}
     assert not kept & (used | {*labels.LABELS, *labels.QUALITIES})
 

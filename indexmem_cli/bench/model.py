@@ -28,6 +28,7 @@ from indexmem_cli.config import DEFAULT_MODEL, ModelConfig
 from indexmem_cli.events import Notice
 from indexmem_cli.tokens import Tokenizer
 from indexmem_cli.train.quantise import quantise
+from indexmem_cli.train.tasks import make_blind_fact
 
 FULL = "full"
 TEXT_TOKENS = 1024
@@ -128,6 +129,8 @@ def make_suite(config: BenchConfig, held_out: HeldOut) -> list[Task]:
     for length in config.lengths:
         needles = list(tasks.make_needles(held_out, length, count, seed))
         suite.append(Task(f"needle, {length} tokens", needles, {"accuracy": contains}))
+    blind = list(tasks.make_needles(held_out, TEXT_TOKENS, count, seed, make_blind_fact))
+    suite.append(Task(f"blind needle, {TEXT_TOKENS} tokens", blind, {"accuracy": contains}))
     absent = tasks.make_unanswerable(held_out, min(count, 200), seed)
     suite.append(Task("synthetic facts", absent, REFUSING))
     for name, title in READING_SETS.items():

@@ -4,7 +4,7 @@ The data folder is the one of training, of which only held-out parts are used (`
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -28,7 +28,7 @@ from indexmem_cli.train.data import (
     read_held_out_books,
     read_records,
 )
-from indexmem_cli.train.tasks import make_development_fact
+from indexmem_cli.train.tasks import Fact, make_development_fact
 
 DATA_LAYOUT = f"""prose/{HELD_OUT_SHARD}  books, of which the last {NUM_VALIDATION_BOOKS}
 prose/chat.jsonl.xz          logs, of which the last 5 %
@@ -99,15 +99,21 @@ def text_of(path: Path) -> str:
     return "".join(p.text for document in sources.documents for p in document.passages())
 
 
-def make_needles(held_out: HeldOut, length: int, count: int, seed: int) -> Iterator[Question]:
-    """Hide facts in development wordings in `length` tokens of text, at ten depths in turn.
+def make_needles(
+    held_out: HeldOut,
+    length: int,
+    count: int,
+    seed: int,
+    make: Callable[[Random], Fact] = make_development_fact,
+) -> Iterator[Question]:
+    """Hide facts that `make` states in `length` tokens of text, at ten depths in turn.
 
     Two more facts lie in the text; the prompt's tokens are counted in `length`.
     """
     rng, corpus = Random(f"{seed}-{length}"), held_out.corpus
     for number in range(count):
         depth = number % NUM_DEPTHS
-        facts = [make_development_fact(rng) for _ in range(3)]
+        facts = [make(rng) for _ in range(3)]
         turn = rng.choice(facts[0].turns)
         pieces = [corpus.encoding.encode_ordinary(" " + fact.sentences[0]) for fact in facts]
         room = length - sum(map(len, pieces)) - PROMPT_TOKENS

@@ -17,6 +17,7 @@ from indexmem_cli.train.templates import (
     ATTRIBUTE_ADJECTIVES,
     ATTRIBUTES,
     AUXILIARIES,
+    BLIND_KINDS,
     DEVELOPMENT_KINDS,
     ENTITIES,
     TRAINING_ATTRIBUTE_QUESTIONS,
@@ -194,6 +195,11 @@ def make_fact(rng: Random) -> Fact:
 def make_development_fact(rng: Random) -> Fact:
     """State one fact in the wordings kept for measuring."""
     return make_kind_fact(rng, DEVELOPMENT_KINDS, with_article=False)
+
+
+def make_blind_fact(rng: Random) -> Fact:
+    """State one fact in the wordings whose failures nobody looks at."""
+    return make_kind_fact(rng, BLIND_KINDS, with_article=False)
 
 
 def refuse(turn: Turn) -> Turn:

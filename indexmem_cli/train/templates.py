@@ -195,6 +195,60 @@ DEVELOPMENT_KINDS: tuple[Kind, ...] = (
     ),
 )
 
+# Nor these; and while those above were looked at when they failed, these never were.
+BLIND_KINDS: tuple[Kind, ...] = (
+    (
+        ("Anyone at the {site} joins the wifi with {code}.",),
+        {"code": ("With what does one join the wifi at the {site}?",)},
+    ),
+    (
+        ("{person} was elected chairman of {place} back in {year}.",),
+        {
+            "place": ("Of what place was {person} elected chairman?",),
+            "year": ("In which year was {person} elected chairman of {place}?",),
+            "person": ("Who was elected chairman of {place}?",),
+        },
+    ),
+    (
+        ("{person} spilt the shampoo in {room}.",),
+        {
+            "room": ("Where did {person} spill the shampoo?",),
+            "person": ("Who spilt the shampoo in {room}?",),
+        },
+    ),
+    (
+        ("Luggage bound for {place} is on carousel {code}.",),
+        {"code": ("On which carousel is luggage bound for {place}?",)},
+    ),
+    (
+        ("Into the recipe for {word} go {number} tomatoes.",),
+        {"number": ("How many tomatoes go into the recipe for {word}?",)},
+    ),
+    (
+        ("The volcano beyond {place} last erupted on {date}.",),
+        {"date": ("When did the volcano beyond {place} last erupt?",)},
+    ),
+    (
+        ("{person} quarrelled with {person2} about the {thing}.",),
+        {
+            "person2": ("With whom did {person} quarrel about the {thing}?",),
+            "thing": ("About what did {person} quarrel with {person2}?",),
+        },
+    ),
+    (
+        ("The thesis of {person} was supervised by {person2}.",),
+        {"person2": ("Who supervised the thesis of {person}?",)},
+    ),
+    (
+        ("Goalkeepers at the {site} put on {colour} jerseys.",),
+        {"colour": ("What colour are the jerseys that goalkeepers at the {site} put on?",)},
+    ),
+    (
+        ("The submarine moored at {place} was nicknamed {word}.",),
+        {"word": ("How was the submarine moored at {place} nicknamed?",)},
+    ),
+)
+
 TRAINING_QUOTE_QUESTIONS = (
     'What follows this quotation: "{quote}"',
     'What comes after "{quote}"?',

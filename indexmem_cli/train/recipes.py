@@ -156,7 +156,7 @@ ALL_LENGTHS = (
     Stage(1, 512, SETTLING, "eager", compiled=True),
     Stage(1, 1024, SETTLING, TILES, compiled=True),
     Stage(1, 512, SETTLING, "eager", compiled=True),
-    Stage(1, 2048, SETTLING, TILES, compiled=True),
+    Stage(1, 2048, SETTLING),
     Stage(1, 256, SETTLING, "eager", compiled=True),
     Stage(1, 512, SETTLING, "eager", compiled=True),
     Stage(1, 1024, SETTLING, TILES, compiled=True),

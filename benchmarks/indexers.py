@@ -70,7 +70,7 @@ FRACTIONS = (0.125, 0.25, 0.0625, 0.5)
 PORTIONS = 10
 """A tenth of every cell is measured before the next tenth."""
 SAMPLES = 200
-QUESTIONS = {"keys": 4, "single": 3, "squadshifts": 3, "chain": 2, "fairytaleqa": 2.2}
+QUESTIONS = {"keys": 4, "single": 3, "squadshifts": 3, "chain": 2, "fairytaleqa": 2.1}
 """Asked of a text; of those not named, one."""
 QUICK = {"tasks": "keys,squadshifts,prose", "fractions": "0.125", "count": 10}
 MAX_ANSWER_TOKENS = 24

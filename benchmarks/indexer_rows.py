@@ -50,7 +50,7 @@ def summarise(results: list[Row]) -> Iterator[Row]:
         found.sort(key=lambda result: result["number"])
         scores = [result["scores"] for result in found]
         flat = [score for document in scores for score in document]
-        held = [r["evidence_kept"] for r in found if r["evidence_kept"] is not None]
+        held = [share for result in found for share in result["evidence_kept"]]
         yield {
             "task": task,
             "kept": 1.0 if mode == FULL else kept,

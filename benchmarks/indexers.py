@@ -171,47 +171,48 @@ class Bench:
                 loss = float(np.mean(losses[len(text.ids) // 2 :]))
             else:
                 loss = self.loss(text, self.reader(mode, text, fraction))
-            yield {"scores": [loss], "evidence_kept": None}
+            yield {"scores": [loss], "evidence_kept": []}
 
     def measure_answers(self, text: Text, modes: list[str], fraction: float) -> list[Row]:
         """Scores of a text's questions, which all methods answer at once."""
         closings = [
             self.prompt.closing(self.encoding.encode_ordinary(ask.question)) for ask in text.asks
         ]
-        readers, streams = {}, {}
+        readers, streams = [], []
         for mode in modes:
             if press := press_of(mode):
-                streams[mode] = self.press(press, fraction, text)
-                streams[mode].read(text.ids)
+                stream = self.press(press, fraction, text)
+                stream.read(text.ids)
+                streams.append((mode, stream))
                 continue
-            readers[mode] = self.reader(mode, text, fraction, closings[0])
-            for _ in self.take_in(readers[mode], self.prompt.opening + text.ids):
-                pass
+            # What knows the question reads the text for each.
+            for closing in closings if mode == "question" else closings[:1]:
+                reader = self.reader(mode, text, fraction, closing)
+                for _ in self.take_in(reader, self.prompt.opening + text.ids):
+                    pass
+                readers.append((mode, closing, reader))
         found = {mode: {"scores": [], "evidence_kept": []} for mode in modes}
-        config = AnswerConfig(max_tokens=MAX_ANSWER_TOKENS)
-        together = [*readers.values()]
+        config, stop = AnswerConfig(MAX_ANSWER_TOKENS), self.backbone.eos_ids
+        together = [reader for *_, reader in readers]
         answers = answer_together(self.backbone, together, closings, MAX_ANSWER_TOKENS)
         for ask, closing, answer in zip(text.asks, closings, answers, strict=True):
-            given = dict(zip(readers, answer, strict=True))
-            if ask is not text.asks[0]:  # the text was read with the first one in mind
-                given.pop("question", None)
-            for mode, stream in streams.items():
-                given[mode] = stream.fork().write(closing, config, self.backbone.eos_ids)
-            for mode, ids in given.items():
+            given = []
+            for (mode, read_for, reader), ids in zip(readers, answer, strict=True):
+                if mode != "question" or read_for is closing:
+                    given.append((mode, ids))
+                    found[mode]["evidence_kept"].append(self.evidence_kept(reader, ask))
+            for mode, stream in streams:
+                given.append((mode, stream.fork().write(closing, config, stop)))
+            for mode, ids in given:
                 said = self.encoding.decode(ids).strip()
                 found[mode]["scores"].append(grade(text.task, said, ask))
-                if mode in readers:
-                    found[mode]["evidence_kept"].append(self.evidence_kept(readers[mode], ask))
-        for mode, row in found.items():
-            row["evidence_kept"] = None if mode in streams else float(np.mean(row["evidence_kept"]))
         return [found[mode] for mode in modes]
 
     def press(self, name: str, fraction: float, text: Text) -> PressStream:
         """A stream under one of kvpress's scorers, of the same budget."""
-        tokens = len(text.ids) + len(self.prompt.opening) * (text.task != "prose")
         budget = round(len(text.ids) * fraction)
         model = Namespace(name=self.options["model"], backbone=self.backbone, prompt=self.prompt)
-        once = tokens if self.options["one_shot"] else None
+        once = len(self.prompt.opening + text.ids) if self.options["one_shot"] else None
         return make_press_stream(model, name, budget, self.options["chunk"], once)
 
     def take_in(self, reader: Reader, ids: list[int]) -> Iterator[int]:

@@ -155,6 +155,7 @@ class Together:
         self, module: nn.Module, query: Tensor, key: Tensor, scaling: float, softcap: float | None
     ) -> Tensor:
         """Attend in one layer from queries [B, H, T, D], as `passes.Attends` says."""
+        assert softcap is None, "models with it have windows, and answer one by one"
         rows, (batch, heads, new, size) = self.rows[module.layer_idx], query.shape
         first, count = rows.slots + self.asked, len(rows.keys)
         places = rows.following[:, None] + torch.arange(self.asked, self.asked + new)
@@ -174,7 +175,7 @@ class Together:
                 of = slice(i * key.shape[1], (i + 1) * key.shape[1])
                 kv = (x[of, int(rows.empty[of].max()) :][None] for x in held)
                 near = turned[of].reshape(1, heads, new, size)
-                found = ops.attend_with_lse(near, *kv, scaling, None, softcap)
+                found = ops.attend_with_lse(near, *kv, scaling)
                 far = self.backbone.turn_far(module, query[i : i + 1])
                 out[i] = latent.read(far, *found, scaling)[0]
         return out.transpose(1, 2)

@@ -113,7 +113,9 @@ def count_parameters(checkpoint: Checkpoint) -> int:
 
 def describe_depths(rows: Iterable[Row]) -> str:
     """Write needle accuracy by tenth of the text, of the form measured last."""
-    found = {row["task"]: row for row in rows if "by_depth" in row and "blind" not in row["task"]}
+    found = {
+        row["task"]: row for row in rows if row["task"].startswith("needle, ") and "by_depth" in row
+    }
     head = ["needle accuracy in %, by tenth of the text", *map(str, range(1, 11))]
     lines = (
         [task.removeprefix("needle, "), *(f"{100 * share:.0f}" for share in row["by_depth"])]

@@ -249,7 +249,7 @@ def test_the_damage_of_heads_is_measured_one_by_one(form):
     batch = Batch(ids, [80], torch.ones_like(answering), answering, answering)
     streaming = Streaming(16, 4, 4, 3)
     heads = measure_damage(model, indexer, batch, streaming, 0.2, "head")
-    layers = measure_damage(model, indexer, batch, streaming, 0.2)
+    layers = measure_damage(model, indexer, batch, streaming, 0.2, "layer")
     assert heads.shape == (3, 2) and layers.shape == (3,)
     assert (heads > 0).all() and (heads.amax(1) < 3 * layers).all()
     assert measure_damage(model, indexer, batch, streaming, 1.0, "head").abs().max() < 1e-5

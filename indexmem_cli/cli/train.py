@@ -237,8 +237,8 @@ def budgets(
     cache: Annotated[Path, typer.Option(metavar="DIR", help="Its tokens: cache/ of a run.")],
     model: options.Model = DEFAULT_MODEL,
     by: Annotated[
-        str, typer.Option(metavar="UNIT", help="layer | head: what gets a share of its own.")
-    ] = "layer",
+        str, typer.Option(metavar="UNIT", help="head | layer: what gets a share of its own.")
+    ] = "head",
     keep: Annotated[
         float, typer.Option(metavar="SHARE", min=0.01, max=0.99, help="Of a text, to plan for.")
     ] = 0.125,
@@ -248,12 +248,12 @@ def budgets(
     seed: Annotated[int, typer.Option(metavar="NUMBER", help="Seed of the texts.")] = 0,
     threads: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="CPU threads.")] = 3,
 ) -> None:
-    """Split the budget among the layers or heads, by what is lost when one alone is evicted.
+    """Split the budget among the heads or layers, by what is lost when one alone is evicted.
 
     \b
     Examples:
       indexmem train budgets a/adapter.safetensors --data corpus/ --cache a/cache
-      indexmem train budgets adapter.safetensors --data data/ --cache cache/ --by head
+      indexmem train budgets adapter.safetensors --data data/ --cache cache/ --by layer
     """
     insist_on_folder(data)
     hush_libraries(False)

@@ -24,7 +24,7 @@ from indexmem_cli.train.episodes import EpisodeMaker
 from indexmem_cli.train.loss import reverse_kl
 from indexmem_cli.train.teachers import Streaming, WholeModel, hide_evicted
 
-UNITS = ("layer", "head")
+UNITS = ("head", "layer")
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def measure_damage(
     batch: Batch,
     stream: Streaming,
     keep_fraction: float,
-    unit: str = "layer",
+    unit: str = "head",
 ) -> Tensor:
     """What the eviction of each layer, or of each of its heads, alone does to a batch's answers.
 
@@ -78,19 +78,19 @@ def calibrate_budgets(
     cache: Path,
     adapter_file: Path,
     *,
-    unit: str = "layer",
+    unit: str = "head",
     keep_fraction: float = 0.125,
     power: float = 0.25,
     num_batches: int = 4,
     seed: int = 0,
     threads: int = 3,
 ) -> list[float]:
-    """Measure the shares of the layers or heads and write them into the adapter's file.
+    """Measure the shares of the heads or layers and write them into the adapter's file.
 
     Shares of heads go before those of layers; measuring those of layers takes them out again.
 
     Args:
-        unit: layer | head, what gets a share of its own.
+        unit: head | layer, what gets a share of its own.
         keep_fraction: part of a text that is kept of the one that is evicted alone.
         power: of the damage that a share is in proportion to; 0 makes all shares equal.
 

@@ -76,6 +76,18 @@ def test_spans_stay_whole():
     assert kept_positions(state) == [18, 19, 20, 21, 22]
 
 
+def test_spans_end_where_a_head_ends():
+    state = filled(slots=40)
+    scores = [torch.zeros(1, 2, 40) for _ in range(2)]
+    for score in scores:
+        score[..., 20] = 1
+    scores[0][..., 39] = scores[1][0, 0, 39] = 2  # the last token, before another head's first
+    evict(state, scores, budget=5, span_tokens=5)
+    ends = [18, 19, 37, 38, 39]
+    assert state.layers[0].positions[0, :, :5].tolist() == [ends, ends]
+    assert state.layers[1].positions[0, :, :5].tolist() == [ends, [18, 19, 20, 21, 22]]
+
+
 def test_what_is_dropped_never_comes_back():
     state = filled(slots=30)
     state.recent_tokens = 3

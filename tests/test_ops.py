@@ -1,5 +1,7 @@
 """Every op's face against its reference in fp64-like arithmetic, over awkward sizes."""
 
+from math import inf
+
 import pytest
 import torch
 from hypothesis import given
@@ -61,12 +63,16 @@ def test_softcap_bounds_the_logits():
     torch.testing.assert_close(out, ops.weigh_values(weights, value))
 
 
-def test_a_mask_made_once_serves_every_layer():
-    query, key, value = tensors(4, 2, 9, 20, 16, torch.float32)
-    mask = ops.make_mask(query, 20, window=6)
-    assert torch.equal(mask == 0, causal_mask(9, 20, 6, "cpu"))
-    with_mask = ops.attend(query, key, value, 0.25, mask, window=6)
-    assert torch.equal(with_mask, ops.attend(query, key, value, 0.25, window=6))
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("slots", [9, 20])
+def test_a_mask_made_once_serves_every_layer(slots, window):
+    query, key, value = tensors(4, 2, 9, slots, 16, torch.float32)
+    mask = ops.make_mask(query, slots, window)
+    assert torch.equal(
+        mask, torch.zeros(9, slots).where(causal_mask(9, slots, window, "cpu"), -inf)
+    )
+    with_mask = ops.attend(query, key, value, 0.25, mask, window)
+    assert torch.equal(with_mask, ops.attend(query, key, value, 0.25, None, window))
 
 
 def test_the_word_causal_is_as_good_as_a_mask():

@@ -1,6 +1,7 @@
 """The pure step of eviction: scores and a budget in, the slots that stay out."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -87,30 +88,49 @@ def evict(
     """
     managed, budgets = state.managed, split_among_parts(state, budget, shares)
     shared = all(score is scores[0] for score in scores) and state.uniform and not shares
-    index = None
-    for layer, score, own in zip(managed, scores, budgets, strict=True):
-        batch, heads = layer.positions.shape[:2]
-        layer.scores[:, :, : layer.held] = score
-        if layer.held <= own:
-            continue
-        if index is None or not shared:
-            positions = layer.positions[:, :, : layer.held]
-            if shared and score.shape[1] == 1:
-                positions = positions[:, :1]
-            pinned = pinned_slots(state, positions)
-            # Counting waits for the device, so only where there may be too many.
-            most = int(pinned.sum(-1).max()) if _most_pinned(state) > own else 0
-            if most > own:
-                raise ConfigError(
-                    f"budget of {own:,} tokens cannot hold the {most:,} that always stay",
-                    f"raise --budget to {most:,} or more",
-                )
-            score = score.to(positions.device)
-            pooled = pool_spans(score.expand_as(positions), positions, span_tokens)
-            index = select_kept(pooled, pinned, own)
-        layer.keep(index.to(layer.keys.device).expand(batch, heads, -1))
     one_for_all = shared and scores[0].shape[1] == 1
-    state.uniform = state.uniform and (one_for_all or index is None)
+    for layer, score in zip(managed, scores, strict=True):
+        layer.scores[:, :, : layer.held] = score
+    full = [(layer, own) for layer, own in zip(managed, budgets, strict=True) if layer.held > own]
+    choosing = full[:1] if shared else full
+    ranked, pinned = [], []
+    for layer, own in choosing:
+        held = (slice(None), slice(1 if one_for_all else None), slice(layer.held))
+        positions = layer.positions[held]
+        ranked.append((layer.scores[held], positions))
+        pinned.append(pinned_slots(state, positions))
+        # Counting waits for the device, so only where there may be too many.
+        most = int(pinned[-1].sum(-1).max()) if _most_pinned(state) > own else 0
+        if most > own:
+            raise ConfigError(
+                f"budget of {own:,} tokens cannot hold the {most:,} that always stay",
+                f"raise --budget to {most:,} or more",
+            )
+    pooled = _pool_parts(ranked, span_tokens, state.seen + span_tokens)
+    kept = [
+        select_kept(best, pins, own)
+        for best, pins, (_, own) in zip(pooled, pinned, choosing, strict=True)
+    ]
+    for (layer, _), index in zip(full, kept * len(full) if shared else kept, strict=True):
+        index = index.to(layer.keys.device)
+        layer.keep(index.expand(*layer.positions.shape[:2], -1))
+    state.uniform = state.uniform and (one_for_all or not full)
+
+
+def _pool_parts(parts: list[tuple[Tensor, Tensor]], span_tokens: int, apart: int) -> list[Tensor]:
+    """Do `pool_spans` for scores and positions [B, G, S] of many parts, one call for a device.
+
+    Their rows are laid end to end, and their positions so far `apart` that none are neighbours.
+    """
+    pooled: list[Tensor] = []
+    for _, group in groupby(parts, key=lambda part: part[0].device):
+        scores, positions = zip(*group, strict=True)
+        rows = [row for part in positions for row in part.flatten(0, 1)]
+        line = torch.cat([row + i * apart for i, row in enumerate(rows)])
+        best = pool_spans(torch.cat([score.flatten() for score in scores]), line, span_tokens)
+        sizes = [score.numel() for score in scores]
+        pooled += map(Tensor.view_as, best.split(sizes), scores)
+    return pooled
 
 
 def _most_pinned(state: MemoryState) -> int:

@@ -176,9 +176,12 @@ def make_mask(query: Tensor, slots: int, window: int | None = None) -> Tensor:
         from torch.nn.attention.bias import causal_lower_right  # slow to import
 
         return causal_lower_right(query.shape[2], slots)
-    visible = causal_mask(query.shape[2], slots, window, query.device)
-    zeros = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
-    return zeros.masked_fill_(~visible, float("-inf"))
+    new_tokens = query.shape[2]
+    if window is None:  # only new tokens can be hidden: the rest need not be looked at
+        hidden = query.new_full((new_tokens, new_tokens), float("-inf")).triu_(1)
+        return functional.pad(hidden, (slots - new_tokens, 0))
+    visible = causal_mask(new_tokens, slots, window, query.device)
+    return query.new_zeros(visible.shape).masked_fill_(~visible, float("-inf"))
 
 
 def pool_spans(scores: Tensor, positions: Tensor, span_tokens: int) -> Tensor:

@@ -157,6 +157,9 @@ def test_a_clock_that_runs_backwards_while_one_talks(talk, monkeypatch):
 
 def in_processes(number, work):
     """Run a function in so many forks at once; return what each of them returned."""
+    import torch
+
+    torch.set_num_threads(1)  # threads do not survive a fork: one that waits for them never ends
     pipes = []
     for _ in range(number):
         read, write = os.pipe()
@@ -178,9 +181,6 @@ def in_processes(number, work):
 @needs_fork
 @pytest.mark.parametrize("number", [2, 20])
 def test_many_processes_read_a_document_once(number, tiny_model_dir, book):
-    import torch
-
-    torch.set_num_threads(1)  # threads do not survive a fork
     model = ModelConfig(model=str(tiny_model_dir), device="cpu")
     engine = load_language_model(model)
 

@@ -72,7 +72,14 @@ class SlotAttention(HookedModel[Pass]):
             run.note_attention(weights, key)
         if (latent := layer.live_latent) is not None:
             far_query = self.turn_far(module, query)
-            out, lse = ops.attend_with_lse(turned_query, turned_key, value, scaling, None, softcap)
+            out, lse = ops.attend_with_lse(
+                turned_query,
+                turned_key,
+                value,
+                scaling,
+                softcap=softcap,
+                mask=self._mask(run, query, key.shape[2], None),
+            )
             out = latent.read(far_query, out, lse, scaling).to(query.dtype)
         elif run.want_attention:
             out = ops.weigh_values(weights, value)

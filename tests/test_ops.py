@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from torch.nn.attention.bias import causal_lower_right
 
 from indexmem_cli import ops
-from indexmem_cli.ops.reference import attend_reference, causal_mask
+from indexmem_cli.ops.reference import (
+    attend_reference,
+    attend_with_lse_reference,
+    causal_mask,
+)
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -51,6 +55,47 @@ def test_attend_equals_one_softmax_at_a_time(heads, kv_heads, new, slots, window
         assert out.dtype == dtype
         error = float((out.double() - truth).norm() / truth.norm())
         assert error <= TOLERANCE[dtype], f"{attend.__name__}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.float64])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("is_biased", [True, False])
+@pytest.mark.parametrize("new, slots", [(1, 1), (1, 63), (63, 64), (0, 5)])
+@pytest.mark.parametrize("heads, kv_heads", [(1, 1), (4, 2)])
+def test_attention_with_its_normaliser_equals_the_reference_in_fp64(
+    heads, kv_heads, new, slots, is_biased, causal, window, softcap, dtype
+):
+    query, key, value = tensors(heads, kv_heads, new, slots, 16, dtype, batch=2)
+    bias = torch.randn(2, kv_heads, slots) if is_biased else None
+    if is_biased:
+        bias[0, 0] = -inf  # a head that sees nothing
+        bias[1, 0, ::2] = -inf
+    how = bias, softcap, causal, window
+    truth = attend_with_lse_reference(*(x.double() for x in (query, key, value)), 0.25, *how)
+    mask = ops.make_mask(query, slots, window) if causal else None
+    for shared in (None, mask):
+        out, lse = ops.attend_with_lse(query, key, value, 0.25, *how, shared)
+        assert out.dtype == lse.dtype == torch.promote_types(dtype, torch.float32)
+        tolerance = TOLERANCE.get(dtype, 1e-12)
+        torch.testing.assert_close(out.double(), truth[0], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(lse.double(), truth[1], rtol=tolerance, atol=tolerance)
+
+
+def test_attention_to_no_keys_says_nothing():
+    query, key, value = tensors(4, 2, 3, 0, 16, torch.float32)
+    out, lse = ops.attend_with_lse(query, key, value, 0.25, causal=False)
+    assert not out.any() and lse.isneginf().all()
+
+
+def test_the_normaliser_costs_no_map_of_tokens_by_keys():
+    query, key, value = tensors(4, 2, 512, 2000, 16, torch.float32)
+    mask = ops.make_mask(query, 2000)
+    with torch.profiler.profile(profile_memory=True) as seen:
+        ops.attend_with_lse(query, key, value, 0.25, mask=mask)
+    largest = max(event.cpu_memory_usage for event in seen.events())
+    assert largest < mask.nbytes  # the map of four heads would be four times as much
 
 
 def test_softcap_bounds_the_logits():

@@ -120,22 +120,24 @@ class CentroidMemory:
             for total, added in zip((self.keys, self.values, self.count), sums, strict=True):
                 total += added
         else:
-            wide = slot.unsqueeze(-1).expand_as(keys)
-            self.count.scatter_add_(2, slot, torch.ones_like(slot, dtype=torch.float32))
-            self.keys.scatter_add_(2, wide, keys)
-            self.values.scatter_add_(2, wide, values)
+            self._add(slot, keys, values)
         return self.tags.gather(2, slot)
 
     def remove(self, keys: Tensor, values: Tensor, tags: Tensor) -> None:
-        slot = self.home.gather(2, tags)
-        wide = slot.unsqueeze(-1).expand_as(keys)
-        self.count.scatter_add_(2, slot, -torch.ones_like(slot, dtype=torch.float32))
-        self.keys.scatter_add_(2, wide, -keys.float())
-        self.values.scatter_add_(2, wide, -values.float())
+        self._add(self.home.gather(2, tags), keys.float(), values.float(), -1)
         empty = (self.count < 0.5).unsqueeze(-1)
         self.count.clamp_(min=0)
         self.keys.masked_fill_(empty, 0.0)
         self.values.masked_fill_(empty, 0.0)
+
+    def _add(self, slot: Tensor, keys: Tensor, values: Tensor, sign: int = 1) -> None:
+        """Add tokens to the sums of their slots, int64 [B, G, E], or take them away."""
+        heads = self.count.shape[:2].numel()
+        where = slot.flatten(0, 1) + self.slots * torch.arange(heads, device=slot.device)[:, None]
+        one = torch.ones(where.numel(), device=slot.device)
+        for sums, added in ((self.count, one), (self.keys, keys), (self.values, values)):
+            rows = added.reshape(-1, *sums.shape[3:])
+            sums.view(-1, *sums.shape[3:]).index_add_(0, where.flatten(), rows, alpha=sign)
 
     def read(self, query: Tensor, out: Tensor, lse: Tensor, scale: float) -> Tensor:
         return ops.merge_attention(out, lse, *self._attend(query, scale))

@@ -7,6 +7,7 @@ Axes, everywhere in this package:
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -83,17 +84,18 @@ class LayerState:
 
     def all_keys(self, first: int = 0) -> Tensor:
         """Keys before rotation of the slots held, from `first` on: [B, G, S, D] in `dtype`."""
-        return self._rows(self.keys, self.key_scales, first)
+        return self._rows("key", lambda buffer: buffer[:, :, first : self.held])
 
     def all_values(self, first: int = 0) -> Tensor:
         """Values of the slots held, from `first` on: [B, G, S, D] in `dtype`."""
-        return self._rows(self.values, self.value_scales, first)
+        return self._rows("value", lambda buffer: buffer[:, :, first : self.held])
 
-    def _rows(self, rows: Tensor, scales: Tensor, first: int) -> Tensor:
-        held = slice(first, self.held)
+    def _rows(self, what: str, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        """The picked keys or values, in `dtype`."""
+        rows = pick(getattr(self, f"{what}s"))
         if not self.int8:
-            return rows[:, :, held]
-        return (rows[:, :, held] * scales[:, :, held].unsqueeze(-1)).to(self.dtype)
+            return rows
+        return (rows * pick(getattr(self, f"{what}_scales")).unsqueeze(-1)).to(self.dtype)
 
     def drop_last(self, tokens: int) -> None:
         """Forget the newest tokens, as if they had never been appended."""
@@ -115,8 +117,7 @@ class LayerState:
         else:
             self._gather(index)
         if self.notes is not None:
-            where = index[:, :1, :, None].expand(-1, -1, -1, self.notes.shape[3])
-            self.notes = self.notes.gather(2, where)
+            self.notes = rows_at(self.notes, index[:, :1])
         self.held = kept
         self.forget_rotation()
 
@@ -135,9 +136,7 @@ class LayerState:
     def _gather(self, index: Tensor) -> None:
         """Put these slots first: int64 [B, G, K]."""
         for buffer in (getattr(self, name) for name in self.buffers):
-            where = index if buffer.dim() == 3 else index.unsqueeze(-1)
-            where = where.expand(*index.shape, *buffer.shape[3:])
-            buffer[:, :, : index.shape[2]] = buffer[:, :, : self.held].gather(2, where)
+            buffer[:, :, : index.shape[2]] = rows_at(buffer, index)
 
     def _all_but(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positions [B, G, E], keys and values [B, G, E, D] of the slots not in `index`."""
@@ -146,9 +145,8 @@ class LayerState:
         left = self.held - index.shape[2]
         # A sort, so that the host need not wait to learn how many there are.
         slots = gone.argsort(dim=2, descending=True, stable=True)[..., :left]
-        where = slots.unsqueeze(-1).expand(-1, -1, -1, self.keys.shape[3])
-        positions = self.positions.gather(2, slots)
-        return positions, self.all_keys().gather(2, where), self.all_values().gather(2, where)
+        pick = partial(rows_at, index=slots)
+        return pick(self.positions), self._rows("key", pick), self._rows("value", pick)
 
     def rotated_keys(self, rotate: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Return rotated keys [B, G, S, D]; only those not rotated since the last eviction cost.
@@ -216,6 +214,13 @@ class LayerState:
         for name, buffer in made.items():
             setattr(self, name, buffer)
         self.forget_rotation()
+
+
+def rows_at(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows [B, G, K, ...] of `rows` [B, G, N, ...] at int64 [B, G, K]: a quicker `gather`."""
+    before = torch.arange(index.shape[:2].numel(), device=index.device) * rows.shape[2]
+    flat = index + before.reshape(*index.shape[:2], 1)
+    return rows.flatten(0, 2).index_select(0, flat.flatten()).reshape(*index.shape, *rows.shape[3:])
 
 
 class HeadsState:

@@ -4,7 +4,7 @@ Both change what a measurement costs and, but for rounding, nothing of what it f
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from indexmem_cli import ops
 from indexmem_cli.backbone import Backbone
 from indexmem_cli.config import AnswerConfig
 from indexmem_cli.engine import Reader
+from indexmem_cli.memory.latent import LatentMemory
 from indexmem_cli.memory.state import MemoryState, managed_parts
 from indexmem_cli.passes import CacheLayer, Pass
 from indexmem_cli.rotation import turn
@@ -97,7 +98,8 @@ class _Rows:
         )  # [R, slots + room, D]
         self.empty = self.slots - torch.tensor(held)  # slots of a row that hold nothing, first
         self.following = torch.tensor(following)  # position of the next token
-        self.latents = [getattr(state.layers[index], "live_latent", None) for state in states]
+        parts = [managed_parts(state.layers[index]) for state in states]
+        self.latents = [[part.live_latent for part in of_one] for of_one in parts]
 
     def take(self, chosen: list[int]) -> "_Rows":
         """Return copies of the rows of some memories."""
@@ -107,6 +109,15 @@ class _Rows:
             setattr(taken, name, getattr(self, name)[where])
         taken.latents = [self.latents[i] for i in chosen]
         return taken
+
+    def live_latents(self) -> Iterator[tuple[slice, LatentMemory]]:
+        """The latent memories that say something, of layers or of heads, each with its rows."""
+        heads = len(self.keys) // len(self.latents)
+        for i, latents in enumerate(self.latents):
+            rows = heads // len(latents)
+            for first, latent in zip(range(i * heads, (i + 1) * heads, rows), latents, strict=True):
+                if latent is not None:
+                    yield slice(first, first + rows), latent
 
 
 class Together:
@@ -157,28 +168,26 @@ class Together:
         """Attend in one layer from queries [B, H, T, D], as `passes.Attends` says."""
         assert softcap is None, "models with it have windows, and answer one by one"
         rows, (batch, heads, new, size) = self.rows[module.layer_idx], query.shape
-        first, count = rows.slots + self.asked, len(rows.keys)
+        end, count = rows.slots + self.asked, len(rows.keys)
         places = rows.following[:, None] + torch.arange(self.asked, self.asked + new)
         angles = self.backbone.angles(module, query, places)
-        turned = turn(module, query.reshape(count, -1, new, size), *angles)
-        fresh = slice(first, first + new)
+        query = query.reshape(count, -1, new, size)
+        turned = turn(module, query, *angles)
+        fresh = slice(end, end + new)
         rows.keys[:, fresh] = turn(module, key.reshape(count, 1, new, size), *angles)[:, 0]
-        slots = torch.arange(first + new)
+        slots = torch.arange(end + new)
         kept = slots >= rows.empty[:, None, None, None]
-        mask = kept & (slots <= slots[first:, None])
-        held = [x[:, : first + new] for x in (rows.keys, rows.values)]
+        mask = kept & (slots <= slots[end:, None])
+        held = [x[:, : end + new] for x in (rows.keys, rows.values)]
         spread = (x[:, None].expand(-1, turned.shape[1], -1, -1) for x in held)
         out = scaled_dot_product_attention(turned, *spread, attn_mask=mask, scale=scaling)
-        out = out.reshape(batch, heads, new, size)
-        for i, latent in enumerate(rows.latents):
-            if latent is not None:
-                of = slice(i * key.shape[1], (i + 1) * key.shape[1])
-                kv = (x[of, int(rows.empty[of].max()) :][None] for x in held)
-                near = turned[of].reshape(1, heads, new, size)
-                found = ops.attend_with_lse(near, *kv, scaling)
-                far = self.backbone.turn_far(module, query[i : i + 1])
-                out[i] = latent.read(far, *found, scaling)[0]
-        return out.transpose(1, 2)
+        for of, latent in rows.live_latents():
+            kv = (x[of, int(rows.empty[of].max()) :][None] for x in held)
+            near, far = (x[of].reshape(1, -1, new, size) for x in (turned, query))
+            found = ops.attend_with_lse(near, *kv, scaling)
+            joined = latent.read(self.backbone.turn_far(module, far), *found, scaling)
+            out[of] = joined.reshape(out[of].shape)
+        return out.reshape(batch, heads, new, size).transpose(1, 2)
 
 
 class _CacheLayer(CacheLayer):

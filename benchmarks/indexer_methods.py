@@ -180,8 +180,8 @@ def price(memory: str, slots: int, size: int, itemsize: int) -> int:
     Args:
         slots: clusters of centroids. size, itemsize: of a key.
     """
-    if kind_of(memory) == "centroids":  # sums of keys and values, a count, two tags
-        taken = slots * (2 * 4 * size + 4 + 16)
+    if kind_of(memory) == "centroids":
+        taken = CentroidMemory.nbytes_of(slots, size)
     else:  # W and b
         taken = 4 * size * (size + 1)
     return math.ceil(taken / (2 * size * itemsize))

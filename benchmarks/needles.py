@@ -25,7 +25,7 @@ from indexmem_cli.bench.rows import (
     print_table,
 )
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import MemoryConfig, ReadConfig, parse_size
+from indexmem_cli.config import NO_LATENT, MemoryConfig, ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
 from indexmem_cli.tokens import Tokenizer, load_tokenizer
 from indexmem_cli.train.tasks import make_blind_fact, make_development_fact, make_fact
@@ -123,13 +123,15 @@ def ask_all(asked: list[tuple[Needle, Path]], threads: int, options: dict) -> li
     return results
 
 
-def measure(policy: str, asked: list[tuple[Needle, Path]], options: Namespace) -> Row:
+def measure(mode: str, asked: list[tuple[Needle, Path]], options: Namespace) -> Row:
     """Ask all needles under one policy, spread over processes."""
-    row: Row = {"mode": policy, "budget": options.budget, "chunk_tokens": options.chunk}
+    policy, _, latent = mode.partition("+")
+    row: Row = {"mode": mode, "budget": options.budget, "chunk_tokens": options.chunk}
     row |= {"span_tokens": options.span, "dtype": options.dtype, "device": options.device}
     shares = [asked[i :: options.workers] for i in range(options.workers)]
     memory = {name: value for name, value in row.items() if name != "mode"}
-    memory |= {"policy": policy, "recall": False, "model": options.model, "offline": True}
+    memory |= {"policy": policy, "latent": latent or NO_LATENT, "recall": False}
+    memory |= {"model": options.model, "offline": True}
     run = partial(ask_all, threads=options.threads, options=memory)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         results = [result for share in pool.map(run, shares) for result in share]
@@ -150,7 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--span", type=int, default=MemoryConfig.span_tokens)
     add("--wordings", choices=WORDINGS, default="development")
     add("--alone", action="store_true", help="a book for each fact, instead of one for all")
-    add("--policies", default="question,recency,keydiff")
+    help_policies = "comma-separated; learned+centroids has that latent memory beside it"
+    add("--policies", default="question,recency,keydiff", help=help_policies)
     add("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     add("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -170,8 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
             path = Path(folder) / f"{i if options.alone else 'all'}.txt"
             path.write_text(hide(book, [needle] if options.alone else needles), encoding="utf-8")
             asked.append((needle, path))
-        for policy in options.policies.split(","):
-            measured = measure(policy, asked, options)
+        for mode in options.policies.split(","):
+            measured = measure(mode, asked, options)
             rows.append(common_fields(checkpoint, options.device) | settings | measured)
             append_row(options.out, rows[-1])
             print_table(rows, COLUMNS)

@@ -113,7 +113,7 @@ def answer(
     started, text, times = time.perf_counter(), "", []
     grounds = find_grounds(readings, question, closing, memory.recall, from_first)
     saved = readings[0].manifest
-    policy = saved.key.settings["policy"] if saved else memory.policy
+    policy = saved.policy if saved else memory.policy
     use = _memory_use(model, readings, grounds, str(policy or ""), from_first)
     explanation = _explain(readings, grounds, closing) if config.explain else None
     evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
@@ -191,6 +191,7 @@ def _memory_use(
 ) -> MemoryUse:
     """What is kept of what was read; of several sources, what the answer is written from."""
     reader = readings[0].reader if from_first or len(readings) == 1 else grounds.reader
+    latents = [part.latent for part in reader.state.managed]
     full = sum(len(model.prompt.opening) + reading.tokens for reading in readings)
     return MemoryUse(
         policy=policy,
@@ -200,6 +201,7 @@ def _memory_use(
         kv_bytes=reader.state.nbytes,
         full_kv_tokens=full,
         full_kv_bytes=full * model.backbone.kv_bytes_per_token,
+        latent_bytes=sum(latent.nbytes for latent in latents if latent is not None),
         process_peak_bytes=0,  # known when the answer is written
         gpu_peak_bytes=None,
     )

@@ -34,6 +34,8 @@ KV_DTYPES = ("model", "int8")
 TEXT = "text"
 """What passages are recalled from: their text, which is read again."""
 RECALL_FROM = (TEXT, "int8", "int4")
+NO_LATENT, CENTROIDS = LATENTS = ("none", "centroids")
+"""What takes in evicted tokens: nothing, or means of clusters of them."""
 AUTO = "auto"
 POSITIONS = ("auto", "original", "compact")
 DATE_ORDERS = ("dmy", "mdy", "ymd")
@@ -234,6 +236,8 @@ class MemoryConfig:
     recall_from: str | None = None
     """text | int8 | int4: read the passages again, or bring back their keys and values, which
     reading then writes to the disk in so many bits. None: text; of a saved memory what it holds."""
+    latent: str = NO_LATENT
+    """none | centroids: the memory of what is evicted, paid for out of the budget."""
     sink_tokens: int = 4
     """First tokens of the stream that always stay, besides the prompt's own opening."""
     recent_tokens: int | None = None
@@ -254,6 +258,7 @@ class MemoryConfig:
             object.__setattr__(self, "policy", BY_MODEL if self.recall else FOCUS)
         _check_choice("policy", self.policy, (*POLICIES, BY_MODEL))
         _check_choice("position mode", self.positions, POSITIONS)
+        _check_choice("latent memory", self.latent, LATENTS)
         if self.recall_from is not None:
             _check_choice("form to recall from", self.recall_from, RECALL_FROM)
         if self.budget_tokens != "auto":

@@ -1,6 +1,7 @@
 """Two loops: read a stream of tokens into a bounded memory, and answer from it. Never prints."""
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from indexmem_cli.backbone import Backbone
-from indexmem_cli.config import LEARNED, AnswerConfig, MemoryConfig
+from indexmem_cli.config import CENTROIDS, LEARNED, AnswerConfig, MemoryConfig
 from indexmem_cli.decoding import (
     FixedDecoder,
     best_attended,
@@ -17,9 +18,10 @@ from indexmem_cli.decoding import (
     has_fixed_steps,
     read_back,
 )
-from indexmem_cli.errors import OutOfMemory
+from indexmem_cli.errors import ConfigError, OutOfMemory
 from indexmem_cli.memory.bring_back import Spans, StoredKeys, bring_back
 from indexmem_cli.memory.indexer import make_indexer_scorer
+from indexmem_cli.memory.latent import CentroidMemory, count_clusters
 from indexmem_cli.memory.policies import Scorer, make_scorer
 from indexmem_cli.memory.state import MemoryState
 from indexmem_cli.memory.update import evict, split_among_parts
@@ -273,11 +275,41 @@ def make_reader(
 
     Raises:
         BackboneError: the policy is `learned`, and the model has no adapter that fits.
+        ConfigError: the budget cannot hold a latent memory besides what always stays.
     """
     config = config.settled(backbone)
+    scorer: Scorer
     if config.policy == LEARNED:
         adapter = backbone.adapter
-        scorer = make_indexer_scorer(adapter.indexer)
-        return Reader(backbone, plan, scorer, closing_ids, adapter.shares)
-    assert config.policy is not None, "the configuration chose one"
-    return Reader(backbone, plan, make_scorer(config.policy, config.seed), closing_ids)
+        scorer, shares, mass = (
+            make_indexer_scorer(adapter.indexer),
+            adapter.shares,
+            adapter.log_mass,
+        )
+    else:
+        assert config.policy is not None, "the configuration chose one"
+        scorer, shares, mass = make_scorer(config.policy, config.seed), [], None
+    if config.latent != CENTROIDS:
+        return Reader(backbone, plan, scorer, closing_ids, shares)
+    clusters = count_clusters(plan.budget_tokens)
+    reader = Reader(backbone, _pay_for(clusters, plan, backbone), scorer, closing_ids, shares)
+    parts = reader.state.managed
+    biases = [None] * len(parts) if mass is None else mass.reshape(len(parts), -1)
+    for part, bias in zip(parts, biases, strict=True):
+        part.latent = CentroidMemory(clusters, bias)
+    return reader
+
+
+def _pay_for(clusters: int, plan: Plan, backbone: Backbone) -> Plan:
+    """Take the tokens out of a budget whose bytes clusters take in each head."""
+    info, (_, size) = backbone.info, backbone.kv_shapes[0]
+    row = size + 4 if info.kv_dtype == "int8" else size * backbone.model.dtype.itemsize
+    price = math.ceil(CentroidMemory.nbytes_of(clusters, size) / (2 * row))
+    least = plan.sink_tokens + plan.recent_tokens
+    if plan.budget_tokens - price <= least:
+        raise ConfigError(
+            f"budget of {plan.budget_tokens:,} tokens cannot hold a latent memory of {price:,} "
+            f"besides the {least:,} that always stay",
+            f"raise --budget above {least + price:,}, or leave --latent out",
+        )
+    return replace(plan, budget_tokens=plan.budget_tokens - price)

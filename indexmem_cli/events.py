@@ -168,6 +168,8 @@ class MemoryUse:
     gpu_peak_bytes: int | None
     adapter: str | None = None
     """What chose what was kept, with the policy `learned`: trained | quick."""
+    latent_bytes: int = 0
+    """Of `kv_bytes`, those of the latent memory of what was evicted."""
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,8 @@ class SavedMemory:
     """Bytes on the disk."""
     recall_from: str
     """What passages come back from: text | int8 | int4."""
+    latent: str
+    """What took in the tokens that were evicted: none | centroids."""
     created_s: float
     used_s: float
     """When it was saved and last used, in seconds since 1970."""

@@ -13,6 +13,7 @@ from indexmem_cli.asking import answer as answer_question
 from indexmem_cli.config import (
     FOCUS,
     LEARNED,
+    NO_LATENT,
     TEXT,
     AnswerConfig,
     MemoryConfig,
@@ -273,7 +274,7 @@ class Memory:
                     how = f"to be recalled from {part.recall_from}, not from {wanted}"
                     yield Notice(f"memory {part.id} was read {how}")
                 its_plan = plan_of(part, plan, engine)
-                its_config = replace(config, policy=str(part.key.settings["policy"]))
+                its_config = replace(config, policy=part.policy, latent=part.latent)
             documents = Sources(name=part.source) if isinstance(part, Manifest) else part
             reader = make_reader(engine.backbone, its_plan, its_config, closing)
             prompt = engine.tokenizer, engine.prompt.opening
@@ -321,8 +322,9 @@ def key_for(
         # Which files of a folder are read shows in the content; the rest of it is said here.
         "read": str(replace(read, password=None, include=(), exclude=())),
     }
-    chosen = {"kv_dtype": info.kv_dtype, "recall_from": memory.recall_from or TEXT}
-    settings |= {name: how for name, how in chosen.items() if how not in ("model", TEXT)}
+    chosen = {"kv_dtype": info.kv_dtype, "latent": memory.latent}
+    chosen["recall_from"] = memory.recall_from or TEXT
+    settings |= {name: how for name, how in chosen.items() if how not in ("model", NO_LATENT, TEXT)}
     focused = question if memory.policy == FOCUS else None
     adapter = engine.adapter_hash if memory.policy == LEARNED else None
     return Key("", info.revision, engine.tokenizer_hash, settings, adapter, question=focused)

@@ -123,6 +123,7 @@ SETTINGS = {
             "int8",
             if_unset="text; of a saved memory what it has",
         ),
+        Setting("latent", (str,), MemoryConfig, "latent", "centroids"),
         Setting("max-tokens", (int,), AnswerConfig, "max_tokens", 64),
         Setting("temperature", (int, float), AnswerConfig, "temperature", 0.7),
         Setting("seed", (int,), AnswerConfig, "seed", 1),

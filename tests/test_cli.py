@@ -98,10 +98,12 @@ class TestAsk:
         assert os.environ["HF_HUB_OFFLINE"] == "1"
 
     def test_the_other_options_reach_theirs(self, fake_session: FakeSession) -> None:
-        options = "--recall-from int8 --kv-dtype int8 --no-save --allow-network --extract"
+        options = "--recall-from int8 --kv-dtype int8 --no-save --allow-network --extract "
+        options += "--latent centroids"
         run("ask", *options.split(), "book.pdf", "Who?")
         [(_, given)] = fake_session.calls
         assert given["memory"].recall_from == given["model"].kv_dtype == "int8"
+        assert given["memory"].latent == "centroids"
         assert given["store"] == StoreConfig(save=False)
         assert given["read"].allow_network and given["answer"].extract
 

@@ -36,6 +36,7 @@ def ask(
     chunk: options.Chunk = None,
     recall: options.Recall = MemoryConfig.recall,
     recall_from: options.RecallFrom = None,
+    latent: options.Latent = MemoryConfig.latent,
     focus: options.Focus = False,
     policy: options.Policy = None,
     span: options.Span = MemoryConfig.span_tokens,
@@ -104,7 +105,7 @@ def ask(
     named = _check_sources(sources or (), question)
     chosen = (authors, since, until, date_order, allow_network and not offline)
     read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
-    how = (seed, answer_from, recall, focus, recall_from)
+    how = (seed, answer_from, recall, focus, recall_from, latent)
     memory = options.memory_config(budget, chunk, policy, span, *how)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     store = StoreConfig(save=save, fresh=fresh)

@@ -85,6 +85,7 @@ def show(
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
     recall_from: options.RecallFrom = None,
+    latent: options.Latent = MemoryConfig.latent,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
     temperature: options.Temperature = AnswerConfig.temperature,
     seed: options.Seed = AnswerConfig.seed,
@@ -100,7 +101,7 @@ def show(
       indexmem config show --budget 8k --json
     """
     how = (budget, chunk, policy, span, seed, answer_from)
-    options.memory_config(*how, recall_from=recall_from)
+    options.memory_config(*how, recall_from=recall_from, latent=latent)
     options.model_config(model, quant, dtype, device, offline, kv_dtype)
     AnswerConfig(max_tokens, temperature, seed)
     from indexmem_cli.render import show_json, show_settings

@@ -32,6 +32,7 @@ def ingest(
     policy: options.Policy = None,
     span: options.Span = MemoryConfig.span_tokens,
     recall_from: options.RecallFrom = None,
+    latent: options.Latent = MemoryConfig.latent,
     model: options.Model = DEFAULT_MODEL,
     quant: options.Quant = ModelConfig.quant,
     dtype: options.Dtype = ModelConfig.dtype,
@@ -73,7 +74,9 @@ def ingest(
     """
     sources = options.sources_or_pipe(sources, "indexmem ingest book.pdf")
     read = options.read_config(pages, encoding, password_file, include, exclude)
-    memory = options.memory_config(budget, chunk, policy, span, recall_from=recall_from)
+    memory = options.memory_config(
+        budget, chunk, policy, span, recall_from=recall_from, latent=latent
+    )
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     store = StoreConfig(fresh=fresh, name=name)
 

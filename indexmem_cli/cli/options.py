@@ -14,6 +14,7 @@ from indexmem_cli.config import (
     DTYPES,
     FOCUS,
     KV_DTYPES,
+    LATENTS,
     POLICIES,
     QUANTS,
     RECALL_FROM,
@@ -35,8 +36,7 @@ def complete_model(incomplete: str) -> list[str]:
     """Name the models that are here, for the shell."""
     from indexmem_cli.catalogue import find_models
 
-    names = [model.name for model in find_models() if not model.problem]
-    return [name for name in names if name.startswith(incomplete)]
+    return [m.name for m in find_models() if not m.problem and m.name.startswith(incomplete)]
 
 
 def _complete(*choices: str) -> Callable[[str], list[str]]:
@@ -93,9 +93,17 @@ RecallFrom = Annotated[
         metavar="FORM",
         envvar="INDEXMEM_RECALL_FROM",
         autocompletion=_complete(*RECALL_FROM),
-        help="What passages come back from: text, which is read again, or keys and values (int8, "
-        "int4), which reading then stores, a hundred times as much. Default: text; of a saved "
-        "memory what it has.",
+        help="What passages come back from: text, read again, or keys and values (int8, int4) that "
+        "reading stores, a hundred times as much. Default: text; of a saved memory what it has.",
+    ),
+]
+Latent = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        envvar="INDEXMEM_LATENT",
+        autocompletion=_complete(*LATENTS),
+        help="What takes in evicted tokens: none, or centroids, paid for out of the budget.",
     ),
 ]
 Focus = Annotated[
@@ -294,6 +302,7 @@ def memory_config(
     recall: bool = MemoryConfig.recall,
     focus: bool = False,
     recall_from: str | None = None,
+    latent: str = MemoryConfig.latent,
 ) -> MemoryConfig:
     """Check the options that say what to keep.
 
@@ -308,6 +317,7 @@ def memory_config(
         policy=FOCUS if focus else policy,
         recall=recall,
         recall_from=recall_from,
+        latent=latent,
         span_tokens=span,
         seed=seed,
         answer_from_tokens=parse_size(answer_from) if answer_from is not None else None,
@@ -344,10 +354,7 @@ def read_first_line(path: Path, what: str) -> str:
 
 
 def sources_or_pipe(sources: Sequence[str] | None, example: str) -> list[str]:
-    """Return the sources, or `-` where none is given and something is piped in.
-
-    Args:
-        example: the command with a source.
+    """Return the sources, or `-` where something is piped in; `example` is a command with one.
 
     Raises:
         ConfigError: there is nothing to read.

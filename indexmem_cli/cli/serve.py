@@ -37,6 +37,7 @@ def serve(
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
     recall_from: options.RecallFrom = None,
+    latent: options.Latent = MemoryConfig.latent,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
     temperature: options.Temperature = AnswerConfig.temperature,
     seed: options.Seed = AnswerConfig.seed,
@@ -53,7 +54,7 @@ def serve(
       indexmem serve --port 9000 --api-key-file key.txt
     """
     how = (budget, chunk, policy, span, seed, answer_from)
-    memory = options.memory_config(*how, recall_from=recall_from)
+    memory = options.memory_config(*how, recall_from=recall_from, latent=latent)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     answer = AnswerConfig(max_tokens, temperature, seed)
     key = options.read_first_line(api_key_file, "API key").strip() if api_key_file else None

@@ -131,11 +131,12 @@ def _describe(
         files=len(manifest.files),
         model=manifest.model,
         budget_tokens=int(settings.get("budget_tokens") or 0),
-        policy=str(settings.get("policy")),
+        policy=manifest.policy,
         question=manifest.key.question,
         tokens=manifest.tokens,
         num_bytes=num_bytes,
         recall_from=manifest.recall_from,
+        latent=manifest.latent,
         created_s=manifest.created_s,
         used_s=used_s,
     )
@@ -157,6 +158,7 @@ def _unreadable(memory_id: str, status: str, detail: str, num_bytes: int) -> Sav
         tokens=0,
         num_bytes=num_bytes,
         recall_from=_UNKNOWN,
+        latent=_UNKNOWN,
         created_s=0.0,
         used_s=0.0,
     )

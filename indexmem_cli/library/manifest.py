@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from indexmem_cli import __version__
-from indexmem_cli.config import TEXT
+from indexmem_cli.config import NO_LATENT, TEXT
 from indexmem_cli.errors import MemoryFileError
 from indexmem_cli.library.disk import blake2b
 
@@ -130,6 +130,16 @@ class Manifest:
     def recall_from(self) -> str:
         """What passages of it are recalled from: one of `RECALL_FROM`."""
         return str(self.key.settings.get("recall_from", TEXT))
+
+    @property
+    def policy(self) -> str:
+        """What decided what it keeps: one of `POLICIES`."""
+        return str(self.key.settings.get("policy"))
+
+    @property
+    def latent(self) -> str:
+        """What took in the tokens that it evicted: one of `LATENTS`."""
+        return str(self.key.settings.get("latent", NO_LATENT))
 
     @property
     def num_bytes(self) -> int:

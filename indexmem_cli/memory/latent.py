@@ -15,6 +15,8 @@ from indexmem_cli import ops
 MERGE_EVERY = 8
 """Writes between two looks at whether a slot is better spent elsewhere."""
 LLOYD_ROUNDS = 10
+TOKENS_PER_CLUSTER = 32
+"""Of a budget, for each cluster of a `CentroidMemory`."""
 
 
 class LatentMemory(Protocol):
@@ -104,6 +106,11 @@ class CentroidMemory:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.save().values())
+
+    @staticmethod
+    def nbytes_of(slots: int, size: int) -> int:
+        """Bytes that clusters take in one head with keys of a size: two sums, a count, two tags."""
+        return slots * (2 * 4 * size + 4 + 2 * 8)
 
     def write(self, keys: Tensor, values: Tensor) -> Tensor:
         if keys.shape[2] == 0:
@@ -251,6 +258,11 @@ class CentroidMemory:
         self.home = torch.cat([self.home, fresh], dim=2)
         self.tags[b, g, freed] = self.home.shape[2] - 1
         return freed
+
+
+def count_clusters(budget_tokens: int) -> int:
+    """How many clusters a centroid memory has beside a budget; at least four."""
+    return max(4, budget_tokens // TOKENS_PER_CLUSTER)
 
 
 def _all_of(tokens: Tensor) -> Tensor:

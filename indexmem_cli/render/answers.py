@@ -15,6 +15,7 @@ from indexmem_cli.render.explanation import explanation_lines
 from indexmem_cli.render.safe import safe_line, safe_text
 from indexmem_cli.render.screen import open_console, show_json, show_note
 from indexmem_cli.render.wording import (
+    describe_bytes,
     describe_coverage,
     describe_memory,
     describe_place,
@@ -220,7 +221,7 @@ def statistics(answer: Answer, verbose: bool) -> list[str]:
         f"{describe_coverage(answer.coverage)}"
         f" · KV {memory.kv_tokens:,} of {memory.full_kv_tokens:,} tokens"
         f" by {describe_policy(memory)}"
-        f" · {format_bytes(memory.kv_bytes)} vs {format_bytes(memory.full_kv_bytes)} full"
+        f" · {describe_bytes(memory)} vs {format_bytes(memory.full_kv_bytes)} full"
         + ("" if answer.recall is None else f" · {describe_recall(answer.recall)}"),
         (
             f"prefill {format_seconds(timing.read_s)} at {format_rate(timing.read_tokens_per_s)} · "

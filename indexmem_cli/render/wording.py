@@ -74,6 +74,14 @@ def describe_policy(memory: MemoryUse) -> str:
     return "the question" if memory.policy == "question" else f"{memory.policy}, without training"
 
 
+def describe_bytes(memory: MemoryUse) -> str:
+    """Return what is kept in bytes, and how many of them are of what was evicted."""
+    kept = format_bytes(memory.kv_bytes)
+    if not memory.latent_bytes:
+        return kept
+    return f"{kept} ({format_bytes(memory.latent_bytes)} for evicted ones)"
+
+
 def describe_round(number: int, recalled: RecallRound) -> str:
     """Say what one look into the archive brought."""
     places = [f"{describe_place(block)} ({block.odds:.0%})" for block in recalled.blocks]

@@ -281,22 +281,21 @@ def make_reader(
     scorer: Scorer
     if config.policy == LEARNED:
         adapter = backbone.adapter
-        scorer, shares, mass = (
-            make_indexer_scorer(adapter.indexer),
-            adapter.shares,
-            adapter.log_mass,
-        )
+        scorer = make_indexer_scorer(adapter.indexer)
+        shares, mass = adapter.shares, adapter.log_mass
     else:
         assert config.policy is not None, "the configuration chose one"
-        scorer, shares, mass = make_scorer(config.policy, config.seed), [], None
+        scorer = make_scorer(config.policy, config.seed)
+        shares, mass = [], None
     if config.latent != CENTROIDS:
         return Reader(backbone, plan, scorer, closing_ids, shares)
     clusters = count_clusters(plan.budget_tokens)
+    room = backbone.info.window_tokens - plan.budget_tokens - plan.chunk_tokens
     reader = Reader(backbone, _pay_for(clusters, plan, backbone), scorer, closing_ids, shares)
     parts = reader.state.managed
     biases = [None] * len(parts) if mass is None else mass.reshape(len(parts), -1)
     for part, bias in zip(parts, biases, strict=True):
-        part.latent = CentroidMemory(clusters, bias)
+        part.latent = CentroidMemory(clusters, bias, max(clusters, room))
     return reader
 
 

@@ -1,5 +1,7 @@
 """Latent memories: exact where they can be, silent when empty, never claiming too much."""
 
+from math import inf, log
+
 import pytest
 import torch
 from families import make_backbone, stream, token_ids
@@ -108,6 +110,22 @@ def test_the_memory_claims_at_most_the_attention_of_what_it_holds():
     _, true = joint(query, gone)
     assert (claimed <= true + 1e-4).all() and (claimed < true - 0.1).any()
     assert memory.count.sum(-1).eq(12 * 9).all()
+
+
+def test_a_memory_of_more_tokens_than_it_may_weigh_claims_no_more():
+    query, *_ = query_and_kept()
+    memories = [CentroidMemory(8), CentroidMemory(8, None, 60), CentroidMemory(8, None, 15)]
+    for memory in memories:
+        memory.write(*evicted(60))
+    free, full, bounded = (memory.clone() for memory in memories)
+    nothing = torch.zeros_like(query), torch.full(query.shape[:3], -inf)
+    share = [memory.share(query, torch.zeros(query.shape[:3]), 0.25).logit() for memory in memories]
+    assert torch.equal(share[0], share[1])
+    torch.testing.assert_close(share[2], share[0] - log(60 / 15))
+    # Where nothing is beside it, it says the same.
+    found = [memory.read(query, *nothing, 0.25) for memory in (free, bounded)]
+    torch.testing.assert_close(*found)
+    assert bounded.most_tokens == 15 and torch.equal(full.count, free.count)
 
 
 @pytest.mark.parametrize("memory", memories(), ids=lambda m: type(m).__name__)

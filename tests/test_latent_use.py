@@ -47,6 +47,9 @@ def test_a_memory_with_centroids_takes_no_more_bytes_than_one_without(kv_dtype):
     one_token = bare.state.nbytes / bare.state.held
     assert abs(reader.state.nbytes - bare.state.nbytes) < one_token
     assert reader.state.held < bare.state.held == 256
+    # With what is kept and a chunk they weigh as much as the window that the model knows.
+    window = backbone.info.window_tokens
+    assert {latent.most_tokens for latent in latents} == {window - 256 - 64}
 
 
 def test_a_budget_without_room_for_it_is_refused():

@@ -72,19 +72,23 @@ class CentroidMemory:
         z_m = q . mean key_m * scale + log n_m + bias;  o = softmax(z) . mean values;  lse = LSE(z)
 
     By Jensen's inequality lse is at most that of the tokens themselves, so the memory never claims
-    more attention than they had. Sums make a token removable exactly: a slot is merged with
-    another or started anew, and never split.
+    more attention than they had. Beyond `most_tokens` all n_m shrink alike, to that sum: attention
+    among more tokens than a model was trained on is nothing that it knows. Sums make a token
+    removable exactly: a slot is merged with another or started anew, and never split.
     """
 
     _parts = ("count", "keys", "values", "home", "tags")
 
-    def __init__(self, slots: int, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, slots: int, bias: Tensor | None = None, most_tokens: float = float("inf")
+    ) -> None:
         """Make an empty memory.
 
         Args:
             slots: clusters per head. bias: calibrated log mass, fp32 [G], at most 0.
+            most_tokens: that all clusters together may weigh as much as.
         """
-        self.slots, self.bias = slots, bias
+        self.slots, self.bias, self.most_tokens = slots, bias, most_tokens
         # Without elements until something is written.
         self.count = torch.empty(0, 0, 0)  # fp32 [B, G, M]
         self.keys = torch.empty(0, 0, 0, 0)  # fp32 [B, G, M, D], sums
@@ -158,7 +162,8 @@ class CentroidMemory:
         return found[0], found[1]
 
     def _log_mass(self) -> Tensor:
-        bias = self.count.log()  # -inf where nothing is
+        share = (self.most_tokens / self.count.sum(-1, keepdim=True)).clamp(max=1)
+        bias = (self.count * share).log()  # -inf where nothing is
         return bias if self.bias is None else bias + self.bias[:, None]
 
     def segment(self, query: Tensor) -> ops.Segment:
@@ -183,7 +188,7 @@ class CentroidMemory:
             setattr(self, name, int(tensor) if name == "writes" else tensor.clone())
 
     def clone(self) -> "CentroidMemory":
-        copy = type(self)(self.slots, self.bias)
+        copy = type(self)(self.slots, self.bias, self.most_tokens)
         copy.load(self.save())
         return copy
 

@@ -415,6 +415,8 @@ def test_twins_shuffle_only_what_is_new_and_swap_values_among_the_evicted():
     [(got_keys, got_values)] = written
     assert torch.equal(got_keys, keys) and not torch.equal(got_values, keys)
     assert torch.equal(got_values.sort(dim=2).values, keys) and swapped.nbytes == 7
+    memory.clone = lambda: memory
+    assert isinstance(swapped.clone(), variants.Swapped)
 
 
 def test_repeated_ngrams_and_loops_are_seen():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from indexmem_cli.config import AnswerConfig, MemoryConfig
+from indexmem_cli.config import NO_LATENT, AnswerConfig, MemoryConfig
 from indexmem_cli.engine import Reader, make_reader
 from indexmem_cli.language_model import LanguageModel
 from indexmem_cli.plan import Plan, make_plan, room_for_question
@@ -105,20 +105,20 @@ def open_stream(
     policy: str,
     once: bool = False,
     share: Callable[[Sequence[float], int], Sequence[float]] = lambda shares, layers: shares,
-    latent_slots: Callable[[int], int] = lambda budget: 0,
-    change: Callable[[LanguageModel, Reader, int], None] = lambda model, reader, slots: None,
+    latent: str = NO_LATENT,
+    change: Callable[[LanguageModel, Reader], None] = lambda model, reader: None,
 ) -> EngineStream | None:
     """Open a stream of the engine, with the settings that `indexmem ask` would take.
 
     Args:
         once: whether all is read before anything is evicted; None is returned where it is too long.
         share: what becomes of the adapter's shares of the budget, of layers or of all their heads.
-        latent_slots: of the budget, to be taken away from it.
-        change: what is done to the reader before anything is read, with those slots.
+        change: what is done to the reader before anything is read.
     """
     window = model.backbone.info.window_tokens
     closing = model.prompt.closing(model.tokenizer.encode(asked.question)) if asked.question else []
-    config = MemoryConfig(asked.budget_tokens, asked.chunk_tokens, policy=policy, recall=False)
+    size = asked.budget_tokens, asked.chunk_tokens
+    config = MemoryConfig(*size, policy=policy, recall=False, latent=latent)
     lengths = len(model.prompt.opening), room_for_question(window)
     plan, _ = make_plan(config, window, *lengths, model.answer_from_tokens)
     if once:
@@ -126,14 +126,12 @@ def open_stream(
         if tokens + len(closing) + asked.max_tokens > window:
             return None
         plan = replace(plan, chunk_tokens=tokens)
-    slots = latent_slots(plan.budget_tokens)
-    plan = replace(plan, budget_tokens=plan.budget_tokens - slots)
     reader = make_reader(model.backbone, plan, config, closing)
     num_managed = sum(window is None for window in model.backbone.layer_windows)
     shares = share(reader.shares, num_managed)
     if shares is not reader.shares:  # a reader lays its memory out by them when it is made
         reader = Reader(model.backbone, plan, reader.scorer, closing, shares)
-    change(model, reader, slots)
+    change(model, reader)
     return EngineStream(model, reader, once)
 
 

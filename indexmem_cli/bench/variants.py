@@ -5,7 +5,7 @@ swapped, its budgets moved to another layer, or without it.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from random import Random
 from typing import Any
@@ -17,12 +17,11 @@ from indexmem_cli.bench.methods import answer_by_stream
 from indexmem_cli.bench.streams import open_stream
 from indexmem_cli.bench.suites import Method, add_method
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import FOCUS, LEARNED, POLICIES, UNFOCUSED, ModelConfig
+from indexmem_cli.config import CENTROIDS, FOCUS, LEARNED, POLICIES, UNFOCUSED, ModelConfig
 from indexmem_cli.engine import Reader
 from indexmem_cli.language_model import LanguageModel
 from indexmem_cli.loading import load_backbone
 from indexmem_cli.memory.latent import (
-    CentroidMemory,
     FastWeightMemory,
     FastWeights,
     LatentMemory,
@@ -33,10 +32,8 @@ from indexmem_cli.train.data import read_code
 from indexmem_cli.train.memory import fit_fast_weights, replay
 from indexmem_cli.train.teachers import Streaming, WholeModel
 
-SLOT_SHARE = 8
-"""A latent memory takes an eighth of the budget, and at least `LEAST_SLOTS` of it."""
-LEAST_SLOTS = 8
 FITTED_TEXTS, FITTED_TOKENS, FITTED_CHUNK, FITTED_STEPS = 6, 512, 64, 100
+FITTED_SHARE = 8  # an eighth of each text is kept
 MOST_CHARS_PER_TOKEN = 6
 
 
@@ -78,18 +75,17 @@ class Swapped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.memory, name)
 
+    def clone(self) -> "Swapped":
+        """Return a control of a copy, for a question."""
+        return Swapped(self.memory.clone())
+
     def write(self, keys: Tensor, values: Tensor) -> Tensor:
         """Write the keys with the values in another order."""
         order = torch.randperm(values.shape[2], generator=self.chance).to(values.device)
         return self.memory.write(keys, values[:, :, order])
 
 
-def take_slots(budget: int) -> int:
-    """Return the slots of a budget that a latent memory takes."""
-    return max(LEAST_SLOTS, budget // SLOT_SHARE)
-
-
-def shuffle(model: LanguageModel, reader: Reader, slots: int) -> None:
+def shuffle(model: LanguageModel, reader: Reader) -> None:
     """Take every new token's score from another."""
     reader.scorer = Shuffled(reader.scorer)
 
@@ -112,19 +108,25 @@ def join_heads(shares: Sequence[float], layers: int) -> Sequence[float]:
     return [sum(shares[i : i + heads]) / heads for i in range(0, len(shares), heads)]
 
 
-def remember(
-    model: LanguageModel, reader: Reader, slots: int, kind: str, policy: str, swapped: bool
-) -> None:
-    """Give every managed layer a latent memory."""
-    biases = model.backbone.adapter.log_mass if policy == LEARNED else None
-    for i, layer in enumerate(reader.state.managed):
-        memory: LatentMemory
-        if kind == "centroids":
-            memory = CentroidMemory(slots, None if biases is None else biases[i])
-        else:
-            info = model.backbone.info
-            memory = FastWeightMemory(fit_slow_weights(model.name, info.dtype, info.device)[i])
-        layer.latent = Swapped(memory) if swapped else memory
+def swap(model: LanguageModel, reader: Reader) -> None:
+    """Have every latent memory written with the values of other tokens."""
+    for part in reader.state.managed:
+        if part.latent is not None:
+            part.latent = Swapped(part.latent)
+
+
+def add_fast_weights(model: LanguageModel, reader: Reader) -> None:
+    """Give every managed layer the paper's memory, which is of one size whatever the budget."""
+    info = model.backbone.info
+    slow = fit_slow_weights(model.name, info.dtype, info.device)
+    for layer, weights in zip(reader.state.managed, slow, strict=True):
+        layer.latent = FastWeightMemory(weights)
+
+
+def add_swapped_fast_weights(model: LanguageModel, reader: Reader) -> None:
+    """The control of `add_fast_weights`."""
+    add_fast_weights(model, reader)
+    swap(model, reader)
 
 
 @lru_cache(maxsize=1)
@@ -146,7 +148,7 @@ def fit_slow_weights(name: str, dtype: str, device: str) -> list[FastWeights]:
         text = torch.tensor([ids[first : first + tokens]], device=model.device)
         score = torch.rand(1, 1, tokens, generator=chance).to(model.device)
         scores = [score] * len(model.managed)
-        kept = tokens // SLOT_SHARE
+        kept = tokens // FITTED_SHARE
         stream = Streaming(FITTED_CHUNK, sink_tokens=4, recent_tokens=kept // 4, span_tokens=1)
         by_text.append([*replay(model, text, scores, kept, stream)])
     fitted = []
@@ -172,18 +174,15 @@ def list_variants() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name all variants, with their groups and the arguments of `open_stream`."""
     unfocused = [policy for policy in POLICIES if policy != FOCUS]
     for policy in unfocused:
-        for kind in ("centroids", "fast-weights"):
-            for twin in ("", "-swapped") if policy in (LEARNED, UNFOCUSED) else ("",):
-                change = partial(remember, kind=kind, policy=policy, swapped=bool(twin))
-                # The paper's memory is of one size, whatever the budget.
-                slots: Callable[[int], int] = take_slots if kind == "centroids" else lambda b: 0
-                settings: dict[str, Any] = {
-                    "policy": policy,
-                    "change": change,
-                    "latent_slots": slots,
-                }
-                settings["share"] = join_heads  # a latent memory is one of a layer
-                yield f"{policy}+{kind}{twin}", "twins" if twin else "memories", settings
+        centroids = {"policy": policy, "latent": CENTROIDS}
+        # One set of slow weights serves a layer, so its heads have one budget.
+        fast = {"policy": policy, "share": join_heads}
+        yield f"{policy}+{CENTROIDS}", "memories", centroids
+        yield f"{policy}+fast-weights", "memories", fast | {"change": add_fast_weights}
+        if policy in (LEARNED, UNFOCUSED):
+            yield f"{policy}+{CENTROIDS}-swapped", "twins", centroids | {"change": swap}
+            twin = fast | {"change": add_swapped_fast_weights}
+            yield f"{policy}+fast-weights-swapped", "twins", twin
     for policy in unfocused:
         if policy not in ("recency", "random"):
             yield f"{policy}-shuffled", "twins", {"policy": policy, "change": shuffle}

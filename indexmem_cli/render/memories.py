@@ -9,7 +9,7 @@ from rich.console import OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
-from indexmem_cli.config import NO_LATENT, show_time
+from indexmem_cli.config import CENTROIDS, show_time
 from indexmem_cli.events import SavedMemory
 from indexmem_cli.render.safe import safe_line
 from indexmem_cli.render.screen import open_console
@@ -68,7 +68,7 @@ def show_memory(memory: SavedMemory, folder: str) -> None:
     console = open_console(stderr=False)
     chooser = "the model's adapter" if memory.policy == "learned" else memory.policy
     kept = f"at most {memory.budget_tokens:,} tokens, by {chooser}"
-    kept += f" ({memory.latent} of the others)" if memory.latent != NO_LATENT else ""
+    kept += " (centroids of the others)" if memory.latent == CENTROIDS else ""
     facts = {
         "memory": f"{memory.id}{f' ({memory.name})' if memory.name else ''}",
         "status": memory.status + (f": {memory.detail}" if memory.detail else ""),

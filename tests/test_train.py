@@ -1,5 +1,6 @@
 """Training code of the embedded model, on tiny data of its own."""
 
+import copy
 import json
 import lzma
 import re
@@ -25,9 +26,12 @@ from indexmem_cli.train import (
     labels,
     natural,
     pretrain,
+    probe,
+    rewording,
     tasks,
     templates,
     tokenizer,
+    vocabulary,
 )
 from indexmem_cli.train.attention import attend_in_tiles
 from indexmem_cli.train.muon import Muon, orthogonalise
@@ -227,11 +231,37 @@ def test_facts_of_any_verb_use_no_word_kept_for_development(
         for text in (*statements, *(w for wordings in questions.values() for w in wordings))
         for word in content_words(text)
     } - {"which", "what", "when", "where", "from", "that", "during", "place", "year", "every"}
-    used = {form for verb in (*frames.VERBS, *frames.MOVES) for form in frames.inflect(verb)}
-    used |= {form for verb in frames.IRREGULAR for form in (verb, *frames.inflect(verb))}
+    verbs = (*frames.ALL_VERBS, *frames.MOVES)
+    used = {form for verb in verbs for form in (verb, *frames.inflect(verb))}
     assert some <= kept
-    used |= {*frames.VERBS, *frames.MOVES, *frames.NOUNS, *labels.USES}
+    used |= {*frames.ALL_NOUNS, *vocabulary.THINGS, *labels.USES}
+    synonyms = " ".join((*rewording.GROUPS, *rewording.MOVING)).split()
+    used |= {form for verb in synonyms for form in (verb, *frames.inflect(verb))}
+    for longer in (rewording.REPORTS, rewording.REQUESTS, rewording.NAMING):
+        used |= {word for text in longer for word in content_words(text)}
     assert not kept & (used | {*labels.LABELS, *labels.QUALITIES})
+
+
+def test_synonyms_and_longer_questions_ask_the_same() -> None:
+    assert "purchase" in rewording.SYNONYMS["buy"] and "buy" in rewording.SYNONYMS["purchase"]
+    assert rewording.draw_synonym(Random(0), "buy", share=0.0) == "buy"
+    sentences = [frames.make_frame(Random(seed)) for seed in range(300)]
+    other = 0
+    for sentence, pairs in sentences:
+        assert all(answer.lower() in sentence.lower() for _, answer in pairs)
+        told = set(re.findall("[a-z]+", sentence.lower()))
+        other += any(
+            word in rewording.SYNONYMS and not {word, *frames.inflect(word)} & told
+            for question, _ in pairs
+            for word in re.findall("[a-z]+", question.lower())
+        )
+    assert other > 10
+    for seed in range(50):
+        asked = rewording.reword(Random(seed), "Who bought the lamp?")
+        assert asked.rstrip("?.").endswith("bought the lamp") and asked != "Who bought the lamp?"
+        assert rewording.reword(Random(seed), "Who did Ann see?").endswith("ho did Ann see?")
+    assert rewording.report(Random(0), "The lamp is red.").endswith("the lamp is red.")
+    assert rewording.report(Random(0), "Ann left.").endswith("Ann left.")
 
 
 @pytest.mark.parametrize(
@@ -308,6 +338,34 @@ def test_copied_pieces_are_pieces_of_the_passage(maker: episodes.EpisodeMaker) -
     row = maker.make_copy(Random(0), 96)
     half = row.loss.index(1.0) - 2
     assert sorted(row.ids[:half]) == sorted(row.ids[half:])
+
+
+def test_a_share_of_a_document_is_trained_as_text(maker: episodes.EpisodeMaker) -> None:
+    dense = copy.copy(maker)
+    dense.text_fraction = 0.5
+    row = dense.compose(
+        Random(0), [tuple(maker.encode(" It is 7."))], [tasks.Turn("It?", "7")], 300
+    )
+    first, end = 1 + len(maker.open), row.ids.index(maker.end)
+    weights = row.loss[first : end - len(maker.close) - len(maker.encode("It?"))]
+    assert {*weights} == {0.0, episodes.TEXT_WEIGHT} and 0.35 < sum(map(bool, weights)) / 250 < 0.65
+    assert row.loss[end + 2 :] == [episodes.FIRST_WEIGHT, 1.0, 1.0][: len(row.loss) - end - 2]
+
+
+def test_the_probe_counts_answers_alone(
+    maker: episodes.EpisodeMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def answers_right(model: None, ids: Tensor, weights: Tensor) -> Tensor:
+        seen.append(weights)
+        return torch.ones(len(ids))
+
+    monkeypatch.setattr(probe, "answers_right", answers_right)
+    dense = copy.copy(maker)
+    dense.text_fraction = 1.0
+    assert probe.measure(None, dense, 512)["needle_accuracy"] == 1.0  # type: ignore[arg-type]
+    assert {*seen[0].unique().tolist()} == {0.0, 1.0, episodes.FIRST_WEIGHT}
 
 
 def test_held_out_text_is_never_sampled(maker: episodes.EpisodeMaker) -> None:
@@ -458,9 +516,9 @@ def test_stages_of_a_recipe_in_rounds_take_turns_to_its_end() -> None:
     assert len(turn) * recipe.rounds == recipe.num_steps
     lengths = [recipe.stage_at(step).length_tokens for step in range(recipe.num_steps)]
     assert lengths == turn * recipe.rounds
-    few = recipe.rehearsed(20, None, None)
-    assert few.num_steps == 20
-    assert [few.stage_at(step).length_tokens for step in range(20)] == turn * 2
+    few = recipe.rehearsed(40, None, None)
+    assert few.num_steps == 40
+    assert [few.stage_at(step).length_tokens for step in range(40)] == turn * 2
 
 
 def test_a_run_draws_other_rows_than_the_run_it_starts_from() -> None:

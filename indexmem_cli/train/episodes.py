@@ -23,6 +23,7 @@ from indexmem_cli.train.reading import (
     load_functions,
     read_questions,
 )
+from indexmem_cli.train.rewording import reword
 from indexmem_cli.train.tasks import Fact, Turn, make_fact, make_similar_facts, refuse
 
 DOCUMENT_OPEN, DOCUMENT_CLOSE = "<document>\n", "\n</document>\n\n"
@@ -36,6 +37,10 @@ SHORT_FRACTION = 0.3
 SHORT_TOKENS = (128, 192, 256, 384)
 LM_WEIGHT = 0.1
 """Weight of a token of plain text, where a token of an answer weighs one."""
+REWORDED_FRACTION = 0.12
+"""Share of questions that are asked in a longer way."""
+TEXT_WEIGHT = 0.05
+"""Weight of a token of a document, where those are trained too."""
 FIRST_WEIGHT = 3.0
 """Weight of an answer's first token: it must be found, the others follow by copying."""
 
@@ -62,8 +67,19 @@ def load_questions(data: Path) -> tuple[dict[str, list[Context]], list[Function]
 class EpisodeMaker:
     """Makes rows of every sort from the corpus and the question sets."""
 
-    def __init__(self, corpus: Corpus, data: Path, with_questions: bool = True) -> None:
-        self.corpus = corpus
+    def __init__(
+        self,
+        corpus: Corpus,
+        data: Path,
+        with_questions: bool = True,
+        text_fraction: float = 0.0,
+    ) -> None:
+        """Load the questions of `data`, unless without.
+
+        Args:
+            text_fraction: share of a document's tokens that are trained as plain text is.
+        """
+        self.corpus, self.text_fraction = corpus, text_fraction
         self.encode = corpus.encoding.encode_ordinary
         special = corpus.encoding.encode_single_token
         self.end, self.user = special("<|end|>"), special("<|user|>")
@@ -249,6 +265,10 @@ class EpisodeMaker:
         text = self.hide(rng, list(pieces), length - used + spare - needed)
         row = Row([self.user, *self.open, *text, *self.close], [])
         row.loss = [0.0] * len(row.ids)
+        if self.text_fraction:
+            first = 1 + len(self.open)
+            for i in range(first, first + len(text)):
+                row.loss[i] = TEXT_WEIGHT * (rng.random() < self.text_fraction)
         for i, (question, answer) in enumerate(asked):
             prompt = [self.user] * (i > 0) + question + [self.end, self.assistant]
             row.ids += prompt + answer + [self.end]
@@ -293,7 +313,9 @@ class EpisodeMaker:
 
 
 def roughen(rng: Random, question: str) -> str:
-    """Now and then type a question as people do: without its mark, or all in small letters."""
+    """Now and then ask in a longer way, or type as people do: no mark, or all in small letters."""
+    if question.endswith("?") and rng.random() < REWORDED_FRACTION:
+        question = reword(rng, question)
     style = rng.random()
     if style < 0.05:
         return question.rstrip("?")

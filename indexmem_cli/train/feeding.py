@@ -35,7 +35,7 @@ def feed(
     """Give the batches of the steps from `first` on, in order, each made ahead of its use."""
     pool: Executor
     if recipe.makers:
-        setup = partial(_set_up, data, out)
+        setup = partial(_set_up, data, out, recipe.text_fraction)
         pool = ProcessPoolExecutor(recipe.makers, get_context("spawn"), setup)
         draw = partial(_make_own, recipe, seed)
     else:
@@ -59,9 +59,9 @@ def feed(
             pool.shutdown(cancel_futures=True)
 
 
-def _set_up(data: Path, out: Path) -> None:
+def _set_up(data: Path, out: Path, text_fraction: float) -> None:
     corpus = Corpus(out / "cache", load_tiktoken(out / "model"))
-    _own["maker"] = EpisodeMaker(corpus, data)
+    _own["maker"] = EpisodeMaker(corpus, data, text_fraction=text_fraction)
 
 
 def _make_own(recipe: Recipe, seed: int, step: int) -> Arrays:

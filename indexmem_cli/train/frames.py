@@ -1,12 +1,14 @@
 """Synthetic facts of any verb: subject, verb, object, and where, when, with or for whom.
 
 A hand of wordings teaches those wordings; many verbs in many forms teach reading. No content word
-of the wordings kept for development (templates.DEVELOPMENT_KINDS) is used here.
+of the wordings kept for measuring (templates.DEVELOPMENT_KINDS and BLIND_KINDS) is used here.
 """
 
 from random import Random
 
-from indexmem_cli.train.words import ANIMALS, SLOTS, words
+from indexmem_cli.train import vocabulary
+from indexmem_cli.train.rewording import draw_synonym
+from indexmem_cli.train.words import ADJECTIVES, ANIMALS, SLOTS, words
 
 VERBS = words(
     "accept acquire adjust admire adopt alter announce approach arrange assemble assist attend "
@@ -67,6 +69,9 @@ NOUNS = words(
     "watches whales widows wires wolves women writers"
 )
 ADVERBS = words("once|secretly|at last|finally|later|often|in the end|also|soon|then|first", "|")
+
+ALL_VERBS = (*VERBS, *IRREGULAR, *vocabulary.VERBS)
+ALL_NOUNS = (*NOUNS, *vocabulary.COUNTED)
 
 # Preposition and sort of what follows it.
 PHRASES = (
@@ -142,7 +147,9 @@ def draw_noun(rng: Random, sort: str) -> str:
     if sort == "event":
         return f"the {SLOTS['event'](rng)} of {SLOTS['place'](rng)}"
     value = SLOTS[sort](rng)
-    return f"the {value}" if sort in ("site", "thing") else value
+    if sort not in ("site", "thing") or value.startswith("the "):
+        return value
+    return f"the {value}"
 
 
 def draw_subject(rng: Random) -> tuple[str, str]:
@@ -150,18 +157,35 @@ def draw_subject(rng: Random) -> tuple[str, str]:
     style = rng.random()
     if style < 0.7:
         return draw_noun(rng, "person"), "who"
-    if style < 0.85:
+    if style < 0.78:
         return draw_noun(rng, "site"), "what"
-    if style < 0.93:
+    if style < 0.9:
+        return draw_common(rng), "what"
+    if style < 0.95:
         return f"the {rng.choice(ANIMALS)} of {SLOTS['person'](rng)}", "what"
     return draw_noun(rng, "place"), "which place"
 
 
+def draw_common(rng: Random) -> str:
+    """Draw a thing by a common noun, now and then with whose it is or what it is like."""
+    noun = rng.choice(vocabulary.THINGS)
+    style = rng.random()
+    if style < 0.35:
+        return f"the {noun} of {draw_noun(rng, rng.choice(('person', 'place', 'site')))}"
+    if style < 0.5:
+        return f"the {noun} {rng.choice(('near', 'in', 'at'))} {SLOTS['place'](rng)}"
+    return f"the {rng.choice(ADJECTIVES)} {noun}" if style < 0.75 else f"the {noun}"
+
+
 def draw_object(rng: Random) -> tuple[str, str, str]:
     """Draw an object, the words that ask for it, and the answer: a count answers "how many"."""
-    sort = rng.choices(("thing", "person", "count", "place", "food", "word"), (5, 2, 4, 1, 1, 1))[0]
+    sorts = ("thing", "common", "person", "count", "place", "food", "word")
+    sort = rng.choices(sorts, (3, 3, 2, 4, 1, 1, 1))[0]
+    if sort == "common":
+        value = draw_common(rng)
+        return value, "what", value
     if sort == "count":
-        number, noun = SLOTS["number"](rng), rng.choice(NOUNS)
+        number, noun = SLOTS["number"](rng), rng.choice(ALL_NOUNS)
         return f"{number} {noun}", f"how many {noun}", number
     value = draw_noun(rng, sort)
     asking = {"person": ("whom", "who"), "place": ("which place", "what")}.get(sort, ("what",))
@@ -188,8 +212,10 @@ def lengthen(rng: Random, prep: str, sort: str) -> str:
 def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
     """Make a sentence and the pairs of question and answer that it holds."""
     moving = rng.random() < 0.25
-    verb = rng.choice(MOVES) if moving else rng.choice((*VERBS, *IRREGULAR))
+    verb = rng.choice(MOVES if moving else ALL_VERBS)
     past, participle, third = inflect(verb)
+    asked = draw_synonym(rng, verb, moving)
+    asked_past, asked_participle, asked_third = inflect(asked)
     subject, asks_subject = draw_subject(rng)
     thing, asks_thing, counted = ("", "", "") if moving else draw_object(rng)
     phrases = draw_phrases(rng, moving)
@@ -198,8 +224,10 @@ def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
         tense = "past"
     said = {"past": past, "has": f"has {participle}", "had": f"had {participle}"}
     said |= {"will": f"will {verb}", "now": third}
-    helps = {"past": ("did", verb), "has": ("has", participle), "had": ("had", participle)}
-    helps |= {"will": ("will", verb), "now": ("does", verb)}
+    asks = {"past": asked_past, "has": f"has {asked_participle}", "had": f"had {asked_participle}"}
+    asks |= {"will": f"will {asked}", "now": asked_third}
+    helps = {"past": ("did", asked), "has": ("has", asked_participle)}
+    helps |= {"had": ("had", asked_participle), "will": ("will", asked), "now": ("does", asked)}
     told = [f"{lengthen(rng, prep, sort)} {value}" for prep, sort, value in phrases]
     some = rng.sample(told, rng.randint(0 if thing else 1, len(told)))
     adverb = f"{rng.choice(ADVERBS)} " if rng.random() < 0.12 else ""
@@ -208,13 +236,14 @@ def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
     if tense == "passive":
         were = "were" if asks_thing.startswith("how many") else "was"
         core = f"{thing} {were} {adverb}{participle} by {subject}"
-        asked_subject = [f"by whom {were} {thing} {participle}", f"who {past} {thing}"]
-        asked_thing = [f"{asks_thing} {were} {participle} by {subject}"]
-        aux, rest = were, f"{thing} {participle}"
+        by_whom = f"by whom {were} {thing} {asked_participle}"
+        asked_subject = [by_whom, f"who {asked_past} {thing}"]
+        asked_thing = [f"{asks_thing} {were} {asked_participle} by {subject}"]
+        aux, rest = were, f"{thing} {asked_participle}"
     else:
         core = " ".join(f"{subject} {adverb}{said[tense]} {thing}".split())
         help_word, form = helps[tense]
-        asked_subject = [f"{asks_subject} {said[tense]} {thing}"]
+        asked_subject = [f"{asks_subject} {asks[tense]} {thing}"]
         asked_thing = [f"{asks_thing} {help_word} {subject} {form}"]
         aux, rest = help_word, f"{subject} {form} {thing}"
     pairs = [(close(rng.choice(asked_subject), *some), subject)]
@@ -231,23 +260,24 @@ def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
 
 def make_habit(rng: Random) -> tuple[str, list[tuple[str, str]]]:
     """Make a sentence of what is done again and again, in the present, mostly counted."""
-    verb = rng.choice((*VERBS, *IRREGULAR))
+    verb = rng.choice(ALL_VERBS)
     third = inflect(verb)[2]
     subject, asks_subject = draw_subject(rng)
     if rng.random() < 0.5:
         subject, asks_subject = draw_noun(rng, "site"), "what"
-    number, noun = SLOTS["number"](rng), rng.choice(NOUNS)
+    number, noun = SLOTS["number"](rng), rng.choice(ALL_NOUNS)
     thing, asks_thing, answer = f"{number} {noun}", f"how many {noun}", number
     if rng.random() < 0.2:
         thing, asks_thing, answer = draw_object(rng)
     often = rng.choice(HABITS)
     said = rng.choice(("", often))
+    asked = draw_synonym(rng, verb)
     body = f"{often} {subject} {third} {thing}"
     if rng.random() < 0.4:
         body = f"{subject} {third} {thing} {often}"
     pairs = [
-        (close(asks_thing, "does", subject, verb, said), answer),
-        (close(asks_subject, third, thing, said), subject),
+        (close(asks_thing, "does", subject, asked, said), answer),
+        (close(asks_subject, inflect(asked)[2], thing, said), subject),
     ]
     return end(body), pairs
 

@@ -2,12 +2,13 @@
 
 "The tram ticket for the north mill is R-417." The question asks with a verb of its own ("What
 ticket should I buy for the north mill?"), so noun and name alone lead to the value. No content
-word of the wordings kept for development (templates.DEVELOPMENT_KINDS) is used here.
+word of the wordings kept for measuring (templates.DEVELOPMENT_KINDS and BLIND_KINDS) is used here.
 """
 
 from random import Random
 
-from indexmem_cli.train.frames import VERBS, draw_noun, inflect
+from indexmem_cli.train import vocabulary
+from indexmem_cli.train.frames import ALL_VERBS, draw_noun, inflect
 from indexmem_cli.train.words import SLOTS, words
 
 LABELS = words(
@@ -76,10 +77,10 @@ def make_label(rng: Random) -> tuple[str, str, str]:
     acting = "{third}" in statement
     modal, who = rng.choice(MODALS)
     values = {
-        "label": rng.choice(LABELS),
+        "label": rng.choice((*LABELS, *vocabulary.THINGS)),
         "quality": rng.choice(QUALITIES),
         "entity": draw_noun(rng, rng.choice(("site", "site", "thing", "person", "place", "event"))),
-        "third": inflect(rng.choice(VERBS))[2],
+        "third": inflect(rng.choice(ALL_VERBS))[2],
         "value": SLOTS[rng.choice(SORTS)](rng),
         "modal": modal,
         "who": who,

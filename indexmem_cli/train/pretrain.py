@@ -301,7 +301,8 @@ def train_base(
     else:
         make_tokenizer(data, out / "model", chosen.window_tokens)
     encoding = prepare(given, out / "cache", out / "model")
-    maker = EpisodeMaker(Corpus(out / "cache", encoding), data)
+    corpus = Corpus(out / "cache", encoding)
+    maker = EpisodeMaker(corpus, data, text_fraction=chosen.text_fraction)
     run = Run(chosen, maker, out, seed + chosen.seed_offset)
     if not resume:
         # Before the start is trained: cut off there, the run would be resumed from an old one.

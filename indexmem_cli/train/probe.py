@@ -27,7 +27,8 @@ def measure(model: Qwen3ForCausalLM, maker: EpisodeMaker, length: int) -> dict[s
         facts = [make_development_fact(rng) for _ in range(1 if length < 200 else 3)]
         pieces = [tuple(maker.encode(" " + f.sentences[0])) for f in facts]
         row = maker.compose(rng, pieces, [rng.choice(facts[0].turns)], length)
-        ids[i, : len(row.ids)], weights[i, : len(row.loss)] = row.ids, row.loss
+        ids[i, : len(row.ids)] = row.ids
+        weights[i, : len(row.loss)] = [weight * (weight >= 1.0) for weight in row.loss]
     right = answers_right(model, torch.from_numpy(ids), torch.from_numpy(weights))
     return {"needle_accuracy": right.float().mean().item(), "num_needles": rows}
 

@@ -45,6 +45,14 @@ SETTLING: Mix = {
     "code": 0.03,
     "chat": 0.03,
 }
+WORDING: Mix = {
+    "facts": 0.35,
+    "qa": 0.4,
+    "natural": 0.14,
+    "lm": 0.05,
+    "code": 0.03,
+    "chat": 0.03,
+}
 READING: Mix = {
     "facts": 0.36,
     "qa": 0.32,
@@ -99,6 +107,8 @@ class Recipe:
     """Checkpoints hold the weights in bf16 and nothing else; a resumed run warms up anew."""
     seed_offset: int = 0
     """Added to the seed, so that a run with the stages of its start draws other rows."""
+    text_fraction: float = 0.0
+    """Share of a document's tokens that are trained as plain text, beside the answers."""
     start: str | None = None
     """The recipe whose model this one begins with; None begins with random weights."""
     doubled: tuple[int, ...] = ()
@@ -162,6 +172,12 @@ ALL_LENGTHS = (
     Stage(1, 1024, SETTLING, TILES, compiled=True),
 )
 
+# The same with one row in twenty of 2,048 tokens, and more questions made from the prose itself.
+ALL_WORDINGS = tuple(
+    replace(stage, mix=WORDING)
+    for stage in (*ALL_LENGTHS, *ALL_LENGTHS[:6], ALL_LENGTHS[4], *ALL_LENGTHS[7:])
+)
+
 CPU_SHALLOW = Recipe(
     hidden=256,
     layers=4,
@@ -216,9 +232,26 @@ CPU_AGAIN = replace(
     start="cpu-turns",
     averaged=True,
 )
+CPU_LABELS = replace(CPU_AGAIN, rounds=64, seed_offset=2, start="cpu-again")
+CPU_WORDS = replace(CPU_AGAIN, rounds=120, seed_offset=3, start="cpu-labels")
+CPU = replace(
+    CPU_DEEP,
+    layers=8,
+    stages=ALL_WORDINGS,
+    rounds=170,
+    muon_lr=0.013,
+    adam_lr=1.7e-3,
+    decay_fraction=0.85,
+    seed_offset=5,
+    start="cpu-words",
+    doubled=(2, 4),
+    text_fraction=0.4,
+)
 
 RECIPES = {
-    "cpu": replace(CPU_AGAIN, rounds=64, seed_offset=2, start="cpu-again"),
+    "cpu": CPU,
+    "cpu-words": CPU_WORDS,
+    "cpu-labels": CPU_LABELS,
     "cpu-again": CPU_AGAIN,
     "cpu-turns": CPU_TURNS,
     "cpu-deep": CPU_DEEP,

@@ -13,6 +13,7 @@ from indexmem_cli.train.frames import make_frame, make_habit
 from indexmem_cli.train.kinds import TRAINING_KINDS
 from indexmem_cli.train.kinds_people import Kind
 from indexmem_cli.train.labels import make_label
+from indexmem_cli.train.rewording import report
 from indexmem_cli.train.templates import (
     ATTRIBUTE_ADJECTIVES,
     ATTRIBUTES,
@@ -30,6 +31,8 @@ from indexmem_cli.train.templates import (
 )
 from indexmem_cli.train.words import BUILDINGS, SLOTS, make_thing
 
+REPORTED_FRACTION = 0.1
+"""Share of facts that are told as something said, known or remembered."""
 FIELD = re.compile(r"{(\w+?)}")
 
 
@@ -177,6 +180,14 @@ def make_list_fact(rng: Random) -> Fact:
 
 
 def make_fact(rng: Random) -> Fact:
+    """State one training fact of any sort, now and then in a longer way."""
+    fact = make_plain_fact(rng)
+    if rng.random() >= REPORTED_FRACTION:
+        return fact
+    return Fact(tuple(report(rng, sentence) for sentence in fact.sentences), fact.turns)
+
+
+def make_plain_fact(rng: Random) -> Fact:
     """State one training fact of any sort."""
     style = rng.random()
     if style < 0.2:

@@ -484,18 +484,23 @@ def test_train_base_writes_a_loadable_model_and_a_log(
     assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("doubled", [(), (0,)])
 def test_an_averaged_run_ends_in_the_mean_of_its_start_and_its_end(
-    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubled: tuple[int, ...]
 ) -> None:
     monkeypatch.setitem(RECIPES, "tiny", TINY)
-    further = replace(TINY, start="tiny", averaged=True, seed_offset=1)
+    layers = TINY.layers + len(doubled)
+    further = replace(
+        TINY, start="tiny", layers=layers, doubled=doubled, averaged=True, seed_offset=1
+    )
     monkeypatch.setitem(RECIPES, "further", further)
 
-    def flat(folder: Path) -> Tensor:
-        return torch.cat([w.flatten() for w in pretrain.load_weights(folder).values()])
+    def flat(folder: Path, doubled: tuple[int, ...] = ()) -> Tensor:
+        weights = pretrain.deepen(pretrain.load_weights(folder), doubled)
+        return torch.cat([weights[name].flatten() for name in sorted(weights)])
 
     mean = flat(pretrain.train_base("further", data_folder, tmp_path / "out"))
-    first = flat(tmp_path / "out" / "start" / "model")
+    first = flat(tmp_path / "out" / "start" / "model", doubled)
     last = flat(pretrain.export_run(tmp_path / "out"))
     assert (mean - (first + last) / 2).norm() < 0.2 * (first - last).norm()
 

@@ -176,10 +176,6 @@ class Run:
         save_state(self.out / "checkpoint", tensors, {**numbers, "config": config, "of": self.what})
         export(self.model, self.out / "model")
 
-    def begin(self, start: Path) -> None:
-        """Begin with the weights of the model in `start`, deepened as the recipe says."""
-        self.model.load_state_dict(deepen(load_weights(start), self.recipe.doubled))
-
     @property
     def what(self) -> list[int]:
         """What a checkpoint must be of to go on with: sizes of the model, and all steps."""
@@ -310,13 +306,14 @@ def train_base(
         (out / "log.jsonl").unlink(missing_ok=True)
     if chosen.start:
         start = train_base(chosen.start, given, out / "start", resume, seed, None, *changes)
-        run.begin(start)
+        begun = deepen(load_weights(start), chosen.doubled)
+        run.model.load_state_dict(begun)
     if resume:
         run.resume()
     last_step = min(chosen.num_steps, max_steps or chosen.num_steps)
     train(run, last_step, data, max_minutes and 60 * max_minutes)
     if chosen.averaged:
-        run.model.load_state_dict(average(load_weights(start), run.model.state_dict()))
+        run.model.load_state_dict(average(begun, run.model.state_dict()))
         export(run.model, out / "model")
     draw_loss(out)
     return out / "model"

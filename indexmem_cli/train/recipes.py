@@ -245,6 +245,7 @@ CPU = replace(
     seed_offset=5,
     start="cpu-words",
     doubled=(2, 4),
+    averaged=True,
     text_fraction=0.4,
 )
 

@@ -71,6 +71,15 @@ def test_the_text_of_passages_is_that_of_their_length(results):
     assert "| 16,389 | 40 of 50 |" in tables.tabulate_facts(path.parent)
 
 
+def test_facts_are_those_of_the_newest_weights(results):
+    same = {"tokens": 9, "n": 50, "interval_95": [0.6, 0.9]}
+    path = results / "results" / "needles.jsonl"
+    old = [same | {"mode": mode, "right": 41, "revision": "a"} for mode in ("question", "keydiff")]
+    write(path, [*old, same | {"mode": "keydiff", "right": 42, "revision": "b"}])
+    table = tables.tabulate_facts(path.parent)
+    assert "42 of 50" in table and "41 of 50" not in table
+
+
 def test_a_readme_without_marks_is_refused(results):
     (results / "README.md").write_text("# R\n", "utf-8")
     refused = run("tables", "--readme", results / "README.md", "--results", results / "results")

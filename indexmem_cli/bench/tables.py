@@ -59,10 +59,13 @@ def tabulate_memory(results: Path) -> str:
 
 
 def tabulate_facts(results: Path) -> str:
-    """Write how many hidden facts are answered, by way of answering."""
+    """Write how many hidden facts are answered, by way of answering.
+
+    All rows are of the weights that were measured last, as above.
+    """
     lines = []
     for label, file, wanted in FACTS:
-        row = newest(read_rows(results / f"{file}.jsonl"), **wanted)
+        row = newest(of_newest(read_rows(results / f"{file}.jsonl")), **wanted)
         if row is not None:
             low, high = (f"{end:.2f}".lstrip("0") for end in row["interval_95"])
             hidden_in = _text_tokens(results, row)
@@ -122,8 +125,8 @@ def _text_tokens(results: Path, row: Row) -> int:
     if row["mode"] != "passages":
         return int(row["tokens"])
     same = {name: row.get(name) for name in ("commit", "texts", "n", "seed", "length_tokens")}
-    whole = newest(read_rows(results / "recall.jsonl"), mode="no-recall", **same)
-    return int((whole or row)["tokens"])
+    rows = matching(read_rows(results / "recall.jsonl"), **same)
+    return max(int(row["tokens"]) for row in rows)
 
 
 def _mib(size: int) -> str:

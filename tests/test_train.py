@@ -18,6 +18,7 @@ from indexmem_cli.config import NOT_STATED
 from indexmem_cli.errors import ConfigError
 from indexmem_cli.tokens import load_tiktoken
 from indexmem_cli.train import (
+    chains,
     data,
     episodes,
     frames,
@@ -34,6 +35,7 @@ from indexmem_cli.train import (
     vocabulary,
 )
 from indexmem_cli.train.attention import attend_in_tiles
+from indexmem_cli.train.gate import CHAINS, HELD_OUT_CHAINS
 from indexmem_cli.train.muon import Muon, orthogonalise
 from indexmem_cli.train.recipes import COPYING, READING, RECIPES, Recipe, Stage
 
@@ -239,7 +241,42 @@ def test_facts_of_any_verb_use_no_word_kept_for_development(
     used |= {form for verb in synonyms for form in (verb, *frames.inflect(verb))}
     for longer in (rewording.REPORTS, rewording.REQUESTS, rewording.NAMING):
         used |= {word for text in longer for word in content_words(text)}
+    of_chains = (*chains.DESCRIPTIONS.values(), *chains.TELLINGS.values())
+    told = " ".join(text for forms in of_chains for form in forms for text in form[:2])
+    used |= content_words(re.sub(r"\[\w+\]", "", told)) - {"does", "whom", "with", "many"}
     assert not kept & (used | {*labels.LABELS, *labels.QUALITIES})
+
+
+def test_two_steps_are_joined_by_a_name_that_the_question_leaves_out() -> None:
+    def slots(text: str) -> set[str]:
+        return set(re.findall(r"{(\w+)}", text))
+
+    drawn = [chains.draw_form(Random(seed)) for seed in range(3000)]
+    for first, second, question, answer in drawn:
+        [joined] = slots(first) & slots(second)
+        assert joined in chains.DESCRIPTIONS and joined not in slots(question)
+        assert slots(question) & slots(first), "it is described by the first step"
+        assert answer in slots(second) - slots(question) - {joined}
+        assert "[" not in first + second + question
+    assert len({question for _, _, question, _ in drawn}) > 1000
+    kept = [text for form in CHAINS[-HELD_OUT_CHAINS:] for text in form]
+    joining = chains.KEPT_APART - {"give", "given", "keeper"}
+    assert joining <= set(re.findall("[a-z]+", " ".join(kept)))
+    told = " ".join(text for form in drawn for text in form[:3])
+    used = re.findall("[a-z]+", re.sub(r"{\w+}", "", told))
+    assert not chains.KEPT_APART & set(used)
+    for seed in range(200):
+        fact = tasks.make_chain_fact(Random(seed))
+        assert fact.turns[0].answer.lower() in fact.sentences[1].lower()
+
+
+def test_a_text_may_hold_several_chains_of_one_form() -> None:
+    drawn = [tasks.make_similar_facts(Random(seed), 4) for seed in range(60)]
+    joined = [facts for facts in drawn if all(len(fact.sentences) == 2 for fact in facts)]
+    assert len(joined) > 4
+    for facts in joined:
+        openings = {fact.turns[0].question.split()[0] for fact in facts}
+        assert len(openings) == 1 and len({fact.turns[0].question for fact in facts}) == 4
 
 
 def test_synonyms_and_longer_questions_ask_the_same() -> None:

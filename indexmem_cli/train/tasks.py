@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from random import Random
 
 from indexmem_cli.config import NOT_STATED
+from indexmem_cli.train.chains import Form, draw_form
 from indexmem_cli.train.frames import make_frame, make_habit
 from indexmem_cli.train.kinds import TRAINING_KINDS
 from indexmem_cli.train.kinds_people import Kind
@@ -69,7 +70,7 @@ def fill(rng: Random, template: str, values: dict[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         name = match[1]
         if name not in values:
-            values[name] = SLOTS[name.rstrip("2")](rng)
+            values[name] = SLOTS[name.rstrip("23")](rng)
         return values[name]
 
     return FIELD.sub(value, template)
@@ -157,13 +158,13 @@ def draw_verb(rng: Random) -> list[str]:
     return rng.choice(VERBS.split("|")).split()
 
 
-def make_chain_fact(rng: Random) -> Fact:
-    """State two facts that must be joined to answer."""
-    values = {"thing": make_thing(rng)}
-    first = fill(rng, "The {thing} was left with {person}.", values)
-    second = fill(rng, "{person} now lives in {place}.", values)
-    question = f"In which place does the person with the {values['thing']} live?"
-    return Fact((first, second), (Turn(question, values["place"]),))
+def make_chain_fact(rng: Random, form: Form | None = None) -> Fact:
+    """State two facts that must be joined to answer, of a given form or any."""
+    *forms, slot = form or draw_form(rng)
+    values: dict[str, str] = {}
+    first, second, question = (fill(rng, text, values) for text in forms)
+    answer = f"the {values[slot]}" if f" the {values[slot]}" in second else values[slot]
+    return Fact((open_sentence(first), open_sentence(second)), (Turn(question, answer),))
 
 
 def make_list_fact(rng: Random) -> Fact:
@@ -196,9 +197,9 @@ def make_plain_fact(rng: Random) -> Fact:
         return make_attribute_fact(rng)
     if style < 0.47:
         return make_label_fact(rng)
-    if style < 0.83:
+    if style < 0.78:
         return make_frame_fact(rng)
-    if style < 0.95:
+    if style < 0.89:
         return make_deed_fact(rng)
     return make_chain_fact(rng) if style < 0.98 else make_list_fact(rng)
 
@@ -220,12 +221,13 @@ def refuse(turn: Turn) -> Turn:
 
 def make_similar_facts(rng: Random, count: int) -> list[Fact]:
     """State `count` facts alike in wording, about different entities."""
-    seed = rng.getrandbits(32)
+    seed, form = rng.getrandbits(32), draw_form(rng)
     makers = (
         lambda r: make_kind_fact(r, (TRAINING_KINDS[seed % len(TRAINING_KINDS)],)),
         make_attribute_fact,
         make_label_fact,
         make_frame_fact,
+        lambda r: make_chain_fact(r, form),
     )
     make = rng.choice(makers)
     facts: list[Fact] = []

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import NOT_STATED
@@ -482,6 +482,23 @@ def test_answers_keep_the_article_whatever_their_case() -> None:
             assert turn.answer.startswith("the ") == stands, fact
             behind += stands and bare[0].isupper()
     assert behind
+
+
+def test_rows_of_logits_come_in_few_numbers_and_change_no_loss() -> None:
+    model = pretrain.build_model(TINY, 300, 0)
+    rows: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    ids = torch.randint(300, (4, 150))
+    for count in (1, 255, 256, 257):
+        weights = torch.zeros(ids.shape)
+        weights[:, 1:] = (torch.arange(4 * 149) < count).view(4, 149) * torch.rand(4, 149)
+        loss, _ = pretrain.compute_loss(model, model.model, ids, weights)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=ids[:, :-1]).logits.float()
+        each = cross_entropy(logits.mT, ids[:, 1:], reduction="none")
+        wanted = (each * weights[:, 1:]).sum() / weights.sum()
+        assert torch.isclose(loss, wanted, rtol=1e-3)
+    assert [number for number in rows if number != 4] == [256, 256, 256, 512]
 
 
 def test_resumed_run_equals_the_uninterrupted_one(maker, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from indexmem_cli.train.data import Corpus, make_tokenizer, prepare
@@ -28,6 +28,7 @@ from indexmem_cli.train.state import forget_state, gather, load_state, save_stat
 from indexmem_cli.train.tokenizer import SPECIAL_TOKENS
 
 Batch = tuple[Tensor, Tensor]
+ROWS = 256  # of logits at once: oneDNN keeps code for each number of rows it has met, for gigabytes
 REWARM_STEPS = 20  # momentum and second moments look back about as far
 ANSWER_FROM_TOKENS = 96  # small models find more in less: benchmarks/LOG.md
 
@@ -77,7 +78,8 @@ def compute_loss(
     with torch.autocast(device, torch.bfloat16):
         hidden = body(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         wanted = weights[:, 1:] > 0
-        logits = model.lm_head(hidden[wanted]).float()
+        states = hidden[wanted]
+        logits = model.lm_head(pad(states, (0, 0, 0, -len(states) % ROWS))).float()[: len(states)]
     losses = cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
     weight = weights[:, 1:][wanted]
     answers = losses.detach()[weight >= 1.0]

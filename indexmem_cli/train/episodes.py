@@ -6,6 +6,7 @@ A question row is exactly what the product sends: `<|user|>`, "<document>", the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -19,10 +20,12 @@ from indexmem_cli.train.reading import (
     Context,
     Function,
     ask_speaker,
+    crop,
     load_all_contexts,
     load_functions,
     read_questions,
 )
+from indexmem_cli.train.renaming import Lexicon
 from indexmem_cli.train.rewording import reword
 from indexmem_cli.train.tasks import Fact, Turn, make_fact, make_similar_facts, refuse
 
@@ -73,13 +76,16 @@ class EpisodeMaker:
         data: Path,
         with_questions: bool = True,
         text_fraction: float = 0.0,
+        renamed_fraction: float = 0.0,
     ) -> None:
         """Load the questions of `data`, unless without.
 
         Args:
             text_fraction: share of a document's tokens that are trained as plain text is.
+            renamed_fraction: share of the texts with real questions that get other words.
         """
         self.corpus, self.text_fraction = corpus, text_fraction
+        self.renamed_fraction = renamed_fraction
         self.encode = corpus.encoding.encode_ordinary
         special = corpus.encoding.encode_single_token
         self.end, self.user = special("<|end|>"), special("<|user|>")
@@ -89,6 +95,10 @@ class EpisodeMaker:
         self.functions: list[Function] = []
         if with_questions:
             self.contexts, self.functions = load_questions(data)
+        if renamed_fraction:
+            every = list(chain.from_iterable(self.contexts.values()))
+            asked = (turn.question for context in every for turn in context.turns)
+            self.lexicon = Lexicon(chain((context.text for context in every), asked))
         self.makers: dict[str, Callable[[Random, int], Row]] = {
             "lm": self.make_lm,
             "copy": self.make_copy,
@@ -198,21 +208,16 @@ class EpisodeMaker:
 
     def cut_context(self, rng: Random, context: Context, room: int) -> tuple[Piece, list[Turn]]:
         """Encode a context, or the part around one answer that fits; empty turns if none fits."""
-        pairs = list(zip(context.turns, context.spans, strict=True))
-        ids = self.encode("\n" + context.text + "\n") if len(context.text) < room * 6 else None
-        if ids is not None and len(ids) <= room and rng.random() < 0.75:
-            turns = [turn for turn, _ in rng.sample(pairs, min(len(pairs), 6))]
-            return tuple(ids), turns
-        turn, span = rng.choice(pairs)
-        if span is None:
-            return (), []
-        start = max(0, span[0] - rng.randint(60, 400))
-        end = min(len(context.text), span[1] + rng.randint(20, 300))
-        start = 0 if start == 0 else context.text.find(" ", start, span[0]) + 1 or start
-        ids = self.encode("\n" + context.text[start:end] + "\n")
-        if len(ids) > room:
-            return (), []
-        return tuple(ids), [turn]
+        whole = len(context.text) < room * 6 and rng.random() < 0.75
+        for part in (context if whole else None, crop(rng, context)):
+            if part is not None:
+                text, turns = part.text, rng.sample(part.turns, min(len(part.turns), 6))
+                if rng.random() < self.renamed_fraction:
+                    text, turns = self.lexicon.rename(rng, text, turns)
+                ids = self.encode("\n" + text + "\n")
+                if len(ids) <= room:
+                    return tuple(ids), turns
+        return (), []
 
     def make_natural(self, rng: Random, length: int) -> Row:
         """Questions made from the sentences of the prose itself."""

@@ -20,6 +20,17 @@ Arrays = tuple[np.ndarray, np.ndarray]
 _own: dict[str, EpisodeMaker] = {}  # of a process that makes batches
 
 
+def make_maker(data: Path, out: Path, recipe: Recipe) -> EpisodeMaker:
+    """Make the maker of a recipe's rows, from the tokens and the tokenizer in a run's folder."""
+    corpus = Corpus(out / "cache", load_tiktoken(out / "model"))
+    return EpisodeMaker(
+        corpus,
+        data,
+        text_fraction=recipe.text_fraction,
+        renamed_fraction=recipe.renamed_fraction,
+    )
+
+
 def make_batch(maker: EpisodeMaker, recipe: Recipe, seed: int, step: int) -> Arrays:
     """Draw the rows of one step: ids int64 and loss weights fp32, [rows, length]."""
     stage = recipe.stage_at(step)
@@ -35,7 +46,7 @@ def feed(
     """Give the batches of the steps from `first` on, in order, each made ahead of its use."""
     pool: Executor
     if recipe.makers:
-        setup = partial(_set_up, data, out, recipe.text_fraction)
+        setup = partial(_set_up, data, out, recipe)
         pool = ProcessPoolExecutor(recipe.makers, get_context("spawn"), setup)
         draw = partial(_make_own, recipe, seed)
     else:
@@ -59,9 +70,8 @@ def feed(
             pool.shutdown(cancel_futures=True)
 
 
-def _set_up(data: Path, out: Path, text_fraction: float) -> None:
-    corpus = Corpus(out / "cache", load_tiktoken(out / "model"))
-    _own["maker"] = EpisodeMaker(corpus, data, text_fraction=text_fraction)
+def _set_up(data: Path, out: Path, recipe: Recipe) -> None:
+    _own["maker"] = make_maker(data, out, recipe)
 
 
 def _make_own(recipe: Recipe, seed: int, step: int) -> Arrays:

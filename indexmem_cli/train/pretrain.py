@@ -17,18 +17,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from indexmem_cli.train.data import Corpus, make_tokenizer, prepare
+from indexmem_cli.train.data import make_tokenizer, prepare
 from indexmem_cli.train.episodes import EpisodeMaker
-from indexmem_cli.train.feeding import feed
+from indexmem_cli.train.feeding import feed, make_maker
 from indexmem_cli.train.muon import Muon
 from indexmem_cli.train.packing import is_packed, unpack
 from indexmem_cli.train.probe import measure
 from indexmem_cli.train.recipes import RECIPES, Recipe, Stage
 from indexmem_cli.train.state import forget_state, gather, load_state, save_state, scatter
 from indexmem_cli.train.tokenizer import SPECIAL_TOKENS
+from indexmem_cli.train.workers import Peers, run_together
 
 Batch = tuple[Tensor, Tensor]
 ROWS = 256  # of logits at once: oneDNN keeps code for each number of rows it has met, for gigabytes
+PEER_SEED = 1000  # apart, so that no two workers of any recipe draw the same rows
 REWARM_STEPS = 20  # momentum and second moments look back about as far
 ANSWER_FROM_TOKENS = 96  # small models find more in less: benchmarks/LOG.md
 
@@ -136,6 +138,7 @@ class Run:
         self.elapsed_s = 0.0
         self.fresh_from: int | None = None  # step from which optimizers began anew
         self.stage: Stage | None = None
+        self.peers: Peers | None = None
         self.body: Callable[..., Any] = self.model.model
 
     def enter_stage(self) -> None:
@@ -167,8 +170,14 @@ class Run:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.num_tokens += ids.numel()
+        self.num_tokens += ids.numel() * self.recipe.workers
         return {"loss": loss.item(), "answer_loss": answer_loss, "lr_fraction": fraction}
+
+    def share(self, peers: Peers, late: bool, last_step: int) -> bool:
+        """Share weights and optimizer states when that is due; returns whether all must stop."""
+        if self.step % self.recipe.share_steps and self.step < last_step:
+            return False
+        return peers.share(gather(self.model, self.optimizers, weights_only=False), late)
 
     def save(self) -> None:
         """Write the checkpoint, then the model in bf16."""
@@ -212,8 +221,13 @@ def train(run: Run, last_step: int, data: Path, max_s: float | None = None) -> N
             ids, weights = map(torch.from_numpy, next(batches))
             row = run.train_step((ids, weights))
             run.elapsed_s = time.monotonic() - started
-            if max_s and time.monotonic() - begun > max_s:
+            late = bool(max_s and time.monotonic() - begun > max_s)
+            if run.peers:
+                late = run.share(run.peers, late, last_step)
+            if late:
                 last_step = run.step
+            if run.peers and run.peers.rank:
+                continue  # the first one writes
             if run.step % 10 == 0 or run.step == last_step:
                 place = {"step": run.step, "length_tokens": ids.shape[1]}
                 spent = {"num_tokens": run.num_tokens, "elapsed_s": round(run.elapsed_s, 1)}
@@ -239,6 +253,34 @@ def export(model: Qwen3ForCausalLM, folder: Path) -> None:
     )
     copy.to(torch.bfloat16).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
+
+
+def train_alone(
+    peers: Peers | None,
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    seed: int,
+    start: Path | None,
+    resume: bool,
+    last_step: int,
+    max_s: float | None,
+) -> None:
+    """Train a recipe in this process, beside its peers if it has any; the first one writes."""
+    torch.set_num_threads(recipe.threads or torch.get_num_threads())
+    run = Run(recipe, make_maker(data, out, recipe), out, seed)
+    run.peers = peers
+    if start:
+        begun = deepen(load_weights(start), recipe.doubled)
+        run.model.load_state_dict(begun)
+    if resume:
+        run.resume()
+    if peers:
+        run.seed += PEER_SEED * peers.rank
+    train(run, last_step, data, max_s)
+    if recipe.averaged and not (peers and peers.rank):
+        run.model.load_state_dict(average(begun, run.model.state_dict()))
+        export(run.model, out / "model")
 
 
 def draw_loss(out: Path) -> None:
@@ -290,32 +332,22 @@ def train_base(
     """
     changes = (rehearse, batch_tokens, device)
     chosen = RECIPES[recipe].rehearsed(*changes)
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
     given = data
     if is_packed(data):
         unpack(data, out / "cache", out / "model")
         data = out / "cache"
     else:
         make_tokenizer(data, out / "model", chosen.window_tokens)
-    encoding = prepare(given, out / "cache", out / "model")
-    corpus = Corpus(out / "cache", encoding)
-    maker = EpisodeMaker(corpus, data, text_fraction=chosen.text_fraction)
-    run = Run(chosen, maker, out, seed + chosen.seed_offset)
+    prepare(given, out / "cache", out / "model")
     if not resume:
         # Before the start is trained: cut off there, the run would be resumed from an old one.
         forget_state(out / "checkpoint")
         (out / "log.jsonl").unlink(missing_ok=True)
+    start = None
     if chosen.start:
         start = train_base(chosen.start, given, out / "start", resume, seed, None, *changes)
-        begun = deepen(load_weights(start), chosen.doubled)
-        run.model.load_state_dict(begun)
-    if resume:
-        run.resume()
     last_step = min(chosen.num_steps, max_steps or chosen.num_steps)
-    train(run, last_step, data, max_minutes and 60 * max_minutes)
-    if chosen.averaged:
-        run.model.load_state_dict(average(begun, run.model.state_dict()))
-        export(run.model, out / "model")
+    settings = (chosen, data, out, seed + chosen.seed_offset, start, resume, last_step)
+    run_together(train_alone, chosen.workers, (*settings, max_minutes and 60 * max_minutes))
     draw_loss(out)
     return out / "model"

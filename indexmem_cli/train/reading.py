@@ -68,6 +68,17 @@ def choose_answer(text: str, answers: list[str], start: int) -> tuple[str, int]:
     return best, near if near >= 0 else text.find(best)
 
 
+def crop(rng: Random, context: Context) -> Context | None:
+    """Cut out the part around one answer, with its question; None of a question without one."""
+    turn, span = rng.choice(list(zip(context.turns, context.spans, strict=True)))
+    if span is None:
+        return None
+    start = max(0, span[0] - rng.randint(60, 400))
+    end = min(len(context.text), span[1] + rng.randint(20, 300))
+    start = 0 if start == 0 else context.text.find(" ", start, span[0]) + 1 or start
+    return Context(context.text[start:end], (turn,), ((span[0] - start, span[1] - start),))
+
+
 def ask_speaker(rng: Random, log: str) -> Turn | None:
     """Ask who wrote a line of a chat log."""
     lines = [(m[1], m[2]) for m in SPEAKER.finditer(log)]

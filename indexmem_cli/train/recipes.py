@@ -109,6 +109,12 @@ class Recipe:
     """Added to the seed, so that a run with the stages of its start draws other rows."""
     text_fraction: float = 0.0
     """Share of a document's tokens that are trained as plain text, beside the answers."""
+    renamed_fraction: float = 0.0
+    """Share of the texts with real questions whose names, numbers and words are exchanged."""
+    workers: int = 1
+    """Processes that each train a copy of the model, on rows of their own, and share what they
+    learnt every `share_steps` steps. Each makes `num_steps` steps."""
+    share_steps: int = 30
     start: str | None = None
     """The recipe whose model this one begins with; None begins with random weights."""
     doubled: tuple[int, ...] = ()
@@ -234,7 +240,7 @@ CPU_AGAIN = replace(
 )
 CPU_LABELS = replace(CPU_AGAIN, rounds=64, seed_offset=2, start="cpu-again")
 CPU_WORDS = replace(CPU_AGAIN, rounds=120, seed_offset=3, start="cpu-labels")
-CPU = replace(
+CPU_EIGHT = replace(
     CPU_DEEP,
     layers=8,
     stages=ALL_WORDINGS,
@@ -248,9 +254,24 @@ CPU = replace(
     averaged=True,
     text_fraction=0.4,
 )
+CPU = replace(
+    CPU_EIGHT,
+    rounds=75,
+    muon_lr=0.01,
+    adam_lr=1.3e-3,
+    seed_offset=6,
+    start="cpu-eight",
+    doubled=(),
+    renamed_fraction=0.8,
+    threads=1,
+    workers=4,
+    checkpoint_steps=60,
+    measure_steps=150,
+)
 
 RECIPES = {
     "cpu": CPU,
+    "cpu-eight": CPU_EIGHT,
     "cpu-words": CPU_WORDS,
     "cpu-labels": CPU_LABELS,
     "cpu-again": CPU_AGAIN,

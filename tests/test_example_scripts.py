@@ -52,7 +52,7 @@ def test_ask_a_codebase(capsys) -> None:
 def test_ask_a_chat(capsys) -> None:
     chat, question = str(EXAMPLES / "chat.txt"), "What was the reference number of the form?"
     shown = run("ask_a_chat", chat, question, "Tomasz", "Petra", capsys=capsys).splitlines()
-    assert shown[0] == "4417" and shown[1].startswith("  2024-05-11 17:20 Tomasz: ")
+    assert shown[0] == "4417-HS" and shown[1].startswith("  2024-05-11 17:20 Tomasz: ")
     read, _, _, left_out, *_ = shown[-1].split()
     assert 1 < int(read) < 79 and int(read) + int(left_out) == 79
 

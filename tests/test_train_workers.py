@@ -1,6 +1,11 @@
 """Several processes training one model."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +46,35 @@ def test_processes_share_means_and_stop_together(tmp_path: Path) -> None:
 def test_one_that_fails_ends_the_others() -> None:
     with pytest.raises(ProcessRaisedException, match="the second failed"):
         run_together(fail_in_the_second, 2, ())
+
+
+def wait_for_ever(peers: Peers, out: Path) -> None:
+    (out / str(peers.rank)).touch()
+    time.sleep(600)
+
+
+def test_ctrl_c_ends_all_without_a_word(tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from test_train_workers import run_together, wait_for_ever\n"
+        "if __name__ == '__main__':\n"
+        f"    try: run_together(wait_for_ever, 2, (Path({str(tmp_path)!r}),))\n"
+        "    except KeyboardInterrupt: print('stopped')\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, script], start_new_session=True, **pipes)
+    while not all((tmp_path / rank).exists() for rank in "01") and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    shown, complaints = process.communicate(timeout=60)
+    assert (process.returncode, shown, complaints) == (0, "stopped\n", "")
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # what cleans up after them ends a little later
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def weights_of(folder: Path) -> Tensor:

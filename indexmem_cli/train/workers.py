@@ -5,6 +5,7 @@ Source: local SGD (arXiv:1805.09767), of the optimizers' momenta too.
 """
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -48,12 +49,21 @@ def run_together(work: Callable[..., None], count: int, args: tuple[Any, ...]) -
         work(None, *args)
         return
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_begin, (work, count, Path(folder) / "meeting", args), nprocs=count)
+        given = (work, count, Path(folder) / "meeting", args)
+        started = spawn(_begin, given, nprocs=count, join=False)
+        try:
+            while not started.join():
+                pass
+        finally:
+            for process in started.processes:
+                process.terminate()
+                process.join()
 
 
 def _begin(
     rank: int, work: Callable[..., None], count: int, meeting: Path, args: tuple[Any, ...]
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     store = dist.FileStore(str(meeting), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count)

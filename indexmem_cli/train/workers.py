@@ -5,7 +5,6 @@ Source: local SGD (arXiv:1805.09767), of the optimizers' momenta too.
 """
 
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -63,7 +62,6 @@ def run_together(work: Callable[..., None], count: int, args: tuple[Any, ...]) -
 def _begin(
     rank: int, work: Callable[..., None], count: int, meeting: Path, args: tuple[Any, ...]
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     store = dist.FileStore(str(meeting), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count)

@@ -362,6 +362,18 @@ def test_rows_fit_repeat_and_hold_every_copied_answer(maker: episodes.EpisodeMak
     assert num_answers > 60
 
 
+def test_some_facts_stand_in_lines_of_their_own(
+    maker: episodes.EpisodeMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fact = tasks.Fact(("Ada Kerr keeps the key.",), (tasks.Turn("Who keeps it?", "Ada Kerr"),))
+    monkeypatch.setattr(episodes, "make_fact", lambda rng: fact)
+    monkeypatch.setattr(episodes, "make_similar_facts", lambda rng, count: [fact])
+    texts = [maker.corpus.encoding.decode(maker.make_facts(Random(i), 192).ids) for i in range(40)]
+    stated = sum(text.count(fact.sentences[0]) for text in texts)
+    in_lines = sum(text.count(f"\n{fact.sentences[0]}\n") for text in texts)
+    assert stated / 5 < in_lines < stated / 2
+
+
 def test_some_long_rows_hold_several_short_episodes(maker: episodes.EpisodeMaker) -> None:
     decode, num_packed = maker.corpus.encoding.decode, 0
     for seed in range(30):

@@ -40,6 +40,8 @@ SHORT_FRACTION = 0.3
 SHORT_TOKENS = (128, 192, 256, 384)
 LM_WEIGHT = 0.1
 """Weight of a token of plain text, where a token of an answer weighs one."""
+LINE_FRACTION = 0.3
+"""Share of facts in a line of their own: its first word has no space before it, as answers have."""
 REWORDED_FRACTION = 0.12
 """Share of questions that are asked in a longer way."""
 TEXT_WEIGHT = 0.05
@@ -173,7 +175,8 @@ class EpisodeMaker:
             fact = facts.pop() if facts else make_fact(rng)
             asked.append(fact.turns)
             for sentence in fact.sentences:
-                pieces.append(tuple(self.encode(" " + sentence)))
+                line = rng.random() < LINE_FRACTION
+                pieces.append(tuple(self.encode(f"\n{sentence}\n" if line else f" {sentence}")))
                 used += len(pieces[-1])
         turns = [turn for of_fact in asked for turn in rng.sample(of_fact, min(len(of_fact), 2))]
         rng.shuffle(turns)

@@ -4,10 +4,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from test_train import data_folder  # noqa: F401
+from test_train import data_folder, maker  # noqa: F401
 
 from indexmem_cli.config import NOT_STATED
-from indexmem_cli.train import data, episodes, renaming
+from indexmem_cli.train import episodes, renaming
 from indexmem_cli.train.renaming import Lexicon
 from indexmem_cli.train.tasks import Turn
 
@@ -79,16 +79,13 @@ def test_a_question_whose_answer_is_lost_is_dropped(lexicon: Lexicon) -> None:
 
 def test_rows_hold_renamed_questions(
     data_folder: Path,  # noqa: F811
-    tmp_path: Path,
+    maker: episodes.EpisodeMaker,  # noqa: F811
 ) -> None:
-    data.make_tokenizer(data_folder, tmp_path / "tokenizer", 192)
-    encoding = data.prepare(data_folder, tmp_path / "cache", tmp_path / "tokenizer")
-    corpus = data.Corpus(tmp_path / "cache", encoding)
-    years = []
+    corpus, years = maker.corpus, []
     for fraction in (0.0, 1.0):
-        maker = episodes.EpisodeMaker(corpus, data_folder, renamed_fraction=fraction)
-        rows = [maker.make_qa(Random(seed), 192) for seed in range(12)]
-        texts = [encoding.decode(row.ids) for row in rows]
+        own = episodes.EpisodeMaker(corpus, data_folder, renamed_fraction=fraction)
+        rows = [own.make_qa(Random(seed), 192) for seed in range(12)]
+        texts = [corpus.encoding.decode(row.ids) for row in rows]
         years.append(sum("1874" in text for text in texts))
     assert years[0] > 6
     assert years[1] < years[0] / 2

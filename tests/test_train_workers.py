@@ -19,7 +19,7 @@ from indexmem_cli.train import pretrain
 from indexmem_cli.train.recipes import RECIPES
 from indexmem_cli.train.workers import Peers, run_together
 
-FOUR_STEPS = replace(TINY, rounds=1, workers=2, share_steps=2, measure_steps=100, threads=1)
+TWO_WORKERS = replace(TINY, rounds=1, workers=2, share_steps=2, measure_steps=100, threads=1)
 
 
 def share_rank(peers: Peers, out: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_run_of_two_resumes_as_it_would_have_gone_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(RECIPES, "two", FOUR_STEPS)
+    monkeypatch.setitem(RECIPES, "two", TWO_WORKERS)
     straight = weights_of(pretrain.train_base("two", data_folder, tmp_path / "straight"))
     half = weights_of(pretrain.train_base("two", data_folder, tmp_path / "parts", max_steps=4))
     whole = weights_of(pretrain.train_base("two", data_folder, tmp_path / "parts", resume=True))
@@ -104,8 +104,8 @@ def test_two_processes_learn_from_rows_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()  # of the code to ask about: new processes read the real library
-    monkeypatch.setitem(RECIPES, "two", FOUR_STEPS)
-    monkeypatch.setitem(RECIPES, "one", replace(FOUR_STEPS, workers=1))
+    monkeypatch.setitem(RECIPES, "two", TWO_WORKERS)
+    monkeypatch.setitem(RECIPES, "one", replace(TWO_WORKERS, workers=1))
     two = weights_of(pretrain.train_base("two", data_folder, tmp_path / "two"))
     one = weights_of(pretrain.train_base("one", data_folder, tmp_path / "one"))
     assert not torch.allclose(two, one, atol=1e-3)

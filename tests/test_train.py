@@ -135,7 +135,7 @@ def random_text(seed: int, num_chars: int) -> str:
 
 def stands_in(answer: str, text: str) -> bool:
     """Say whether `answer`, or every part of a list, is in `text` word by word."""
-    answer, text = answer.lower(), text.lower()
+    answer, text = (" ".join(each.lower().split()) for each in (answer, text))
     return answer in text or all(part in text for part in answer.split(", "))
 
 
@@ -372,6 +372,25 @@ def test_some_facts_stand_in_lines_of_their_own(
     stated = sum(text.count(fact.sentences[0]) for text in texts)
     in_lines = sum(text.count(f"\n{fact.sentences[0]}\n") for text in texts)
     assert stated / 5 < in_lines < stated / 2
+
+
+def test_some_texts_are_broken_into_lines_but_no_code(maker: episodes.EpisodeMaker) -> None:
+    decode, num_wrapped = maker.corpus.encoding.decode, 0
+    for seed in range(60):
+        text = decode(maker.make_natural(Random(seed), 400).ids).split("</document>")[0]
+        lines = text.split("\n")[1:]
+        num_wrapped += len(lines) > 5 and max(map(len, lines)) <= episodes.WRAPPED_CHARS[1]
+    assert 6 <= num_wrapped <= 36
+    code = [decode(maker.make_code(Random(seed), 400).ids) for seed in range(40)]
+    assert all("\n    " in text for text in code)
+
+
+def test_a_text_that_grows_too_long_stays_whole(maker: episodes.EpisodeMaker) -> None:
+    text = maker.encode("one two three four five six seven eight nine ten eleven twelve. " * 20)
+    broken = maker.wrap(Random(0), text, 2 * len(text))
+    assert len(text) < len(broken) and maker.wrap(Random(0), text, len(broken) - 1) == text
+    words = maker.corpus.encoding.decode(broken).split()
+    assert words == maker.corpus.encoding.decode(text).split()
 
 
 def test_some_long_rows_hold_several_short_episodes(maker: episodes.EpisodeMaker) -> None:

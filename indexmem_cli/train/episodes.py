@@ -6,9 +6,11 @@ A question row is exactly what the product sends: `<|user|>`, "<document>", the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
+from textwrap import fill
 
 import numpy as np
 
@@ -42,6 +44,11 @@ LM_WEIGHT = 0.1
 """Weight of a token of plain text, where a token of an answer weighs one."""
 LINE_FRACTION = 0.3
 """Share of facts in a line of their own: its first word has no space before it, as answers have."""
+WRAPPED_FRACTION = 0.3
+"""Share of texts broken into lines of a fixed width, as many plain text files are."""
+WRAPPED_CHARS = (40, 100)
+WRAPPED_GROWTH = 1.2
+"""Room kept for the tokens that such a text has more; one that needs still more is left whole."""
 REWORDED_FRACTION = 0.12
 """Share of questions that are asked in a longer way."""
 TEXT_WEIGHT = 0.05
@@ -238,7 +245,7 @@ class EpisodeMaker:
         ids = self.corpus.window(rng, "chat", length - 70)
         log = self.corpus.encoding.decode(ids)
         turns = [turn for _ in range(max(1, length // 64)) if (turn := ask_speaker(rng, log))]
-        return self.compose(rng, [tuple(ids)], turns, length)
+        return self.compose(rng, [tuple(ids)], turns, length, wrapped_fraction=0.0)
 
     def make_code(self, rng: Random, length: int) -> Row:
         """What the functions of a listing return, take, and are called."""
@@ -253,11 +260,20 @@ class EpisodeMaker:
             pieces.append(tuple(ids))
             turns.append(rng.choice(function.turns))
             used += len(ids)
-        return self.compose(rng, pieces, turns, length)
+        return self.compose(rng, pieces, turns, length, wrapped_fraction=0.0)
 
-    def compose(self, rng: Random, pieces: list[Piece], turns: list[Turn], length: int) -> Row:
+    def compose(
+        self,
+        rng: Random,
+        pieces: list[Piece],
+        turns: list[Turn],
+        length: int,
+        wrapped_fraction: float = WRAPPED_FRACTION,
+    ) -> Row:
         """Hide the pieces in prose and ask the turns that fit into `length` tokens."""
-        needed = sum(map(len, pieces)) + len(self.open) + len(self.close) + 1
+        growth = WRAPPED_GROWTH if rng.random() < wrapped_fraction else 1.0
+        frame = len(self.open) + len(self.close) + 1
+        needed = int(growth * sum(map(len, pieces))) + frame
         spare = rng.choice((0, 0, length // 6, length // 3)) if len(turns) > 1 else 0
         spare = max(0, min(spare, (length - needed) // 2))
         asked, used = [], spare
@@ -270,7 +286,9 @@ class EpisodeMaker:
                 used += size
         if not asked:
             return self.make_lm(rng, length)
-        text = self.hide(rng, list(pieces), length - used + spare - needed)
+        text = self.hide(rng, list(pieces), int((length - used + spare - needed) / growth))
+        if growth > 1:
+            text = self.wrap(rng, text, length - used + spare - frame)
         row = Row([self.user, *self.open, *text, *self.close], [])
         row.loss = [0.0] * len(row.ids)
         if self.text_fraction:
@@ -300,6 +318,14 @@ class EpisodeMaker:
             text += piece
             last = place
         return text + prose[last:]
+
+    def wrap(self, rng: Random, text: list[int], room: int) -> list[int]:
+        """Break the lines of a text at a width drawn at random, unless that takes more room."""
+        width = rng.randint(*WRAPPED_CHARS)
+        lines = self.corpus.encoding.decode(text).split("\n")
+        break_line = partial(fill, width=width, break_long_words=False, break_on_hyphens=False)
+        ids = self.encode("\n".join(map(break_line, lines)))
+        return ids if len(ids) <= room else text
 
     def scatter(self, rng: Random, pieces: list[Piece], room: int) -> list[int]:
         """Build the text of fragments, as a bounded memory leaves it; pieces between them."""

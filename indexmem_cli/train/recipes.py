@@ -254,7 +254,7 @@ CPU_EIGHT = replace(
     averaged=True,
     text_fraction=0.4,
 )
-CPU = replace(
+CPU_RENAMED = replace(
     CPU_EIGHT,
     rounds=75,
     muon_lr=0.01,
@@ -268,9 +268,11 @@ CPU = replace(
     checkpoint_steps=60,
     measure_steps=150,
 )
+CPU = replace(CPU_RENAMED, rounds=48, seed_offset=7, start="cpu-renamed")
 
 RECIPES = {
     "cpu": CPU,
+    "cpu-renamed": CPU_RENAMED,
     "cpu-eight": CPU_EIGHT,
     "cpu-words": CPU_WORDS,
     "cpu-labels": CPU_LABELS,

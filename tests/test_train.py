@@ -374,15 +374,19 @@ def test_some_facts_stand_in_lines_of_their_own(
     assert stated / 5 < in_lines < stated / 2
 
 
-def test_some_texts_are_broken_into_lines_but_no_code(maker: episodes.EpisodeMaker) -> None:
+def test_some_texts_are_broken_into_lines_but_no_code_or_chat(
+    maker: episodes.EpisodeMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decode, num_wrapped = maker.corpus.encoding.decode, 0
     for seed in range(60):
         text = decode(maker.make_natural(Random(seed), 400).ids).split("</document>")[0]
         lines = text.split("\n")[1:]
         num_wrapped += len(lines) > 5 and max(map(len, lines)) <= episodes.WRAPPED_CHARS[1]
     assert 6 <= num_wrapped <= 36
-    code = [decode(maker.make_code(Random(seed), 400).ids) for seed in range(40)]
-    assert all("\n    " in text for text in code)
+    monkeypatch.setattr(maker, "wrap", lambda *_: pytest.fail("lines of code or chat broken"))
+    for seed in range(40):
+        maker.make_code(Random(seed), 400)
+        maker.make_chat(Random(seed), 400)
 
 
 def test_a_text_that_grows_too_long_stays_whole(maker: episodes.EpisodeMaker) -> None:

@@ -25,6 +25,7 @@ from indexmem_cli.documents import open_sources
 from indexmem_cli.memory.recall import find_candidates
 from indexmem_cli.tokens import load_tokenizer
 from indexmem_cli.train.data import read_records
+from indexmem_cli.train.episodes import hard_wrap
 from indexmem_cli.train.tasks import make_chain_fact
 
 MODES = {
@@ -164,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--count", type=int, default=50, help="number of questions")
     add("--sort", choices=("facts", "chains"), default="facts", help="one step or two")
     add("--wordings", choices=WORDINGS, default="development")
+    add("--wrap", type=int, metavar="CHARS", help="break the text into lines of at most so many")
     add("--modes", default="recall,no-recall", help=f"of {', '.join(MODES)}")
     add("--passage-tokens", type=parse_size, default="512", help="room of the mode `passages`")
     add("--max-tokens", type=int, default=32, help="longest answer")
@@ -175,12 +177,14 @@ def main(arguments: list[str] | None = None) -> None:
     questions, needles = make_questions(options)
     settings: Row = {"benchmark": "recall", "sort": options.sort, "seed": options.seed}
     settings |= {"wordings": options.wordings, "threads": options.threads}
+    settings |= {"wrap_chars": options.wrap} if options.wrap else {}
     settings |= {"texts": [Path(path).name for path in options.texts], "device": options.device}
     measured = []
     for length in rows.parse_sizes(options.tokens):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "text.txt"
             text = hide(cut(lines_of(options.texts), length, tokenizer), needles)
+            text = hard_wrap(text, options.wrap) if options.wrap else text
             path.write_text(text, encoding="utf-8")
             for mode in options.modes.split(","):
                 if mode == "full" and length + 256 > checkpoint.window_tokens:

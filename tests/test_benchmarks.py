@@ -215,12 +215,17 @@ def test_a_text_that_is_too_short_is_refused(script):
         cut(["one two\n"], 3, words)
 
 
-@pytest.mark.parametrize("sort", ["facts", "chains"])
-def test_recall_is_measured_beside_the_other_modes(script, tiny_model_dir, tmp_path, sort):
+@pytest.mark.parametrize(("sort", "wrap"), [("facts", ""), ("chains", ""), ("facts", "--wrap 20")])
+def test_recall_is_measured_beside_the_other_modes(
+    script, tiny_model_dir, tmp_path, monkeypatch, sort, wrap
+):
     recall, out = script("recall"), tmp_path / "rows.jsonl"
+    kept: list[str] = []
+    hard_wrap = recall.hard_wrap
+    monkeypatch.setattr(recall, "hard_wrap", lambda *of: kept.append(hard_wrap(*of)) or kept[0])
     book = "".join(f"It was day {day} of the journey, and nothing happened.\n" for day in range(90))
     (tmp_path / "book.txt").write_text(book)
-    options = f"--tokens 1k --count 3 --sort {sort} --budget 160 --chunk 32 --max-tokens 4"
+    options = f"--tokens 1k --count 3 --sort {sort} {wrap} --budget 160 --chunk 32 --max-tokens 4"
     options += f" --modes recall,no-recall,passages --model {tiny_model_dir} --out {out}"
     recall.main([str(tmp_path / "book.txt"), *options.split()])
     rows = read(out)
@@ -231,6 +236,8 @@ def test_recall_is_measured_beside_the_other_modes(script, tiny_model_dir, tmp_p
     assert (without["recalled"], without["found"]) == (0, None)
     assert all(row["n"] == len(row["results"]) == 3 for row in rows)
     assert all(row["process_peak_bytes"] > 10_000_000 for row in rows)
+    assert [row.get("wrap_chars", 0) for row in rows] == [20 if wrap else 0] * 3
+    assert [max(map(len, text.split("\n"))) for text in kept] == ([20] if wrap else [])
 
 
 def test_a_conversation_is_held_in_two_processes_and_asked_in_a_third(

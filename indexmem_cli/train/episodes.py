@@ -6,7 +6,6 @@ A question row is exactly what the product sends: `<|user|>`, "<document>", the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -322,9 +321,7 @@ class EpisodeMaker:
     def wrap(self, rng: Random, text: list[int], room: int) -> list[int]:
         """Break the lines of a text at a width drawn at random, unless that takes more room."""
         width = rng.randint(*WRAPPED_CHARS)
-        lines = self.corpus.encoding.decode(text).split("\n")
-        break_line = partial(fill, width=width, break_long_words=False, break_on_hyphens=False)
-        ids = self.encode("\n".join(map(break_line, lines)))
+        ids = self.encode(hard_wrap(self.corpus.encoding.decode(text), width))
         return ids if len(ids) <= room else text
 
     def scatter(self, rng: Random, pieces: list[Piece], room: int) -> list[int]:
@@ -344,6 +341,14 @@ class EpisodeMaker:
         """Draw a source of prose by its weight."""
         names = [name for name in PROSE_WEIGHTS if name in self.corpus.arrays]
         return rng.choices(names, [PROSE_WEIGHTS[name] for name in names])[0]
+
+
+def hard_wrap(text: str, width: int) -> str:
+    """Break the lines of a text between words, so that none is longer than `width` characters."""
+    return "\n".join(
+        fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def roughen(rng: Random, question: str) -> str:

@@ -184,7 +184,9 @@ def _chars_before(entry: Entry, places: Archives) -> int:
         text = places.text_of(before)
         path_of_file = before.place.unit == "line" and text.endswith("\n")  # before its first line
         if before.place != entry.place or path_of_file:
-            break
+            in_file = entry.place.page is None and before.place.file == entry.place.file
+            is_joined = in_file and not text.endswith("\n")
+            return count - is_joined  # its first space stands for the end of the line before
         count += len(text)
     return count
 

@@ -80,14 +80,6 @@ def test_needles_stand_once_at_their_depths(held_out, length):
     assert sum(depths) >= 17  # an answer may also stand elsewhere by chance
 
 
-def test_wrapped_texts_have_the_same_words_in_short_lines(held_out):
-    questions = list(tasks.make_needles(held_out, 300, 10, 0))
-    for plain, wrapped in zip(questions, tasks.wrap_texts(questions), strict=True):
-        assert wrapped.text.split() == plain.text.split() and wrapped.question == plain.question
-        assert max(map(len, plain.text.split("\n"))) > tasks.WRAPPED_CHARS
-        assert 50 < max(map(len, wrapped.text.split("\n"))) <= tasks.WRAPPED_CHARS
-
-
 def test_ten_paragraphs_hold_the_right_one_once(data):
     pool = tasks.shuffle_reading(data, "squadshifts", 0)
     given = pool[:5]
@@ -171,7 +163,6 @@ def test_the_command_appends_and_prints_every_measure(tiny_model_dir, data, tmp_
     names = {row["task"].partition(",")[0] for row in rows}
     assert names == {
         "needle",
-        "hard-wrapped needle",
         "blind needle",
         "synthetic facts",
         "SQuADShifts",

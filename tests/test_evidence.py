@@ -1,5 +1,7 @@
 """Sources: the places that hold the answer's words, and what is said where none does."""
 
+import textwrap
+
 import pytest
 from test_documents_pdf import make_pdf
 
@@ -172,6 +174,19 @@ def test_a_quotation_of_a_page_stands_where_its_offsets_say(tmp_path, tokenizer)
     source, passages = sources_in(path, tokenizer, "Gudrun sang", "Gudrun")
     assert (source.page, source.quote) == (2, "that Gudrun sang of him.")
     assert quoted(source, passages) == source.quote
+
+
+def test_a_quotation_of_joined_lines_stands_where_the_file_has_it(tmp_path, tokenizer):
+    prose = "Nobody in the valley knew who had first told the story of the dragon. Some said " * 4
+    text = textwrap.fill(f"{prose} that Gudrun sang of it, and Sigurd wept. {prose}", 60)
+    path = tmp_path / "notes.txt"
+    path.write_text(f"A title.\n\n{text}\n")
+    source, passages = sources_in(path, tokenizer, "Gudrun", "Gudrun")
+    assert any(not passage.text.endswith("\n") for passage in passages)
+    lines = path.read_text().split("\n")
+    assert "Gudrun" in "".join(lines[source.line_start - 1 : source.line_end])
+    quote = "\n".join(lines[source.line_start - 1 :])[source.quote_start : source.quote_end]
+    assert " ".join(quote.split()) == source.quote.strip("…") and quote == quote.strip()
 
 
 def test_what_defines_a_name_of_the_question_is_a_source_whatever_the_answer(tmp_path, tokenizer):

@@ -129,10 +129,6 @@ def make_suite(config: BenchConfig, held_out: HeldOut) -> list[Task]:
     for length in config.lengths:
         needles = list(tasks.make_needles(held_out, length, count, seed))
         suite.append(Task(f"needle, {length} tokens", needles, {"accuracy": contains}))
-    wrapped = tasks.wrap_texts(tasks.make_needles(held_out, TEXT_TOKENS, count, seed))
-    suite.append(
-        Task(f"hard-wrapped needle, {TEXT_TOKENS} tokens", wrapped, {"accuracy": contains})
-    )
     blind = list(tasks.make_needles(held_out, TEXT_TOKENS, count, seed, make_blind_fact))
     suite.append(Task(f"blind needle, {TEXT_TOKENS} tokens", blind, {"accuracy": contains}))
     absent = tasks.make_unanswerable(held_out, min(count, 200), seed)
@@ -143,8 +139,6 @@ def make_suite(config: BenchConfig, held_out: HeldOut) -> list[Task]:
             given = pool[:count]
             mixed = tasks.mix_paragraphs(given, pool, seed)
             suite.append(Task(f"{title}, paragraph given", given, READING))
-            wrapped = tasks.wrap_texts(given)
-            suite.append(Task(f"{title}, hard-wrapped paragraph", wrapped, READING))
             suite.append(Task(f"{title}, ten paragraphs", mixed, READING))
     if data and (data / "qa" / "dev" / "clapnq.jsonl.xz").exists():
         suite.append(Task("ClapNQ", tasks.draw_unanswerable(data, min(count, 200), seed), REFUSING))

@@ -4,8 +4,8 @@ The data folder is the one of training, of which only held-out parts are used (`
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,7 +28,6 @@ from indexmem_cli.train.data import (
     read_held_out_books,
     read_records,
 )
-from indexmem_cli.train.episodes import hard_wrap
 from indexmem_cli.train.tasks import Fact, make_development_fact
 
 DATA_LAYOUT = f"""prose/{HELD_OUT_SHARD}  books, of which the last {NUM_VALIDATION_BOOKS}
@@ -40,7 +39,6 @@ PROMPT_TOKENS = 40
 """Room left for the question and its frame."""
 NUM_DEPTHS = 10
 NUM_PARAGRAPHS = 10
-WRAPPED_CHARS = 72
 
 
 @dataclass(frozen=True)
@@ -130,11 +128,6 @@ def make_needles(
             last = place
         whole = corpus.encoding.decode(text + prose[last:])
         yield Question(whole, turn.question, (turn.answer,), depth)
-
-
-def wrap_texts(questions: Iterable[Question]) -> list[Question]:
-    """Break the texts into lines of at most `WRAPPED_CHARS` characters, as plain text files are."""
-    return [replace(one, text=hard_wrap(one.text, WRAPPED_CHARS)) for one in questions]
 
 
 def shuffle_reading(data: Path, name: str, seed: int) -> list[Question]:

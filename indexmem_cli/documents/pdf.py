@@ -18,6 +18,7 @@ from pypdf.errors import DependencyError, FileNotDecryptedError
 from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.passages import Document, Passage, Place, Unreadable
 from indexmem_cli.documents.text import clean, line_passages
+from indexmem_cli.documents.wrapped import LIST_ITEM, is_prose
 from indexmem_cli.errors import ConfigError, first_line, reason
 
 _LETTERS = {
@@ -39,9 +40,6 @@ _GAP = re.compile(r"\s{2,}")
 _SOFT_HYPHEN = "\u00ad"
 _PAGE_NUMBER = re.compile(r"[0-9]+|[ivxlcdm]+", re.IGNORECASE)
 _BROKEN_WORD = re.compile(r"[^\W_]+[-\u00ad\u2010\u2013\u2014]$")
-_LIST_ITEM = re.compile(
-    r"\[|(?:\d{1,3}[.)]|\(\w{1,3}\)|[-\u2013*\u2022\u2023\u25aa\u25e6\u00b7])\s"
-)
 _UNSPACED = re.compile(r"[/@]|[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]{2}")
 
 
@@ -236,9 +234,9 @@ def page_lines(text: str, file: str, page: int, label: str | None) -> list[Line]
     shown = [row.strip() for _, row in rows if row.strip()]
     lengths = sorted(map(len, shown))
     full = max(_MIN_FULL_CHARS, 0.75 * lengths[len(lengths) * 4 // 5]) if shown else 0
-    is_prose = sum(not row[0].isupper() and row[0].isalpha() for row in shown) >= 0.3 * len(shown)
+    is_text = sum(not row[0].isupper() and row[0].isalpha() for row in shown) >= 0.3 * len(shown)
     return [
-        Line(row, Place(file, page, label, number), is_prose and len(row) >= full, text)
+        Line(row, Place(file, page, label, number), is_text and len(row) >= full, text)
         for number, row in rows
     ]
 
@@ -312,16 +310,10 @@ def _goes_on(last: Line, line: Line) -> bool:
         last.is_full
         and is_inside
         and not last.text.endswith(":")
-        and not _LIST_ITEM.match(text)
-        and _is_prose(last.text)
-        and _is_prose(text)
+        and not LIST_ITEM.match(text)
+        and is_prose(last.text)
+        and is_prose(text)
     )
-
-
-def _is_prose(text: str) -> bool:
-    """Tell words from rows of numbers and from code: three characters in five are letters."""
-    chars = text.replace(" ", "")
-    return sum(map(str.isalpha, chars)) >= 0.6 * len(chars)
 
 
 def _passages(line: Line, lead: str, end: str) -> Iterator[Passage]:

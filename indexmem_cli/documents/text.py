@@ -10,6 +10,7 @@ from pathlib import PurePath
 from indexmem_cli.documents.passages import ByteSource, Damaged, FileDocument, Passage, Place
 from indexmem_cli.documents.spots import with_headings, with_rows, with_symbols
 from indexmem_cli.documents.symbols import MAX_PARSED_BYTES, find_symbols, has_symbols
+from indexmem_cli.documents.wrapped import join_wrapped
 
 SNIFF_BYTES = 1 << 16
 BLOCK_BYTES = 1 << 16
@@ -77,9 +78,11 @@ class TextDocument(FileDocument):
             if symbols:
                 passages = with_symbols(passages, symbols)
             elif self.kind == "markdown":
-                passages = with_headings(passages)
+                passages = join_wrapped(with_headings(passages))
             elif self.kind in ("csv", "jsonl"):
                 passages = with_rows(passages, are_quoted=self.kind == "csv")
+            elif self.kind != "code":
+                passages = join_wrapped(passages)
             yield from passages
 
     def _symbols(self) -> dict[int, str]:

@@ -12,6 +12,7 @@ from indexmem_cli.config import ReadConfig
 from indexmem_cli.documents.chats.messages import Message
 from indexmem_cli.documents.passages import ByteSource, Damaged, read_whole
 from indexmem_cli.documents.web import text_of_html
+from indexmem_cli.documents.wrapped import unwrap
 
 MAX_MAIL_BYTES = 50_000_000
 """A longer mail of a mailbox is refused; its attachments would fill the memory."""
@@ -101,9 +102,10 @@ def _body(mail: EmailMessage) -> str:
     charset = part.get_content_charset() or "utf-8"
     payload = _payload(part)
     try:
-        return payload.decode(charset, "replace")
+        text = payload.decode(charset, "replace")
     except LookupError:  # a character set that does not exist
-        return payload.decode("utf-8", "replace")
+        text = payload.decode("utf-8", "replace")
+    return unwrap(text.replace("\r\n", "\n"))
 
 
 def _field(mail: EmailMessage, name: str) -> str | None:

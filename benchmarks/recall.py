@@ -77,6 +77,13 @@ def lines_of(paths: Sequence[str]) -> Iterator[str]:
                 yield from (passage.text for passage in document.passages())
 
 
+def put_inside(text: str, needles: Sequence[Needle]) -> str:
+    """Put the sentences that were hidden in lines of their own inside the paragraph before."""
+    for needle in needles:
+        text = text.replace(f"\n{needle.sentence}\n", f" {needle.sentence} ")
+    return text
+
+
 def ask_all(mode: str, path: Path, questions: list[Question], options: Namespace) -> Row:
     """Ask every question of one reading, in a process of its own; the row of the mode."""
     import torch
@@ -165,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--count", type=int, default=50, help="number of questions")
     add("--sort", choices=("facts", "chains"), default="facts", help="one step or two")
     add("--wordings", choices=WORDINGS, default="development")
-    add("--wrap", type=int, metavar="CHARS", help="break the text into lines of at most so many")
+    add("--wrap", type=int, metavar="CHARS", help="break lines after so many, facts inside")
     add("--modes", default="recall,no-recall", help=f"of {', '.join(MODES)}")
     add("--passage-tokens", type=parse_size, default="512", help="room of the mode `passages`")
     add("--max-tokens", type=int, default=32, help="longest answer")
@@ -184,7 +191,8 @@ def main(arguments: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "text.txt"
             text = hide(cut(lines_of(options.texts), length, tokenizer), needles)
-            text = hard_wrap(text, options.wrap) if options.wrap else text
+            if options.wrap:
+                text = hard_wrap(put_inside(text, needles), options.wrap)
             path.write_text(text, encoding="utf-8")
             for mode in options.modes.split(","):
                 if mode == "full" and length + 256 > checkpoint.window_tokens:

@@ -81,7 +81,7 @@ def find_grounds(
     stored = None if stands_alone else first.reader.stored
     spans = [(b.first, b.end) for b in recall.blocks if stored is not None and b.first < STRIDE]
     back = {place: place for span in spans for place in range(*span)}
-    entries = [e for block in recall.blocks for e in block.entries if e.first not in back]
+    entries = [entry for entry in recall.entries if entry.first not in back]
     again = [entry.first + i for entry in entries for i in range(len(entry.ids))]
     origins = back | dict(zip(range(state.seen, state.seen + len(again)), again, strict=True))
     if origins:

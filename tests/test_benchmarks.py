@@ -240,6 +240,14 @@ def test_recall_is_measured_beside_the_other_modes(
     assert [max(map(len, text.split("\n"))) for text in kept] == ([20] if wrap else [])
 
 
+def test_facts_of_a_wrapped_text_stand_inside_its_paragraphs(script):
+    recall = script("recall")
+    needle = recall.Needle("The jar is blue.", "", "", 0.5)
+    assert recall.put_inside("One.\nThe jar is blue.\nTwo.\n", [needle]) == (
+        "One. The jar is blue. Two.\n"
+    )
+
+
 def test_a_conversation_is_held_in_two_processes_and_asked_in_a_third(
     script, tiny_model_dir, tmp_path, monkeypatch
 ):

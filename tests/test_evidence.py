@@ -178,7 +178,7 @@ def test_a_quotation_of_a_page_stands_where_its_offsets_say(tmp_path, tokenizer)
 
 def test_a_quotation_of_joined_lines_stands_where_the_file_has_it(tmp_path, tokenizer):
     prose = "Nobody in the valley knew who had first told the story of the dragon. Some said " * 4
-    text = textwrap.fill(f"{prose} that Gudrun sang of it, and Sigurd wept. {prose}", 60)
+    text = textwrap.fill(f"{prose}that Gudrun sang of it, and Sigurd wept. {prose}", 60)
     path = tmp_path / "notes.txt"
     path.write_text(f"A title.\n\n{text}\n")
     source, passages = sources_in(path, tokenizer, "Gudrun", "Gudrun")

@@ -4,9 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_archive import HOSTILE, write
+from test_archive import HOSTILE, TOKENIZER, write
 
+from indexmem_cli.archive import Archive
+from indexmem_cli.documents import Place
 from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.memory.completing import complete
 from indexmem_cli.memory.recall import (
     MAX_ROUNDS,
     Recall,
@@ -15,6 +18,7 @@ from indexmem_cli.memory.recall import (
     follow,
     load_gate,
 )
+from indexmem_cli.tokens import Entry
 
 FILLER = [f"Nothing of note happened on day {n} of the long voyage by sea." for n in range(90)]
 FACTS = {
@@ -76,6 +80,59 @@ def test_blocks_stay_inside_the_budget(archive, budget):
     for question in ("Who has the silver lantern?", "Where does Edmund Tarrow live by the sea?"):
         blocks = look(archive, question, room=min(130, budget), budget=budget).blocks
         assert sum(block.end - block.first for block in blocks) <= budget
+
+
+WINTER = "The ship lay in the harbour all winter, and nobody went on board until spring came.\n"
+CUT = [
+    WINTER,
+    "Then the keeper of it,",
+    " old Edmund",
+    " Tarrow, rang",
+    " the bell.",
+    " No one heard.\n",
+]
+
+
+def write_lines(path, texts, files=("book.txt",) * 99):
+    """An archive of passages that go on in the next one where they have no line end."""
+    archive, first = Archive.create(path, TOKENIZER.decode), 0
+    for number, (text, file) in enumerate(zip(texts, files, strict=False), 1):
+        entry = Entry(first, TOKENIZER.encode(text), Place(file, None, None, number))
+        archive.add([entry])
+        first = entry.end
+    archive.commit(last=True)
+    return archive
+
+
+def completed(archive, number, room=99):
+    found = complete(archive, archive.block(number), room)
+    return sorted((archive.text_of(entry) for entry in found), key=CUT.index)
+
+
+def test_a_block_that_cuts_a_sentence_is_completed(tmp_path):
+    archive = write_lines(tmp_path / "a", CUT)
+    assert [len(block.entries) for block in archive] == [3, 3]
+    assert completed(archive, 0) == CUT[3:5]
+    assert completed(archive, 1) == CUT[1:3]
+    assert completed(archive, 0, room=22) == [] != completed(archive, 0, room=23)
+    long = [*CUT[:3], CUT[3] + " and rang" * 5, *CUT[4:]]
+    assert completed(write_lines(tmp_path / "b", long), 0) == []
+    files = ["a.txt"] * 3 + ["b.txt"] * 3
+    assert completed(write_lines(tmp_path / "c", CUT, files), 0) == []
+    assert completed(write_lines(tmp_path / "d", [text.strip() + "\n" for text in CUT]), 1) == []
+
+
+def test_what_completes_blocks_is_read_once_and_inside_the_budget(tmp_path):
+    archive, gate = write_lines(tmp_path / "a", [*CUT, *LINES]), load_gate()
+    eager = replace(gate, first=replace(gate.first, least=0.0))
+    for budget in range(110, 400, 15):
+        recall = Recall(archive, "Who rang the bell of the ship that lay in the harbour?", eager)
+        recall.run(budget, budget)
+        places = [entry.first for entry in recall.entries]
+        assert places == sorted(set(places))
+        assert sum(len(entry.ids) for entry in recall.entries) <= budget
+    assert "".join(map(archive.text_of, recall.entries)).startswith("".join(CUT))
+    assert any(one.completing for one in recall.found)
 
 
 def test_words_that_stand_nowhere_recall_nothing(archive):

@@ -1,12 +1,13 @@
 """Lines of hard-wrapped paragraphs are joined; those of lists, tables, code, logs, verse stay."""
 
 import textwrap
+from itertools import count
 
 import pytest
 
 from indexmem_cli.config import ReadConfig
-from indexmem_cli.documents import open_sources
-from indexmem_cli.documents.wrapped import find_soft_breaks
+from indexmem_cli.documents import Passage, Place, open_sources
+from indexmem_cli.documents.wrapped import MAX_LINES, find_soft_breaks, join_wrapped
 
 PROSE = (
     "The harbour master of the town was Captain Edmund Harrow, who kept the key of the lighthouse"
@@ -34,6 +35,12 @@ The sea is calm tonight and all
 the ships are gone, the stars
 are far above the harbour wall where nobody is waiting any more
 and still the lighthouse burns
+"""
+MINUTES = """\
+Ann went to the harbour with her brother and came back without him
+Ben stayed in the kitchen and looked for the jar until it was dark
+Eve wrote to the harbour master and waited for a letter from Crete
+Tom had seen the lighthouse burn and told the fishermen about that
 """
 CODE = """\
 for name in sorted(names):
@@ -82,7 +89,7 @@ def test_the_lines_of_an_item_are_joined_and_items_are_not(tmp_path):
     assert read_text == "\n".join(f"{n}. {PROSE}" for n in range(1, 4))
 
 
-@pytest.mark.parametrize("text", [LISTS, TABLE, LOG, VERSE, CODE, TRACE])
+@pytest.mark.parametrize("text", [LISTS, TABLE, LOG, VERSE, MINUTES, CODE, TRACE])
 def test_lines_that_are_no_wrapped_prose_stay(tmp_path, text):
     assert "".join(p.text for p in read(tmp_path / "a.txt", text)) == text
 
@@ -110,6 +117,13 @@ def test_lines_with_room_for_the_next_word_end_where_they_do():
     ragged = [line.rsplit(" ", 3)[0] if i % 2 else line for i, line in enumerate(lines)]
     assert not any(find_soft_breaks(ragged))
     assert find_soft_breaks([]) == find_soft_breaks(lines[:1]) == []
+
+
+def test_of_a_paragraph_without_end_only_a_part_is_held():
+    place = Place("a.txt", None, None, 1)
+    endless = (Passage(f"{'so it goes on and on ' * 3}{n}\n", place) for n in count())
+    next(join_wrapped(endless))
+    assert next(endless).text.endswith(f" {MAX_LINES}\n")
 
 
 def test_a_long_paragraph_is_joined_in_parts_and_loses_nothing(tmp_path):

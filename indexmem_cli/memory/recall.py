@@ -15,6 +15,7 @@ from pathlib import Path
 
 from indexmem_cli.archive import Block
 from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.memory.completing import complete
 from indexmem_cli.memory.naming import Searched, find_definitions
 from indexmem_cli.terms import terms_of
 from indexmem_cli.tokens import Entry
@@ -123,6 +124,8 @@ class Found:
 
     block: Block
     odds: float
+    completing: tuple[Entry, ...] = ()
+    """Passages beside it, as `complete` returns them, where there is room."""
 
 
 @dataclass
@@ -134,12 +137,24 @@ class Recall:
     gate: Gate
     rounds: list[tuple[str, list[Found]]] = field(default_factory=list)
     """What was looked for, and what was let through: the likeliest first, perhaps nothing."""
+    _left: int = 0  # tokens of the budget
 
     @property
     def blocks(self) -> list[Block]:
         """All blocks to read again, in the order of the text."""
-        found = (one.block for _, blocks in self.rounds for one in blocks)
-        return sorted(found, key=lambda block: block.number)
+        return sorted((one.block for one in self.found), key=lambda block: block.number)
+
+    @property
+    def found(self) -> list[Found]:
+        """What was let through, in the order it was found."""
+        return [one for _, found in self.rounds for one in found]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All passages to read again, each once, in the order of the text."""
+        parts = [part for one in self.found for part in (*one.block.entries, *one.completing)]
+        by_place = {entry.first: entry for entry in parts}
+        return [by_place[first] for first in sorted(by_place)]
 
     def run(self, room_tokens: int, budget_tokens: int) -> None:
         """Look until nothing new is found, at most `MAX_ROUNDS` times.
@@ -148,19 +163,19 @@ class Recall:
             room_tokens: what the blocks of the first round may take together.
             budget_tokens: what all blocks may take.
         """
+        self._left = budget_tokens
         rated = rate(self.gate.first, find_candidates(self.archive, self.question))
         named = find_definitions(self.archive, self.question)
         rated = [(NAMED_ODDS, n) for n in named] + [each for each in rated if each[1] not in named]
         found = self._take(rated, self.gate.first.least, room_tokens)
         self.rounds.append((self.question, found))
         while found and len(self.rounds) < MAX_ROUNDS:
-            budget = budget_tokens - sum(block.end - block.first for block in self.blocks)
             names, links = find_links(self.archive, self.question, self.blocks)
-            if not (names or links) or budget <= 0:
+            if not (names or links) or self._left <= 0:
                 return
             further = follow(self.archive, self.question, names, links, self.blocks)
             rated = rate(self.gate.further, further)
-            found = self._take(rated, self.gate.further.least, min(FURTHER_TOKENS, budget))
+            found = self._take(rated, self.gate.further.least, FURTHER_TOKENS)
             sought = " ".join(dict.fromkeys(term for w in (*names, *links) for term in w))
             self.rounds.append((f"{self.question} {sought}", found))
 
@@ -171,9 +186,11 @@ class Recall:
                 break
             block = self.archive.block(number)
             tokens = block.end - block.first
-            if tokens <= room_tokens:
-                taken.append(Found(block, odds))
+            if tokens <= min(room_tokens, self._left):
+                completing = complete(self.archive, block, self._left - tokens)
+                taken.append(Found(block, odds, completing))
                 room_tokens -= tokens
+                self._left -= tokens + sum(len(entry.ids) for entry in completing)
         return taken
 
 

@@ -22,6 +22,7 @@ from indexmem_cli.bench.rows import Row
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import FOCUS, MemoryConfig, ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
+from indexmem_cli.memory.completing import complete
 from indexmem_cli.memory.recall import find_candidates
 from indexmem_cli.tokens import load_tokenizer
 from indexmem_cli.train.data import read_records
@@ -136,7 +137,11 @@ def _ask(mode: str, memory: Memory, question: Question, options: Namespace) -> d
         alone.engine = memory.engine
         answer = replace(alone.ask(question.text, max_tokens=options.max_tokens), recall=())
         read_s = 0.0  # reading the passages is part of answering
-    text = " ".join("".join(map(archive.text, blocks)).split())
+    entries = [entry for block in blocks for entry in block.entries]
+    if mode != "passages":  # those are read as they are
+        entries += [e for block in blocks for e in complete(archive, block, options.budget)]
+    texts = {entry.first: archive.text_of(entry) for entry in entries}
+    text = " ".join("".join(texts[first] for first in sorted(texts)).split())
     return {
         "question": question.text,
         "expected": question.answer,

@@ -16,13 +16,15 @@ from indexmem_cli.estimate import CARD_GIB, largest_budget
 README = ROOT / "README.md"
 MIB = 2**20
 
+NOVEL = {"texts": ["castaways.txt"]}
 # Label of a line in the table of facts, and which row it is of.
 FACTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("recall (the default)", "recall", {"mode": "recall", "texts": ["castaways.txt"]}),
+    ("recall (the default)", "recall", NOVEL | {"mode": "recall", "wrap_chars": None}),
+    ("the same, in lines of 72 characters", "recall", NOVEL | {"mode": "recall", "wrap_chars": 72}),
     (
         "the best passages by words, up to 512 tokens, narrowed to 96, no memory",
         "recall",
-        {"mode": "passages"},
+        {"mode": "passages", "wrap_chars": None},
     ),
     ("`--focus --no-recall`", "needles", {"mode": "question"}),
     ("`--policy learned --no-recall` (the adapter alone)", "needles", {"mode": "learned"}),
@@ -124,7 +126,8 @@ def _text_tokens(results: Path, row: Row) -> int:
     """Tokens that the facts were hidden in: passages alone do not say of which text they are."""
     if row["mode"] != "passages":
         return int(row["tokens"])
-    same = {name: row.get(name) for name in ("commit", "texts", "n", "seed", "length_tokens")}
+    names = ("commit", "texts", "wrap_chars", "n", "seed", "length_tokens")
+    same = {name: row.get(name) for name in names}
     rows = matching(read_rows(results / "recall.jsonl"), **same)
     return max(int(row["tokens"]) for row in rows)
 

@@ -24,6 +24,7 @@ from indexmem_cli.events import (
 from indexmem_cli.evidence import Evidence, locate
 from indexmem_cli.language_model import LanguageModel
 from indexmem_cli.reading import Reading
+from indexmem_cli.tokens import Entry
 
 if TYPE_CHECKING:
     from indexmem_cli.engine import Reader, Step
@@ -38,7 +39,7 @@ class Grounds:
 
     reader: "Reader"
     places: Archives
-    blocks: Sequence[Block] = ()
+    passages: Sequence[Entry] = ()
     """What was looked up, or all there is where that fits; in the order of the text."""
     origins: dict[int, int] = field(default_factory=dict)
     """First position of the tokens read again, by their new one; that of those brought back."""
@@ -73,8 +74,8 @@ def find_grounds(
     reader = _new_reader(first, closing) if stands_alone else first.reader.fork_for(closing)
     state, plan = reader.state, reader.plan
     if not several and state.held == state.seen <= plan.answer_from_tokens:
-        blocks = [places.block(number) for number in range(len(places))]
-        return Grounds(reader, places, blocks, rounds=())  # the whole text is in memory
+        every = [e for number in range(len(places)) for e in places.block(number).entries]
+        return Grounds(reader, places, every, rounds=())  # the whole text is in memory
     budget = plan.budget_tokens - plan.sink_tokens
     recall = Recall(places, question, load_gate())
     recall.run(min(max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS), budget), budget)
@@ -90,7 +91,7 @@ def find_grounds(
         RecallRound(query, tuple(_describe(one.block, one.odds) for one in found))
         for query, found in recall.rounds
     )
-    return Grounds(reader, places, recall.blocks, origins, rounds)
+    return Grounds(reader, places, recall.entries, origins, rounds)
 
 
 def answer(
@@ -118,7 +119,7 @@ def answer(
     explanation = _explain(readings, grounds, closing) if config.explain else None
     evidence, stream = Evidence(origins=grounds.origins), model.tokenizer.text_stream()
     steps: Iterable[Step] = ()
-    if config.extract and not grounds.blocks:
+    if config.extract and not grounds.passages:
         notices = (*notices, "no passage fits the question: there is nothing to quote")
     else:
         copying = _copying(model, grounds) if config.extract else None
@@ -172,12 +173,12 @@ def _copying(model: LanguageModel, grounds: Grounds) -> Copying:
     """What lets an answer be one span of what was looked up."""
     copying = Copying(model.tokenizer, frozenset(model.backbone.eos_ids))
     text, end = "", None
-    for block in grounds.blocks:
-        if block.first != end:
+    for entry in grounds.passages:
+        if entry.first != end:
             copying.add_text(text)
             text = ""
-        text += grounds.places.text(block)
-        end = block.end
+        text += grounds.places.text_of(entry)
+        end = entry.end
     copying.add_text(text)
     return copying
 

@@ -184,11 +184,17 @@ def _chars_before(entry: Entry, places: Archives) -> int:
         text = places.text_of(before)
         path_of_file = before.place.unit == "line" and text.endswith("\n")  # before its first line
         if before.place != entry.place or path_of_file:
-            in_file = entry.place.page is None and before.place.file == entry.place.file
-            is_joined = in_file and not text.endswith("\n")
-            return count - is_joined  # its first space stands for the end of the line before
+            # The first space of a line that is joined stands for the end of the one before.
+            return count - _is_joined(before, text, entry)
         count += len(text)
     return count
+
+
+def _is_joined(before: Entry, text: str, entry: Entry) -> bool:
+    """Whether a line of a text file goes on from the passage before, which has this text."""
+    place = before.place
+    in_file = (place.file, place.unit, place.page) == (entry.place.file, "line", None)
+    return in_file and not text.endswith("\n")
 
 
 def locate(first: Entry, last: Entry) -> dict[str, Any]:

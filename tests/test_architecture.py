@@ -97,6 +97,7 @@ ALLOWED = {
         "language_model",
         "memory",
         "reading",
+        "tokens",
     },
     "language_model": {"backbone", "checkpoint", "library", "loading", "plan", "startup", "tokens"},
     "startup": set(),

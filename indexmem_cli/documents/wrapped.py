@@ -19,7 +19,7 @@ MIN_WORDS = 3
 
 LIST_ITEM = re.compile(r"\[|(?:\d{1,3}[.)]|\(\w{1,3}\)|[-\u2013*\u2022\u2023\u25aa\u25e6\u00b7])\s")
 _COLUMNS = re.compile(r"\t|[^\s.!?:]\s{2,}\S")
-_SENTENCE_END = re.compile(r"[.!?\u2026][\"')\u201d\u2019\u00bb]*\s*$")
+_SENTENCE_END = re.compile(r"[.!?\u2026][\"')\]\u201d\u2019\u00bb]*\s*$")
 _OPENING = tuple("\"'(\u201c\u2018\u00ab\u201e")
 
 

@@ -80,7 +80,11 @@ def find_grounds(
     recall = Recall(places, question, load_gate())
     recall.run(min(max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS), budget), budget)
     stored = None if stands_alone else first.reader.stored
-    spans = [(b.first, b.end) for b in recall.blocks if stored is not None and b.first < STRIDE]
+    spans: list[tuple[int, int]] = []  # of the first text, whose keys and values come back
+    for entry in recall.entries if stored is not None else ():
+        if entry.first < STRIDE:
+            goes_on = bool(spans) and spans[-1][1] == entry.first
+            spans.append((spans.pop()[0] if goes_on else entry.first, entry.end))
     back = {place: place for span in spans for place in range(*span)}
     entries = [entry for entry in recall.entries if entry.first not in back]
     again = [entry.first + i for entry in entries for i in range(len(entry.ids))]

@@ -1,5 +1,10 @@
 """Memories without a model behind them, for tests of what happens to them on the disk."""
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from indexmem_cli.archive import Archive
@@ -12,6 +17,26 @@ from indexmem_cli.memory.state import LayerState, MemoryState
 from indexmem_cli.tokens import Entry
 
 CHUNK = 16
+
+
+@contextmanager
+def full_disk(limit_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond a size: writing fails as on a full disk.
+
+    No module is compiled meanwhile: Python would keep what was cut short, and fail on it later.
+    """
+    import resource
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    compiles, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sys.dont_write_bytecode = compiles
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def blank(content: str = "c" * 64, chunk_tokens: int = CHUNK, **changes) -> Manifest:

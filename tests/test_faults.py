@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from saved import full_disk
 from typer.testing import CliRunner
 
 from indexmem_cli import Memory
@@ -78,10 +79,8 @@ def test_a_disk_that_is_full_at_any_byte(limit_bytes, ask):
     """Each file may grow so far: the text is stopped by the one limit, keys and values by both."""
 
     def limited():
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-        result = ask()
+        with full_disk(limit_bytes):
+            result = ask()
         document = json.loads(result.stdout)
         return result.exit_code, document["memory"]["id"], document["answer"]
 
@@ -98,10 +97,8 @@ def test_a_disk_that_is_full_costs_the_session_and_not_the_talk(limit_bytes, tal
     said = [f"Is the fox number {number} quick? {'Or lazy? ' * 99}" for number in range(6)]
 
     def limited():
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-        result = talk(*said)
+        with full_disk(limit_bytes):
+            result = talk(*said)
         return result.exit_code, len(result.stdout.splitlines()), result.stderr
 
     [(code, num_answers, told)] = in_processes(1, limited)

@@ -1,13 +1,12 @@
 """A source is read once: found again by its content, continued when it grew, resumed when cut."""
 
 import os
-import resource
-import signal
 import threading
 import time
 
 import pytest
 import torch
+from saved import full_disk
 
 from indexmem_cli.config import MemoryConfig, ModelConfig, ReadConfig, StoreConfig
 from indexmem_cli.documents import open_each
@@ -238,17 +237,10 @@ class TestDisk:
     def test_a_full_disk_costs_the_saved_memory_and_nothing_else(
         self, engine, library, book, limit, monkeypatch
     ):
-        """No file may grow beyond `limit` bytes: the write fails as on a full disk."""
         monkeypatch.setattr(Saver, "is_due", lambda saver: True)
         whole, _ = remember(engine, library, book, save=False)
-        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-        try:
+        with full_disk(limit):
             reading, events = remember(engine, library, book)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, before)
         [message] = notices(events)
         assert "not saved" in message
         assert reading.remembered.id is None

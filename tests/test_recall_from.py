@@ -1,10 +1,9 @@
 """Memories that store keys and values for recall: read, found again, continued, damaged, moved."""
 
-import resource
 import shutil
-import signal
 
 import pytest
+from saved import full_disk
 from test_reading import LINES
 
 from indexmem_cli import Memory, session
@@ -239,14 +238,8 @@ class TestDamage:
 
     def test_a_full_disk_costs_the_stored_keys_and_no_answer(self, book, tiny_model_dir):
         text, _ = told(open_memory(book, tiny_model_dir, "text", save=False))
-        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limits[1]))
-        try:
+        with full_disk(150_000):
             answers = [told(open_memory(book, tiny_model_dir, save=s)) for s in (True, False)]
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, before)
         for answer, said in answers:
             assert "passages are read again as text" in said[0] and answer.text == text.text
         assert not any((Library().folder(i) / MANIFEST).exists() for i in Library().ids())

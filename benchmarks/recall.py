@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from textwrap import fill
 
 from needles import WORDINGS, Needle, cut, hide, make_needles
 
@@ -26,7 +27,6 @@ from indexmem_cli.memory.completing import complete
 from indexmem_cli.memory.recall import find_candidates
 from indexmem_cli.tokens import load_tokenizer
 from indexmem_cli.train.data import read_records
-from indexmem_cli.train.episodes import hard_wrap
 from indexmem_cli.train.tasks import make_chain_fact
 
 MODES = {
@@ -83,6 +83,15 @@ def put_inside(text: str, needles: Sequence[Needle]) -> str:
     for needle in needles:
         text = text.replace(f"\n{needle.sentence}\n", f" {needle.sentence} ")
     return text
+
+
+def hard_wrap(text: str, chars: int) -> str:
+    """Break the lines of a text between words, so that none is longer than `chars` characters."""
+    broken = (
+        fill(line, chars, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+    return "\n".join(broken)
 
 
 def ask_all(mode: str, path: Path, questions: list[Question], options: Namespace) -> Row:

@@ -4,6 +4,7 @@ import copy
 import json
 import lzma
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -279,6 +280,60 @@ def test_a_text_may_hold_several_chains_of_one_form() -> None:
         assert len(openings) == 1 and len({fact.turns[0].question for fact in facts}) == 4
 
 
+def test_a_text_may_hold_several_facts_of_one_verb_or_label() -> None:
+    def alike(make: Callable[[Random, Random], tasks.Fact], seed: int) -> list[tasks.Fact]:
+        return [make(Random(seed + i), Random(seed)) for i in range(4)]
+
+    for seed in range(60):
+        labels_of = alike(tasks.make_label_fact, seed)
+        told = [set(re.findall(r"\w+", fact.sentences[0].lower())) for fact in labels_of]
+        assert set.intersection(*told) & {*labels.LABELS, *vocabulary.THINGS}
+        frames_of = alike(tasks.make_frame_fact, seed)
+        told = [set(re.findall(r"\w+", fact.sentences[0].lower())) for fact in frames_of]
+        verbs = {form for verb in (*frames.ALL_VERBS, *frames.MOVES) for form in inflected(verb)}
+        assert set.intersection(*told) & verbs
+        assert len({fact.sentences for fact in (*labels_of, *frames_of)}) == 8
+    shared = [
+        set.intersection(*(set(fact.sentences[0].split()) for fact in facts))
+        for facts in (tasks.make_similar_facts(Random(seed), 3) for seed in range(200))
+    ]
+    assert 150 < sum(map(bool, shared)) < 200, "most have words in common, some none"
+
+
+def inflected(verb: str) -> tuple[str, ...]:
+    return (verb, *frames.inflect(verb))
+
+
+def test_a_rival_shares_half_a_name_and_keeps_its_own_answers() -> None:
+    num_rivals = 0
+    for seed in range(300):
+        rng = Random(seed)
+        fact = tasks.make_fact(rng)
+        rival = tasks.make_rival_fact(rng, fact)
+        if rival is None:
+            continue
+        num_rivals += 1
+        ours, theirs = tasks.name_in(fact), tasks.name_in(rival)
+        assert ours != theirs and len({*ours.split(), *theirs.split()}) == 3
+        told = " ".join(rival.sentences)
+        assert all(stands_in(turn.answer, told) for turn in rival.turns)
+    assert num_rivals > 60
+
+
+def test_facts_stand_beside_rivals(maker: episodes.EpisodeMaker, monkeypatch) -> None:
+    fact = tasks.Fact(("Ada Kerr keeps the key.",), (tasks.Turn("Who keeps it?", "Ada Kerr"),))
+    rival = tasks.Fact(("Ada Hale has the map.",), (tasks.Turn("Who has it?", "Ada Hale"),))
+    monkeypatch.setattr(episodes, "make_fact", lambda rng: fact)
+    monkeypatch.setattr(episodes, "make_similar_facts", lambda rng, count: [fact])
+    monkeypatch.setattr(episodes, "make_rival_fact", lambda rng, fact: rival)
+    texts = [maker.corpus.encoding.decode(maker.make_facts(Random(i), 192).ids) for i in range(60)]
+    stated, beside = (
+        sum(text.count(each.sentences[0]) for text in texts) for each in (fact, rival)
+    )
+    assert stated / 6 < beside < stated / 2
+    assert any("Who has it?<|end|><|assistant|> Ada Hale<|end|>" in text for text in texts)
+
+
 def test_synonyms_and_longer_questions_ask_the_same() -> None:
     assert "purchase" in rewording.SYNONYMS["buy"] and "buy" in rewording.SYNONYMS["purchase"]
     assert rewording.draw_synonym(Random(0), "buy", share=0.0) == "buy"
@@ -372,29 +427,6 @@ def test_some_facts_stand_in_lines_of_their_own(
     stated = sum(text.count(fact.sentences[0]) for text in texts)
     in_lines = sum(text.count(f"\n{fact.sentences[0]}\n") for text in texts)
     assert stated / 5 < in_lines < stated / 2
-
-
-def test_some_texts_are_broken_into_lines_but_no_code_or_chat(
-    maker: episodes.EpisodeMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode, num_wrapped = maker.corpus.encoding.decode, 0
-    for seed in range(60):
-        text = decode(maker.make_natural(Random(seed), 400).ids).split("</document>")[0]
-        lines = text.split("\n")[1:]
-        num_wrapped += len(lines) > 5 and max(map(len, lines)) <= episodes.WRAPPED_CHARS[1]
-    assert 6 <= num_wrapped <= 36
-    monkeypatch.setattr(maker, "wrap", lambda *_: pytest.fail("lines of code or chat broken"))
-    for seed in range(40):
-        maker.make_code(Random(seed), 400)
-        maker.make_chat(Random(seed), 400)
-
-
-def test_a_text_that_grows_too_long_stays_whole(maker: episodes.EpisodeMaker) -> None:
-    text = maker.encode("one two three four five six seven eight nine ten eleven twelve. " * 20)
-    broken = maker.wrap(Random(0), text, 2 * len(text))
-    assert len(text) < len(broken) and maker.wrap(Random(0), text, len(broken) - 1) == text
-    words = maker.corpus.encoding.decode(broken).split()
-    assert words == maker.corpus.encoding.decode(text).split()
 
 
 def test_some_long_rows_hold_several_short_episodes(maker: episodes.EpisodeMaker) -> None:

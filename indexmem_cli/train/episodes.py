@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from random import Random
-from textwrap import fill
 
 import numpy as np
 
@@ -28,7 +27,14 @@ from indexmem_cli.train.reading import (
 )
 from indexmem_cli.train.renaming import Lexicon
 from indexmem_cli.train.rewording import reword
-from indexmem_cli.train.tasks import Fact, Turn, make_fact, make_similar_facts, refuse
+from indexmem_cli.train.tasks import (
+    Fact,
+    Turn,
+    make_fact,
+    make_rival_fact,
+    make_similar_facts,
+    refuse,
+)
 
 DOCUMENT_OPEN, DOCUMENT_CLOSE = "<document>\n", "\n</document>\n\n"
 PROSE_WEIGHTS = {"prose": 0.6, "modern": 0.3, "chat": 0.04, "code": 0.06}
@@ -43,11 +49,8 @@ LM_WEIGHT = 0.1
 """Weight of a token of plain text, where a token of an answer weighs one."""
 LINE_FRACTION = 0.3
 """Share of facts in a line of their own: its first word has no space before it, as answers have."""
-WRAPPED_FRACTION = 0.3
-"""Share of texts broken into lines of a fixed width, as many plain text files are."""
-WRAPPED_CHARS = (40, 100)
-WRAPPED_GROWTH = 1.2
-"""Room kept for the tokens that such a text has more; one that needs still more is left whole."""
+RIVAL_FRACTION = 0.3
+"""Share of facts beside which another is told of someone with half the name, where one can be."""
 REWORDED_FRACTION = 0.12
 """Share of questions that are asked in a longer way."""
 TEXT_WEIGHT = 0.05
@@ -179,8 +182,10 @@ class EpisodeMaker:
         asked: list[tuple[Turn, ...]] = []
         while used < share:
             fact = facts.pop() if facts else make_fact(rng)
-            asked.append(fact.turns)
-            for sentence in fact.sentences:
+            rival = make_rival_fact(rng, fact) if rng.random() < RIVAL_FRACTION else None
+            told = [fact, rival] if rival else [fact]
+            asked += [each.turns for each in told]
+            for sentence in (sentence for each in told for sentence in each.sentences):
                 line = rng.random() < LINE_FRACTION
                 pieces.append(tuple(self.encode(f"\n{sentence}\n" if line else f" {sentence}")))
                 used += len(pieces[-1])
@@ -244,7 +249,7 @@ class EpisodeMaker:
         ids = self.corpus.window(rng, "chat", length - 70)
         log = self.corpus.encoding.decode(ids)
         turns = [turn for _ in range(max(1, length // 64)) if (turn := ask_speaker(rng, log))]
-        return self.compose(rng, [tuple(ids)], turns, length, wrapped_fraction=0.0)
+        return self.compose(rng, [tuple(ids)], turns, length)
 
     def make_code(self, rng: Random, length: int) -> Row:
         """What the functions of a listing return, take, and are called."""
@@ -259,20 +264,11 @@ class EpisodeMaker:
             pieces.append(tuple(ids))
             turns.append(rng.choice(function.turns))
             used += len(ids)
-        return self.compose(rng, pieces, turns, length, wrapped_fraction=0.0)
+        return self.compose(rng, pieces, turns, length)
 
-    def compose(
-        self,
-        rng: Random,
-        pieces: list[Piece],
-        turns: list[Turn],
-        length: int,
-        wrapped_fraction: float = WRAPPED_FRACTION,
-    ) -> Row:
+    def compose(self, rng: Random, pieces: list[Piece], turns: list[Turn], length: int) -> Row:
         """Hide the pieces in prose and ask the turns that fit into `length` tokens."""
-        growth = WRAPPED_GROWTH if rng.random() < wrapped_fraction else 1.0
-        frame = len(self.open) + len(self.close) + 1
-        needed = int(growth * sum(map(len, pieces))) + frame
+        needed = sum(map(len, pieces)) + len(self.open) + len(self.close) + 1
         spare = rng.choice((0, 0, length // 6, length // 3)) if len(turns) > 1 else 0
         spare = max(0, min(spare, (length - needed) // 2))
         asked, used = [], spare
@@ -285,9 +281,7 @@ class EpisodeMaker:
                 used += size
         if not asked:
             return self.make_lm(rng, length)
-        text = self.hide(rng, list(pieces), int((length - used + spare - needed) / growth))
-        if growth > 1:
-            text = self.wrap(rng, text, length - used + spare - frame)
+        text = self.hide(rng, list(pieces), length - used + spare - needed)
         row = Row([self.user, *self.open, *text, *self.close], [])
         row.loss = [0.0] * len(row.ids)
         if self.text_fraction:
@@ -318,12 +312,6 @@ class EpisodeMaker:
             last = place
         return text + prose[last:]
 
-    def wrap(self, rng: Random, text: list[int], room: int) -> list[int]:
-        """Break the lines of a text at a width drawn at random, unless that takes more room."""
-        width = rng.randint(*WRAPPED_CHARS)
-        ids = self.encode(hard_wrap(self.corpus.encoding.decode(text), width))
-        return ids if len(ids) <= room else text
-
     def scatter(self, rng: Random, pieces: list[Piece], room: int) -> list[int]:
         """Build the text of fragments, as a bounded memory leaves it; pieces between them."""
         fragments, left = [], room
@@ -341,14 +329,6 @@ class EpisodeMaker:
         """Draw a source of prose by its weight."""
         names = [name for name in PROSE_WEIGHTS if name in self.corpus.arrays]
         return rng.choices(names, [PROSE_WEIGHTS[name] for name in names])[0]
-
-
-def hard_wrap(text: str, width: int) -> str:
-    """Break the lines of a text between words, so that none is longer than `width` characters."""
-    return "\n".join(
-        fill(line, width, break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n")
-    )
 
 
 def roughen(rng: Random, question: str) -> str:

@@ -70,6 +70,9 @@ NOUNS = words(
 )
 ADVERBS = words("once|secretly|at last|finally|later|often|in the end|also|soon|then|first", "|")
 
+MOVING_FRACTION = 0.3
+"""Share of sentences whose verb takes no object, but a place that someone goes to or through."""
+
 ALL_VERBS = (*VERBS, *IRREGULAR, *vocabulary.VERBS)
 ALL_NOUNS = (*NOUNS, *vocabulary.COUNTED)
 
@@ -100,13 +103,20 @@ ASKING = {
     "room": ("which place", "what", "where"),
 }
 LONGER = {
-    ("to", "place"): ("all the way to", "right up to", "on to", "down to", "back to", "over to"),
-    ("from", "place"): ("out of", "away from", "all the way from"),
+    ("to", "place"): words(
+        "all the way to|right up to|on to|down to|back to|over to|into|up into|in the direction of|"
+        "straight for|as deep as|no nearer than|by land to|by sea to",
+        "|",
+    ),
+    ("from", "place"): ("out of", "away from", "all the way from", "right out of"),
+    ("to", "site"): ("up to", "over to", "as near as", "right into"),
+    ("from", "site"): ("out of", "away from"),
+    ("to", "person"): ("over to", "back to", "at last to"),
     ("near", "place"): ("close to", "not far from"),
     ("in", "place"): ("somewhere in", "right in the middle of"),
-    ("in", "year"): ("in the year", "as early as", "as late as", "in the course of"),
+    ("in", "year"): ("in the year", "as early as", "as late as", "in the course of", "early in"),
     ("on", "date"): ("as early as", "as late as"),
-    ("from", "person"): ("out of the hands of",),
+    ("from", "person"): ("out of the hands of", "by the hand of"),
     ("with", "person"): ("together with", "in the company of"),
     ("for", "person"): ("on behalf of", "in the service of"),
     ("inside", "room"): ("deep inside", "within"),
@@ -152,9 +162,9 @@ def draw_noun(rng: Random, sort: str) -> str:
     return f"the {value}"
 
 
-def draw_subject(rng: Random) -> tuple[str, str]:
-    """Draw a subject and the word that asks for it."""
-    style = rng.random()
+def draw_subject(rng: Random, form: Random) -> tuple[str, str]:
+    """Draw a subject of a sort that `form` draws, and the word that asks for it."""
+    style = form.random()
     if style < 0.7:
         return draw_noun(rng, "person"), "who"
     if style < 0.78:
@@ -177,27 +187,27 @@ def draw_common(rng: Random) -> str:
     return f"the {rng.choice(ADJECTIVES)} {noun}" if style < 0.75 else f"the {noun}"
 
 
-def draw_object(rng: Random) -> tuple[str, str, str]:
+def draw_object(rng: Random, form: Random) -> tuple[str, str, str]:
     """Draw an object, the words that ask for it, and the answer: a count answers "how many"."""
     sorts = ("thing", "common", "person", "count", "place", "food", "word")
-    sort = rng.choices(sorts, (3, 3, 2, 4, 1, 1, 1))[0]
+    sort, noun = form.choices(sorts, (3, 3, 2, 4, 1, 1, 1))[0], form.choice(ALL_NOUNS)
     if sort == "common":
         value = draw_common(rng)
         return value, "what", value
     if sort == "count":
-        number, noun = SLOTS["number"](rng), rng.choice(ALL_NOUNS)
+        number = SLOTS["number"](rng)
         return f"{number} {noun}", f"how many {noun}", number
     value = draw_noun(rng, sort)
     asking = {"person": ("whom", "who"), "place": ("which place", "what")}.get(sort, ("what",))
     return value, rng.choice(asking), value
 
 
-def draw_phrases(rng: Random, moving: bool) -> list[tuple[str, str, str]]:
+def draw_phrases(rng: Random, form: Random, moving: bool) -> list[tuple[str, str, str]]:
     """Draw one or two phrases: preposition, sort, value; a move says where, if anything."""
-    count = rng.choice((1, 1, 2)) if moving else rng.choice((0, 1, 1, 2))
+    count = form.choice((1, 1, 2)) if moving else form.choice((0, 1, 1, 2))
     drawn: list[tuple[str, str, str]] = []
     while len(drawn) < count:
-        prep, sort = rng.choice(PHRASES[:11] if moving and not drawn else PHRASES)
+        prep, sort = form.choice(PHRASES[:11] if moving and not drawn else PHRASES)
         if prep not in {p for p, _, _ in drawn} and sort not in {s for _, s, _ in drawn}:
             drawn.append((prep, sort, draw_noun(rng, sort)))
     return drawn
@@ -206,20 +216,25 @@ def draw_phrases(rng: Random, moving: bool) -> list[tuple[str, str, str]]:
 def lengthen(rng: Random, prep: str, sort: str) -> str:
     """Now and then say a preposition in more words."""
     longer = LONGER.get((prep, sort))
-    return rng.choice(longer) if longer and rng.random() < 0.4 else prep
+    return rng.choice(longer) if longer and rng.random() < 0.5 else prep
 
 
-def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
-    """Make a sentence and the pairs of question and answer that it holds."""
-    moving = rng.random() < 0.25
-    verb = rng.choice(MOVES if moving else ALL_VERBS)
+def make_frame(rng: Random, form: Random | None = None) -> tuple[str, list[tuple[str, str]]]:
+    """Make a sentence and the pairs of question and answer that it holds.
+
+    `form` draws all but values, order and the wording of questions: `Random` objects of one seed
+    make sentences alike. None: `rng` draws that too.
+    """
+    form = form or rng
+    moving = form.random() < MOVING_FRACTION
+    verb = form.choice(MOVES if moving else ALL_VERBS)
     past, participle, third = inflect(verb)
-    asked = draw_synonym(rng, verb, moving)
+    asked = draw_synonym(form, verb, moving)
     asked_past, asked_participle, asked_third = inflect(asked)
-    subject, asks_subject = draw_subject(rng)
-    thing, asks_thing, counted = ("", "", "") if moving else draw_object(rng)
-    phrases = draw_phrases(rng, moving)
-    tense = rng.choices(("past", "has", "had", "will", "now", "passive"), (10, 2, 2, 2, 3, 4))[0]
+    subject, asks_subject = draw_subject(rng, form)
+    thing, asks_thing, counted = ("", "", "") if moving else draw_object(rng, form)
+    phrases = draw_phrases(rng, form, moving)
+    tense = form.choices(("past", "has", "had", "will", "now", "passive"), (10, 2, 2, 2, 3, 4))[0]
     if tense == "passive" and not thing:
         tense = "past"
     said = {"past": past, "has": f"has {participle}", "had": f"had {participle}"}
@@ -228,7 +243,7 @@ def make_frame(rng: Random) -> tuple[str, list[tuple[str, str]]]:
     asks |= {"will": f"will {asked}", "now": asked_third}
     helps = {"past": ("did", asked), "has": ("has", asked_participle)}
     helps |= {"had": ("had", asked_participle), "will": ("will", asked), "now": ("does", asked)}
-    told = [f"{lengthen(rng, prep, sort)} {value}" for prep, sort, value in phrases]
+    told = [f"{lengthen(form, prep, sort)} {value}" for prep, sort, value in phrases]
     some = rng.sample(told, rng.randint(0 if thing else 1, len(told)))
     adverb = f"{rng.choice(ADVERBS)} " if rng.random() < 0.12 else ""
     front = [told.pop(rng.randrange(len(told)))] if told and rng.random() < 0.35 else []
@@ -262,13 +277,13 @@ def make_habit(rng: Random) -> tuple[str, list[tuple[str, str]]]:
     """Make a sentence of what is done again and again, in the present, mostly counted."""
     verb = rng.choice(ALL_VERBS)
     third = inflect(verb)[2]
-    subject, asks_subject = draw_subject(rng)
+    subject, asks_subject = draw_subject(rng, rng)
     if rng.random() < 0.5:
         subject, asks_subject = draw_noun(rng, "site"), "what"
     number, noun = SLOTS["number"](rng), rng.choice(ALL_NOUNS)
     thing, asks_thing, answer = f"{number} {noun}", f"how many {noun}", number
     if rng.random() < 0.2:
-        thing, asks_thing, answer = draw_object(rng)
+        thing, asks_thing, answer = draw_object(rng, rng)
     often = rng.choice(HABITS)
     said = rng.choice(("", often))
     asked = draw_synonym(rng, verb)

@@ -68,20 +68,22 @@ ACTING_QUESTIONS = (
     "What is the {label} that {third} {entity}?",
 )
 """Where the statement says what the label does to the entity."""
+ENTITIES = ("site", "site", "thing", "person", "place", "event")
 SORTS = ("code", "code", "code", "number", "word", "colour", "time", "person", "amount")
 
 
-def make_label(rng: Random) -> tuple[str, str, str]:
-    """Make a statement, a question, and its answer."""
-    statement = rng.choice(STATEMENTS)
+def make_label(rng: Random, form: Random | None = None) -> tuple[str, str, str]:
+    """Make a statement, a question, and its answer; `form` as in `frames.make_frame`."""
+    form = form or rng
+    statement = form.choice(STATEMENTS)
     acting = "{third}" in statement
     modal, who = rng.choice(MODALS)
     values = {
-        "label": rng.choice((*LABELS, *vocabulary.THINGS)),
-        "quality": rng.choice(QUALITIES),
-        "entity": draw_noun(rng, rng.choice(("site", "site", "thing", "person", "place", "event"))),
-        "third": inflect(rng.choice(ALL_VERBS))[2],
-        "value": SLOTS[rng.choice(SORTS)](rng),
+        "label": form.choice((*LABELS, *vocabulary.THINGS)),
+        "quality": form.choice(QUALITIES),
+        "entity": draw_noun(rng, form.choice(ENTITIES)),
+        "third": inflect(form.choice(ALL_VERBS))[2],
+        "value": SLOTS[form.choice(SORTS)](rng),
         "modal": modal,
         "who": who,
         "use": rng.choice(USES),

@@ -53,6 +53,14 @@ WORDING: Mix = {
     "code": 0.03,
     "chat": 0.03,
 }
+TELLING_APART: Mix = {
+    "facts": 0.42,
+    "qa": 0.36,
+    "natural": 0.12,
+    "lm": 0.04,
+    "code": 0.03,
+    "chat": 0.03,
+}
 READING: Mix = {
     "facts": 0.36,
     "qa": 0.32,
@@ -184,6 +192,9 @@ ALL_WORDINGS = tuple(
     for stage in (*ALL_LENGTHS, *ALL_LENGTHS[:6], ALL_LENGTHS[4], *ALL_LENGTHS[7:])
 )
 
+# The same with more facts among others that are easily taken for them.
+ALL_APART = tuple(replace(stage, mix=TELLING_APART) for stage in ALL_WORDINGS)
+
 CPU_SHALLOW = Recipe(
     hidden=256,
     layers=4,
@@ -268,10 +279,12 @@ CPU_RENAMED = replace(
     checkpoint_steps=60,
     measure_steps=150,
 )
-CPU = replace(CPU_RENAMED, rounds=48, seed_offset=7, start="cpu-renamed")
+CPU_LINES = replace(CPU_RENAMED, rounds=48, seed_offset=7, start="cpu-renamed")
+CPU = replace(CPU_LINES, stages=ALL_APART, rounds=55, seed_offset=8, start="cpu-lines")
 
 RECIPES = {
     "cpu": CPU,
+    "cpu-lines": CPU_LINES,
     "cpu-renamed": CPU_RENAMED,
     "cpu-eight": CPU_EIGHT,
     "cpu-words": CPU_WORDS,

@@ -34,7 +34,11 @@ from indexmem_cli.train.words import BUILDINGS, SLOTS, make_thing
 
 REPORTED_FRACTION = 0.1
 """Share of facts that are told as something said, known or remembered."""
+ALIKE_FRACTION = 0.7
+"""Share of texts with facts of one sort in which these have one verb, label or attribute too."""
 FIELD = re.compile(r"{(\w+?)}")
+RIVAL_DRAWS = 8
+NAME = re.compile(r"[A-Z][\w.]+ [A-Z]\w+")
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,12 @@ def make_kind_fact(rng: Random, kinds: tuple[Kind, ...], with_article: bool = Tr
     return Fact((open_sentence(sentence),), tuple(turns))
 
 
-def make_attribute_fact(rng: Random) -> Fact:
+def make_attribute_fact(rng: Random, form: Random | None = None) -> Fact:
     """State "the <attribute> of <entity> is <value>" in one of many forms."""
-    slot = rng.choice(tuple(ATTRIBUTES))
+    form = form or rng
+    slot = form.choice(tuple(ATTRIBUTES))
     values = {
-        "attribute": rng.choice(ATTRIBUTES[slot].split("|")),
+        "attribute": form.choice(ATTRIBUTES[slot].split("|")),
         "entity": fill(rng, rng.choice(ENTITIES), {}),
         "value": SLOTS[slot](rng),
         "adjective": rng.choice(ATTRIBUTE_ADJECTIVES),
@@ -141,15 +146,16 @@ def make_deed_fact(rng: Random) -> Fact:
     return Fact((open_sentence(sentence),), tuple(turns))
 
 
-def make_frame_fact(rng: Random) -> Fact:
-    """State a fact of any verb: a deed, or a habit."""
-    sentence, pairs = make_habit(rng) if rng.random() < 0.25 else make_frame(rng)
+def make_frame_fact(rng: Random, form: Random | None = None) -> Fact:
+    """State a fact of any verb: a deed, or a habit; of a given form always a deed."""
+    habit = not form and rng.random() < 0.25
+    sentence, pairs = make_habit(rng) if habit else make_frame(rng, form)
     return Fact((sentence,), tuple(Turn(capitalise(asked), answer) for asked, answer in pairs))
 
 
-def make_label_fact(rng: Random) -> Fact:
+def make_label_fact(rng: Random, form: Random | None = None) -> Fact:
     """State the value of a label of any noun."""
-    sentence, question, answer = make_label(rng)
+    sentence, question, answer = make_label(rng, form)
     return Fact((open_sentence(sentence),), (Turn(question, answer),))
 
 
@@ -219,15 +225,46 @@ def refuse(turn: Turn) -> Turn:
     return Turn(turn.question, NOT_STATED)
 
 
+def name_in(fact: Fact) -> str:
+    """Return the first answer that is a name of two words, or nothing."""
+    return next((turn.answer for turn in fact.turns if NAME.fullmatch(turn.answer)), "")
+
+
+def make_rival_fact(rng: Random, fact: Fact) -> Fact | None:
+    """State another fact, of someone who shares half a name with an answer of `fact`.
+
+    Returns:
+        None where no name of two words answers `fact`, or any of some facts drawn for it.
+    """
+    ours = name_in(fact)
+    drawn = (make_fact(rng) for _ in range(RIVAL_DRAWS if ours else 0))
+    rival, theirs = next(((other, name) for other in drawn if (name := name_in(other))), (fact, ""))
+    if not theirs or ours == theirs:
+        return None
+    (first, last), (other_first, other_last) = ours.split(), theirs.split()
+    halves = (f"{first} {other_last}", f"{other_first} {last}")
+    name = rng.choice([name for name in halves if name != ours])
+
+    def rename(text: str) -> str:
+        return text.replace(theirs, name)
+
+    turns = tuple(Turn(rename(turn.question), rename(turn.answer)) for turn in rival.turns)
+    return Fact(tuple(map(rename, rival.sentences)), turns)
+
+
 def make_similar_facts(rng: Random, count: int) -> list[Fact]:
-    """State `count` facts alike in wording, about different entities."""
-    seed, form = rng.getrandbits(32), draw_form(rng)
+    """State `count` facts of one sort about different entities, mostly of one form too."""
+    seed, chain, alike = rng.getrandbits(32), draw_form(rng), rng.random() < ALIKE_FRACTION
+
+    def form() -> Random | None:
+        return Random(seed) if alike else None
+
     makers = (
         lambda r: make_kind_fact(r, (TRAINING_KINDS[seed % len(TRAINING_KINDS)],)),
-        make_attribute_fact,
-        make_label_fact,
-        make_frame_fact,
-        lambda r: make_chain_fact(r, form),
+        lambda r: make_attribute_fact(r, form()),
+        lambda r: make_label_fact(r, form()),
+        lambda r: make_frame_fact(r, form()),
+        lambda r: make_chain_fact(r, chain),
     )
     make = rng.choice(makers)
     facts: list[Fact] = []

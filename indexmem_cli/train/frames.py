@@ -257,10 +257,10 @@ def make_frame(rng: Random, form: Random | None = None) -> tuple[str, list[tuple
         aux, rest = were, f"{thing} {asked_participle}"
     else:
         core = " ".join(f"{subject} {adverb}{said[tense]} {thing}".split())
-        help_word, form = helps[tense]
+        helping, main = helps[tense]
         asked_subject = [f"{asks_subject} {asks[tense]} {thing}"]
-        asked_thing = [f"{asks_thing} {help_word} {subject} {form}"]
-        aux, rest = help_word, f"{subject} {form} {thing}"
+        asked_thing = [f"{asks_thing} {helping} {subject} {main}"]
+        aux, rest = helping, f"{subject} {main} {thing}"
     pairs = [(close(rng.choice(asked_subject), *some), subject)]
     if thing:
         pairs.append((close(rng.choice(asked_thing), *some), counted))

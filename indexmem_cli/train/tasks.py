@@ -5,6 +5,7 @@ from the text.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -259,7 +260,7 @@ def make_similar_facts(rng: Random, count: int) -> list[Fact]:
     def form() -> Random | None:
         return Random(seed) if alike else None
 
-    makers = (
+    makers: tuple[Callable[[Random], Fact], ...] = (
         lambda r: make_kind_fact(r, (TRAINING_KINDS[seed % len(TRAINING_KINDS)],)),
         lambda r: make_attribute_fact(r, form()),
         lambda r: make_label_fact(r, form()),

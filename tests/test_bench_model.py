@@ -181,6 +181,24 @@ def test_the_command_appends_and_prints_every_measure(tiny_model_dir, data, tmp_
     assert "FairytaleQA" in result.stderr and "qa/dev/docs.jsonl.xz" in result.stderr
 
 
+def test_tasks_may_be_measured_by_name(tiny_model_dir, data, tmp_path):
+    options = ["--model", str(tiny_model_dir), "--data", str(data), "--out", str(tmp_path)]
+    small = ["--count", "10", "--lengths", "128", "--quick", "--threads", "1"]
+
+    def measure(name):
+        return CliRunner().invoke(app, ["bench", "model", *options, *small, "--only", name])
+
+    for name, tasks_of in {"Needle": {"needle, 128 tokens"}, "text, ch": {"text, chat"}}.items():
+        result = measure(name)
+        assert result.exit_code == 0, result.output
+        rows = [json.loads(line) for line in (tmp_path / "model.jsonl").read_text().splitlines()]
+        assert {row["task"] for row in rows} == tasks_of and "FairytaleQA" not in result.stderr
+        (tmp_path / "model.jsonl").unlink()
+    result = measure("none")
+    assert result.exit_code == 2 and not (tmp_path / "model.jsonl").exists()
+    assert "'none'" in result.stderr and "blind needle, 1024 tokens; " in result.stderr
+
+
 def test_the_table_sets_forms_losses_and_baselines_side_by_side():
     def row(weights, value, **extra):
         return {"weights": weights, "task": "reading", "measure": "F1", "unit": "share", "n": 9} | {

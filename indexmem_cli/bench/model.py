@@ -25,12 +25,13 @@ from indexmem_cli.bench.scores import compare, refuses, score_exact, score_f1, s
 from indexmem_cli.bench.tasks import HeldOut, Question
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import DEFAULT_MODEL, ModelConfig
+from indexmem_cli.errors import ConfigError
 from indexmem_cli.events import Notice
 from indexmem_cli.tokens import Tokenizer
 from indexmem_cli.train.quantise import quantise
 from indexmem_cli.train.tasks import make_blind_fact
 
-FULL = "full"
+FULL, SPEED = "full", "speed"
 TEXT_TOKENS = 1024
 READING_SETS = {"squadshifts": "SQuADShifts", "fairytaleqa": "FairytaleQA"}
 
@@ -57,6 +58,12 @@ class BenchConfig:
     threads: int = 2
     device: str = "cpu"
     seed: int = 0
+    only: str = ""
+    """How the names of the tasks that are measured begin; empty: all."""
+
+    def wants(self, task: str) -> bool:
+        """Whether a task is measured."""
+        return task.lower().startswith(self.only.lower())
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def bench_model(config: BenchConfig) -> Iterator[Row | Notice]:
     """Yield a row for every measure of every form of the weights, then their differences.
 
     Raises:
-        IndexMemError: a model cannot be found or loaded.
+        IndexMemError: a model cannot be found or loaded, or no task is named so.
     """
     torch.set_num_threads(config.threads)
     held_out = tasks.load_held_out(config.data)
@@ -142,13 +149,16 @@ def make_suite(config: BenchConfig, held_out: HeldOut) -> list[Task]:
             suite.append(Task(f"{title}, ten paragraphs", mixed, READING))
     if data and (data / "qa" / "dev" / "clapnq.jsonl.xz").exists():
         suite.append(Task("ClapNQ", tasks.draw_unanswerable(data, min(count, 200), seed), REFUSING))
-    return suite
+    names = [task.name for task in suite] + [SPEED, *(f"text, {s}" for s in held_out.corpus.arrays)]
+    if not any(map(config.wants, names)):
+        raise ConfigError(f"no task begins with {config.only!r}", f"one of: {'; '.join(names)}")
+    return [task for task in suite if config.wants(task.name)]
 
 
 def what_is_missing(config: BenchConfig, suite: list[Task]) -> Iterator[Notice]:
     """Say what is not measured, and what it would need."""
     names = {task.name.partition(",")[0] for task in suite}
-    absent = sorted({*READING_SETS.values(), "ClapNQ"} - names)
+    absent = sorted(filter(config.wants, {*READING_SETS.values(), "ClapNQ"} - names))
     if absent:
         where = f"{config.data} lacks their files" if config.data else "no --data is given"
         yield Notice(f"not measured: {', '.join(absent)}: {where}. Needed:\n{tasks.DATA_LAYOUT}")
@@ -166,18 +176,24 @@ def measure_form(
     for task in suite:
         for row in measure_task(reader, task, values):
             yield form | row
-    for name, unit, row in speed.measure_rates(reader.model, config.repeats):
-        yield form | {"task": "speed", "measure": name, "unit": unit} | row
-    for name, unit, row in speed.measure_command(
-        model, config.device, config.threads, min(3, config.repeats)
-    ):
-        yield form | {"task": "speed", "measure": name, "unit": unit} | row
+    if config.wants(SPEED):
+        for name, unit, row in measure_speed(config, model, reader):
+            yield form | {"task": SPEED, "measure": name, "unit": unit} | row
     plain = reader.release()
     for source, texts in draw_texts(held_out, config).items():
         found = [bits_per_byte(plain, reader.model.tokenizer, text) for text in texts]
         values[f"text, {source}", "bits per byte"] = found
         row = {"task": f"text, {source}", "measure": "bits per byte", "unit": "bits"}
         yield form | row | sum_up(found) | {"origin": held_out.origin[source]}
+
+
+def measure_speed(
+    config: BenchConfig, model: str, reader: ModelReader
+) -> Iterator[tuple[str, str, Row]]:
+    """Measure rates of a loaded model, then a whole command; name, unit and row of each."""
+    yield from speed.measure_rates(reader.model, config.repeats)
+    repeats = min(3, config.repeats)
+    yield from speed.measure_command(model, config.device, config.threads, repeats)
 
 
 def measure_task(reader: ModelReader, task: Task, values: Values) -> Iterator[Row]:
@@ -203,7 +219,7 @@ def draw_texts(held_out: HeldOut, config: BenchConfig) -> dict[str, list[str]]:
         rng = Random(config.seed)
         windows = (corpus.window(rng, source, TEXT_TOKENS) for _ in range(config.windows))
         drawn[source] = [corpus.encoding.decode(ids) for ids in windows if len(ids) > 1]
-    return drawn
+    return {source: texts for source, texts in drawn.items() if config.wants(f"text, {source}")}
 
 
 @torch.no_grad()

@@ -67,6 +67,9 @@ def model(
     lengths: Annotated[
         str, typer.Option(metavar="TOKENS,...", help="Texts that facts are hidden in.")
     ] = "512,1k,2k,4k",
+    only: Annotated[
+        str, typer.Option(metavar="NAME", help="Only the tasks whose names begin with NAME.")
+    ] = "",
     quick: Annotated[
         bool, typer.Option("--quick", help="Few questions, texts up to 1k tokens: two minutes.")
     ] = False,
@@ -84,6 +87,7 @@ def model(
     Examples:
       indexmem bench model --quick
       indexmem bench model --model indexmem-mini --full runs/mini/model --data corpus/ --json
+      indexmem bench model --only needle --lengths 1k --count 2000 --data corpus/
     """
     if data is not None:
         insist_on_folder(data, "leave --data out")
@@ -94,7 +98,7 @@ def model(
 
     sizes = parse_sizes(lengths)
     config = BenchConfig(
-        measured, full, data, count, sizes, threads=threads, device=device, seed=seed
+        measured, full, data, count, sizes, threads=threads, device=device, seed=seed, only=only
     )
     if quick:
         sizes = tuple(size for size in sizes if size <= 1024) or sizes

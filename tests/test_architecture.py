@@ -146,6 +146,7 @@ ALLOWED = {
         "memory",
         "ops",
         "rotation",
+        "terms",
         "tokens",
     },
     "bench": {

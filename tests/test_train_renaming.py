@@ -8,7 +8,7 @@ from test_train import data_folder, maker  # noqa: F401
 
 from indexmem_cli.config import NOT_STATED
 from indexmem_cli.train import episodes, renaming
-from indexmem_cli.train.renaming import Lexicon
+from indexmem_cli.train.renaming import Lexicon, Renaming
 from indexmem_cli.train.tasks import Turn
 
 TEXT = "In 1874 Ada Kerr painted 36 walls. The walls stood near Oslo, and Kerr was paid."
@@ -35,7 +35,7 @@ def lexicon(monkeypatch: pytest.MonkeyPatch) -> Lexicon:
 def test_text_questions_and_answers_change_alike(lexicon: Lexicon) -> None:
     changed = 0
     for seed in range(40):
-        text, turns = lexicon.rename(Random(seed), TEXT, TURNS)
+        text, turns = Renaming(lexicon, Random(seed)).rename(TEXT, TURNS)
         assert [turn.answer for turn in turns][2] == NOT_STATED
         assert turns[0].answer in text
         assert turns[1].answer in text
@@ -53,9 +53,11 @@ def test_text_questions_and_answers_change_alike(lexicon: Lexicon) -> None:
 def test_words_change_with_their_like_and_keep_endings(lexicon: Lexicon) -> None:
     assert lexicon.stems[frozenset({"", "s"})] == ["gate", "roof", "wall"]
     assert renaming.split("painted", lexicon.plain) == ("paint", "ed")
-    drawn = {lexicon.rename(Random(seed), "The walls", [])[0] for seed in range(40)}
+    drawn = {Renaming(lexicon, Random(seed)).rename("The walls", [])[0] for seed in range(40)}
     assert drawn == {"The walls", "The gates", "The roofs"}
-    drawn = {lexicon.rename(Random(seed), "Painted, painting", [])[0] for seed in range(40)}
+    drawn = {
+        Renaming(lexicon, Random(seed)).rename("Painted, painting", [])[0] for seed in range(40)
+    }
     assert drawn == {"Painted, painting", "Mended, mending"}
 
 
@@ -64,15 +66,17 @@ def test_common_and_short_words_and_sentence_openers_stay(
 ) -> None:
     plain = "The gate is a gate, and so it was."
     for seed in range(20):
-        text, _ = lexicon.rename(Random(seed), plain, [])
+        text, _ = Renaming(lexicon, Random(seed)).rename(plain, [])
         assert text.replace("roof", "gate").replace("wall", "gate") == plain
     monkeypatch.setattr(renaming, "NUM_COMMON", 1000)
     common = Lexicon([TEXT, *[OTHERS] * renaming.MIN_COUNT])
-    assert common.rename(Random(0), plain, []) == (plain, [])
+    assert Renaming(common, Random(0)).rename(plain, []) == (plain, [])
 
 
 def test_a_question_whose_answer_is_lost_is_dropped(lexicon: Lexicon) -> None:
-    text, turns = lexicon.rename(Random(0), "Seen in 1874.", [Turn("In what decade?", "187")])
+    text, turns = Renaming(lexicon, Random(0)).rename(
+        "Seen in 1874.", [Turn("In what decade?", "187")]
+    )
     assert "187" not in text
     assert turns == []
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from indexmem_cli.train.data import Corpus, read_code
 from indexmem_cli.train.natural import ask_sentences
+from indexmem_cli.train.neighbours import Neighbours
 from indexmem_cli.train.reading import (
     QA_WEIGHTS,
     QUESTIONS_FILE,
@@ -25,7 +26,7 @@ from indexmem_cli.train.reading import (
     load_functions,
     read_questions,
 )
-from indexmem_cli.train.renaming import Lexicon
+from indexmem_cli.train.renaming import Lexicon, Renaming
 from indexmem_cli.train.rewording import reword
 from indexmem_cli.train.tasks import (
     Fact,
@@ -51,6 +52,11 @@ LINE_FRACTION = 0.3
 """Share of facts in a line of their own: its first word has no space before it, as answers have."""
 RIVAL_FRACTION = 0.3
 """Share of facts beside which another is told of someone with half the name, where one can be."""
+NEIGHBOUR_FRACTION = 0.5
+"""Share of rows with real questions whose texts are those that share most words with a question."""
+NEIGHBOUR_SETS = ("squadshifts", "qamr", "policyqa")
+"""Sets of many texts on different things, none of them made up."""
+MOST_CONTEXTS = 24
 REWORDED_FRACTION = 0.12
 """Share of questions that are asked in a longer way."""
 TEXT_WEIGHT = 0.05
@@ -93,7 +99,7 @@ class EpisodeMaker:
 
         Args:
             text_fraction: share of a document's tokens that are trained as plain text is.
-            renamed_fraction: share of the texts with real questions that get other words.
+            renamed_fraction: share of the rows with real questions that get other words.
         """
         self.corpus, self.text_fraction = corpus, text_fraction
         self.renamed_fraction = renamed_fraction
@@ -106,6 +112,11 @@ class EpisodeMaker:
         self.functions: list[Function] = []
         if with_questions:
             self.contexts, self.functions = load_questions(data)
+        self.neighbours = {
+            name: Neighbours([context.text for context in self.contexts[name]])
+            for name in NEIGHBOUR_SETS
+            if name in self.contexts
+        }
         if renamed_fraction:
             every = list(chain.from_iterable(self.contexts.values()))
             asked = (turn.question for context in every for turn in context.turns)
@@ -204,10 +215,11 @@ class EpisodeMaker:
         """Real questions on paragraphs among other paragraphs and prose."""
         name = rng.choices(tuple(self.contexts), [QA_WEIGHTS[n] for n in self.contexts])[0]
         room = rng.choice((0.35, 0.6, 0.85)) * (length - 70)
+        renamed = rng.random() < self.renamed_fraction
+        renaming = Renaming(self.lexicon, rng) if renamed else None
         pieces, turns, used = [], [], 0
-        for _ in range(24):
-            context = rng.choice(self.contexts[name])
-            piece, asked = self.cut_context(rng, context, int(room - used))
+        for context in self.draw_contexts(rng, name):
+            piece, asked = self.cut_context(rng, context, int(room - used), renaming)
             if asked:
                 pieces.append(piece)
                 turns += asked
@@ -220,14 +232,26 @@ class EpisodeMaker:
             turns.insert(rng.randrange(min(4, len(turns)) + 1), refuse(rng.choice(other.turns)))
         return self.compose(rng, pieces, turns, length)
 
-    def cut_context(self, rng: Random, context: Context, room: int) -> tuple[Piece, list[Turn]]:
+    def draw_contexts(self, rng: Random, name: str) -> list[Context]:
+        """Draw texts of a set at random, or one and those that share words with its question."""
+        contexts = self.contexts[name]
+        if name not in self.neighbours or rng.random() >= NEIGHBOUR_FRACTION:
+            return rng.choices(contexts, k=MOST_CONTEXTS)
+        first = rng.randrange(len(contexts))
+        question = rng.choice(contexts[first].turns).question
+        found = self.neighbours[name].find(question, MOST_CONTEXTS)
+        return [contexts[i] for i in dict.fromkeys((first, *found))]
+
+    def cut_context(
+        self, rng: Random, context: Context, room: int, renaming: Renaming | None
+    ) -> tuple[Piece, list[Turn]]:
         """Encode a context, or the part around one answer that fits; empty turns if none fits."""
         whole = len(context.text) < room * 6 and rng.random() < 0.75
         for part in (context if whole else None, crop(rng, context)):
             if part is not None:
                 text, turns = part.text, rng.sample(part.turns, min(len(part.turns), 6))
-                if rng.random() < self.renamed_fraction:
-                    text, turns = self.lexicon.rename(rng, text, turns)
+                if renaming:
+                    text, turns = renaming.rename(text, turns)
                 ids = self.encode("\n" + text + "\n")
                 if len(ids) <= room:
                     return tuple(ids), turns

@@ -280,7 +280,7 @@ CPU_RENAMED = replace(
     measure_steps=150,
 )
 CPU_LINES = replace(CPU_RENAMED, rounds=48, seed_offset=7, start="cpu-renamed")
-CPU = replace(CPU_LINES, stages=ALL_APART, rounds=55, seed_offset=8, start="cpu-lines")
+CPU = replace(CPU_LINES, stages=ALL_APART, rounds=50, seed_offset=8, start="cpu-lines")
 
 RECIPES = {
     "cpu": CPU,

@@ -54,34 +54,6 @@ class Lexicon:
         """Whether a word is written with a capital wherever it comes."""
         return len(word) > 2 and word.istitle() and word.lower() not in self.plain
 
-    def rename(self, rng: Random, text: str, turns: list[Turn]) -> tuple[str, list[Turn]]:
-        """Exchange words, each for the same one wherever it comes; refusals stay what they are.
-
-        Returns:
-            The text, and the turns whose answers stand in it still.
-        """
-        drawn: dict[str, str] = {}
-        fraction = rng.choice(WORDS_FRACTIONS)
-
-        def exchange(match: re.Match[str]) -> str:
-            stem, ending = split(match[0].lower(), self.plain)
-            if stem not in drawn:
-                drawn[stem] = self.draw(rng, match[0], stem, fraction)
-            if drawn[stem] == stem:
-                return match[0]
-            other = drawn[stem] + ending
-            return other[:1].upper() + other[1:] if match[0][0].isupper() else other
-
-        text = WORD.sub(exchange, text)
-        renamed = [
-            Turn(
-                WORD.sub(exchange, turn.question),
-                NOT_STATED if turn.answer == NOT_STATED else WORD.sub(exchange, turn.answer),
-            )
-            for turn in turns
-        ]
-        return text, [turn for turn in renamed if turn.answer == NOT_STATED or turn.answer in text]
-
     def draw(self, rng: Random, word: str, stem: str, fraction: float) -> str:
         """Draw what stands for a word: itself, or another of its sort."""
         if word.isdigit():
@@ -90,6 +62,41 @@ class Lexicon:
             return rng.choice(self.names) if rng.random() < NAMES_FRACTION else stem
         alike = self.stems[self.endings[stem]] if stem in self.endings else []
         return rng.choice(alike) if alike and rng.random() < fraction else stem
+
+
+class Renaming:
+    """Other words for those of some texts that are read together: each for one, in all of them."""
+
+    def __init__(self, lexicon: Lexicon, rng: Random) -> None:
+        self.lexicon, self.rng = lexicon, rng
+        self.fraction = rng.choice(WORDS_FRACTIONS)
+        self.drawn: dict[str, str] = {}
+
+    def rename(self, text: str, turns: list[Turn]) -> tuple[str, list[Turn]]:
+        """Exchange the words of a text and its questions; refusals stay what they are.
+
+        Returns:
+            The text, and the turns whose answers stand in it still.
+        """
+        text = WORD.sub(self.exchange, text)
+        renamed = [
+            Turn(
+                WORD.sub(self.exchange, turn.question),
+                NOT_STATED if turn.answer == NOT_STATED else WORD.sub(self.exchange, turn.answer),
+            )
+            for turn in turns
+        ]
+        return text, [turn for turn in renamed if turn.answer == NOT_STATED or turn.answer in text]
+
+    def exchange(self, match: re.Match[str]) -> str:
+        """Return what stands for a word, with the word's ending and capital."""
+        stem, ending = split(match[0].lower(), self.lexicon.plain)
+        if stem not in self.drawn:
+            self.drawn[stem] = self.lexicon.draw(self.rng, match[0], stem, self.fraction)
+        if self.drawn[stem] == stem:
+            return match[0]
+        other = self.drawn[stem] + ending
+        return other[:1].upper() + other[1:] if match[0][0].isupper() else other
 
 
 def split(word: str, stems: Container[str]) -> tuple[str, str]:

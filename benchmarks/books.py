@@ -29,7 +29,7 @@ from indexmem_cli.config import FOCUS, ModelConfig, parse_size
 
 PASSAGE_TOKENS = {"passages": 512, "passage": 160}
 """The best passages by words, and no memory; 160 is what recall has in its first round."""
-MODES = ("recall", "no-recall", "focus", *PASSAGE_TOKENS, "full")
+MODES = ("recall", "no-rerank", "no-recall", "focus", *PASSAGE_TOKENS, "full")
 FULL_TOKENS = 1.15 * WINDOW_TOKENS
 FOCUS_TOKENS = 10_000
 """Every question reads the text again, so no longer ones unless they are asked for."""
@@ -67,10 +67,12 @@ class Ways:
         memory = self.memory(path)
         memory.ask("-", max_tokens=1)
         self.engine = memory.engine
-        # What is kept is the same with recall and without: one reading serves both.
-        alone = replace(memory, memory=replace(memory.memory, recall=False))
-        alone.engine, alone.readings = self.engine, memory.readings
-        return ReadBook(self, path, memory, alone)
+        # What is kept is the same in all of them: one reading serves all.
+        ways = {"recall": memory}
+        for mode, without in (("no-rerank", {"rerank": False}), ("no-recall", {"recall": False})):
+            ways[mode] = replace(memory, memory=replace(memory.memory, **without))
+            ways[mode].engine, ways[mode].readings = self.engine, memory.readings
+        return ReadBook(self, path, ways)
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,18 @@ class ReadBook:
 
     ways: Ways
     path: Path
-    with_recall: Memory
-    alone: Memory
+    memories: dict[str, Memory]
+    """What was read, by the mode it is asked in."""
 
     @property
     def archive(self) -> Archive:
         """Its text."""
-        return self.with_recall.readings[0].archive
+        return self.memories["recall"].readings[0].archive
 
     @property
     def tokens(self) -> int:
         """Tokens of text in it."""
-        return self.with_recall.readings[0].tokens
+        return self.memories["recall"].readings[0].tokens
 
     def ask(self, mode: str, question: str) -> Row | None:
         """Answer in one of the ways; None where the book is too long for it."""
@@ -111,8 +113,7 @@ class ReadBook:
             memory = self.ways.memory(None, text, recall=False, policy=FOCUS, budget=1024)
             found = row_of(memory, question, self.ways.options.max_tokens)
             return {"text": found["text"], "blocks": [block.number for block in blocks]}
-        memory = self.with_recall if mode == "recall" else self.alone
-        return row_of(memory, question, self.ways.options.max_tokens)
+        return row_of(self.memories[mode], question, self.ways.options.max_tokens)
 
 
 def row_of(memory: Memory, question: str, max_tokens: int) -> Row:

@@ -23,14 +23,15 @@ from indexmem_cli.bench.rows import Row
 from indexmem_cli.checkpoint import find_checkpoint
 from indexmem_cli.config import FOCUS, MemoryConfig, ReadConfig, parse_size
 from indexmem_cli.documents import open_sources
+from indexmem_cli.memory.candidates import find_candidates
 from indexmem_cli.memory.completing import complete
-from indexmem_cli.memory.recall import find_candidates
 from indexmem_cli.tokens import load_tokenizer
 from indexmem_cli.train.data import read_records
 from indexmem_cli.train.tasks import make_chain_fact
 
 MODES = {
     "recall": {},
+    "no-rerank": {"rerank": False},
     "no-recall": {"recall": False, "policy": "keydiff"},
     "focus": {"recall": False, "policy": FOCUS},
     "focus+recall": {"policy": FOCUS},

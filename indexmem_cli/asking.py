@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from indexmem_cli.archive import Block
@@ -28,6 +29,7 @@ from indexmem_cli.tokens import Entry
 
 if TYPE_CHECKING:
     from indexmem_cli.engine import Reader, Step
+    from indexmem_cli.reranking import Reranker
 
 LEAST_RECALL_TOKENS = 160
 """Room for passages even where a model answers from fewer tokens: for one block."""
@@ -53,6 +55,7 @@ def find_grounds(
     closing: list[int],
     look_up: bool,
     from_first: bool = False,
+    reranker: "Reranker | None" = None,
 ) -> Grounds:
     """Bring a memory into the state to answer one question from, without changing it.
 
@@ -63,6 +66,7 @@ def find_grounds(
     Args:
         look_up: whether passages are looked up; with several memories they always are.
         from_first: what the first memory kept is answered from too, as that of a conversation.
+        reranker: what reads the likeliest passages first, to say which of them answer.
     """
     places = Archives([r.archive for r in readings], [r.names for r in readings])
     first, several = readings[0], len(readings) > 1
@@ -77,7 +81,8 @@ def find_grounds(
         every = [e for number in range(len(places)) for e in places.block(number).entries]
         return Grounds(reader, places, every, rounds=())  # the whole text is in memory
     budget = plan.budget_tokens - plan.sink_tokens
-    recall = Recall(places, question, load_gate())
+    ask_model = None if reranker is None else partial(reranker.read, question)
+    recall = Recall(places, question, load_gate(), ask_model)
     recall.run(min(max(plan.answer_from_tokens // 2, LEAST_RECALL_TOKENS), budget), budget)
     stored = None if stands_alone else first.reader.stored
     spans: list[tuple[int, int]] = []  # of the first text, whose keys and values come back
@@ -116,7 +121,8 @@ def answer(
         from_first: as in `find_grounds`.
     """
     started, text, times = time.perf_counter(), "", []
-    grounds = find_grounds(readings, question, closing, memory.recall, from_first)
+    reranker = _reranker(model, question) if memory.rerank else None
+    grounds = find_grounds(readings, question, closing, memory.recall, from_first, reranker)
     saved = readings[0].manifest
     policy = saved.policy if saved else memory.policy
     use = _memory_use(model, readings, grounds, str(policy or ""), from_first)
@@ -222,6 +228,15 @@ def _new_reader(reading: Reading, closing: list[int]) -> "Reader":
     for _ in reader.read([reading.opening] if reading.opening else []):
         pass
     return reader
+
+
+def _reranker(model: LanguageModel, question: str) -> "Reranker | None":
+    """What reads passages for a question that is not too long to be read with each."""
+    from indexmem_cli.reranking import MOST_QUESTION_TOKENS, Reranker
+
+    if len(model.tokenizer.encode(question)) > MOST_QUESTION_TOKENS:
+        return None
+    return Reranker(model.backbone, model.prompt, model.tokenizer)
 
 
 def _describe(block: Block, odds: float) -> RecalledBlock:

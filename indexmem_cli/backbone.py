@@ -128,6 +128,17 @@ class Backbone(SlotAttention):
         )
         return out.logits[0, -1].float(), run.queries, run.attention
 
+    def predict_last(self, ids: Sequence[int], state: MemoryState, tokens: int) -> Tensor:
+        """Add new tokens to `state` and say what comes next after each of the last.
+
+        Returns:
+            Logits fp32 [tokens, V] on the CPU.
+        """
+        _, out = self._forward(self.model, ids, state, logits_to_keep=tokens)
+        logits: Tensor = out.logits[0].float().cpu()
+        self.insist_finite(bool(logits.isfinite().all()))
+        return logits
+
     def probe(self, ids: Sequence[int], state: MemoryState) -> list[Tensor]:
         """See what `ids` would attend to if they came next, leaving `state` as it was.
 

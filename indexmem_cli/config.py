@@ -233,6 +233,8 @@ class MemoryConfig:
     one reading serves every question, and `FOCUS` without."""
     recall: bool = True
     """Whether passages are looked up in the archive and read again when a question comes."""
+    rerank: bool = True
+    """Whether the model reads the likeliest passages one by one first, to say which answer."""
     recall_from: str | None = None
     """text | int8 | int4: read the passages again, or bring back their keys and values, which
     reading then writes to the disk in so many bits. None: text; of a saved memory what it holds."""

@@ -115,6 +115,7 @@ SETTINGS = {
             if_unset="what the model asks for, else all that is kept",
             parse=_size,
         ),
+        Setting("rerank", (bool,), MemoryConfig, "rerank", False),
         Setting(
             "recall-from",
             (str,),

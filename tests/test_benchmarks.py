@@ -322,7 +322,9 @@ def test_evidence_stands_where_the_books_say(script, reading_data, name, length)
 def test_books_are_asked_in_every_way(script, tiny_model_dir, reading_data, tmp_path):
     books, out = script("books"), tmp_path / "rows.jsonl"
     options = f"--sets squadshifts --lengths all --count 3 --max-tokens 4 --model {tiny_model_dir}"
-    options += f" --modes recall,no-recall,focus,passage --budget 160 --chunk 32 --out {out}"
+    options += (
+        f" --modes recall,no-rerank,no-recall,focus,passage --budget 160 --chunk 32 --out {out}"
+    )
     books.main([str(reading_data), *options.split()])
     found = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert [row["mode"] for row in found] == ["recall", "no-recall", "focus", "passage"]

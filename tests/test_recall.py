@@ -9,15 +9,9 @@ from test_archive import HOSTILE, TOKENIZER, write
 from indexmem_cli.archive import Archive
 from indexmem_cli.documents import Place
 from indexmem_cli.errors import MemoryFileError
+from indexmem_cli.memory.candidates import find_candidates, find_links, follow
 from indexmem_cli.memory.completing import complete
-from indexmem_cli.memory.recall import (
-    MAX_ROUNDS,
-    Recall,
-    find_candidates,
-    find_links,
-    follow,
-    load_gate,
-)
+from indexmem_cli.memory.recall import MAX_ROUNDS, Recall, load_gate
 from indexmem_cli.tokens import Entry
 
 FILLER = [f"Nothing of note happened on day {n} of the long voyage by sea." for n in range(90)]

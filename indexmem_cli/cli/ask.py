@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from indexmem_cli.cli import options
+from indexmem_cli.cli import checks, options
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import (
     DEFAULT_MODEL,
@@ -35,6 +35,7 @@ def ask(
     budget: options.Budget = None,
     chunk: options.Chunk = None,
     recall: options.Recall = MemoryConfig.recall,
+    rerank: options.Rerank = MemoryConfig.rerank,
     recall_from: options.RecallFrom = None,
     latent: options.Latent = MemoryConfig.latent,
     focus: options.Focus = False,
@@ -105,7 +106,7 @@ def ask(
     named = _check_sources(sources or (), question)
     chosen = (authors, since, until, date_order, allow_network and not offline)
     read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
-    how = (seed, answer_from, recall, focus, recall_from, latent)
+    how = (seed, answer_from, recall, focus, recall_from, latent, rerank)
     memory = options.memory_config(budget, chunk, policy, span, *how)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     store = StoreConfig(save=save, fresh=fresh)
@@ -125,7 +126,7 @@ def ask(
         stats=not quiet if stats is None else stats,
         verbose=verbose,
     )
-    stdin = options.stdin_of(named)
+    stdin = checks.stdin_of(named)
     events = session.ask(
         named,
         question,
@@ -141,7 +142,7 @@ def ask(
         draw_explanation(answer.explanation, picture)
     if strict:
         hint = "the statistics and `indexmem inspect` say what is missing"
-        options.insist_on_all(answer.coverage, hint)
+        checks.insist_on_all(answer.coverage, hint)
 
 
 def _check_sources(sources: Sequence[str], question: str) -> Sequence[str]:
@@ -161,4 +162,4 @@ def _check_sources(sources: Sequence[str], question: str) -> Sequence[str]:
             f"a question is missing: the last argument, {question}, is a file or folder",
             f'indexmem ask {shown} "{asked}"',
         )
-    return options.sources_or_pipe(sources, 'indexmem ask book.pdf "your question"')
+    return checks.sources_or_pipe(sources, 'indexmem ask book.pdf "your question"')

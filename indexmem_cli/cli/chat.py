@@ -32,6 +32,7 @@ def chat(
     policy: options.Policy = None,
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
+    rerank: options.Rerank = MemoryConfig.rerank,
     recall_from: options.RecallFrom = None,
     latent: options.Latent = MemoryConfig.latent,
     model: options.Model = DEFAULT_MODEL,
@@ -81,7 +82,7 @@ def chat(
     if resumed is not None and not save:
         raise ConfigError("a session that goes on is saved", "leave --no-save out")
     how = (budget, chunk, policy, span, seed, answer_from)
-    memory = options.memory_config(*how, recall_from=recall_from, latent=latent)
+    memory = options.memory_config(*how, recall_from=recall_from, latent=latent, rerank=rerank)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     answering = AnswerConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
 

@@ -84,6 +84,7 @@ def show(
     policy: options.Policy = MemoryConfig.policy,
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
+    rerank: options.Rerank = MemoryConfig.rerank,
     recall_from: options.RecallFrom = None,
     latent: options.Latent = MemoryConfig.latent,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
@@ -101,7 +102,7 @@ def show(
       indexmem config show --budget 8k --json
     """
     how = (budget, chunk, policy, span, seed, answer_from)
-    options.memory_config(*how, recall_from=recall_from, latent=latent)
+    options.memory_config(*how, recall_from=recall_from, latent=latent, rerank=rerank)
     options.model_config(model, quant, dtype, device, offline, kv_dtype)
     AnswerConfig(max_tokens, temperature, seed)
     from indexmem_cli.render import show_json, show_settings

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from indexmem_cli.cli import options
+from indexmem_cli.cli import checks, options
 from indexmem_cli.cli.interrupts import Interrupts
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, MemoryConfig, ModelConfig, StoreConfig
@@ -72,7 +72,7 @@ def ingest(
       indexmem ingest ./service notes.md --dry-run
       indexmem ingest library/*.pdf --ray auto
     """
-    sources = options.sources_or_pipe(sources, "indexmem ingest book.pdf")
+    sources = checks.sources_or_pipe(sources, "indexmem ingest book.pdf")
     read = options.read_config(pages, encoding, password_file, include, exclude)
     memory = options.memory_config(
         budget, chunk, policy, span, recall_from=recall_from, latent=latent
@@ -85,7 +85,7 @@ def ingest(
     from indexmem_cli.render import show_inspection, show_json
     from indexmem_cli.render.ingestion import show_ingestion
 
-    stdin = options.stdin_of(sources)
+    stdin = checks.stdin_of(sources)
     if dry_run:
         found = inspecting.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
         show_json(found.as_json()) if as_json else show_inspection(found, verbose=False)
@@ -102,7 +102,7 @@ def ingest(
         )
     done = show_ingestion(_until_interrupted(events, goes_on=not fresh), quiet, as_json)
     if strict:
-        options.insist_on_all(done.coverage, "`indexmem inspect` says what is missing")
+        checks.insist_on_all(done.coverage, "`indexmem inspect` says what is missing")
 
 
 def _until_interrupted(events: "Iterator[Event]", goes_on: bool) -> "Iterator[Event]":

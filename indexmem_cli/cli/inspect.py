@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from indexmem_cli.cli import options
+from indexmem_cli.cli import checks, options
 from indexmem_cli.cli.noise import hush_libraries
 from indexmem_cli.config import DEFAULT_MODEL, ModelConfig
 
@@ -46,7 +46,7 @@ def inspect(
       indexmem inspect book.pdf --budget 4k
       indexmem inspect ./service --exclude "tests/" --json
     """
-    sources = options.sources_or_pipe(sources, "indexmem inspect book.pdf")
+    sources = checks.sources_or_pipe(sources, "indexmem inspect book.pdf")
     chosen = (authors, since, until, date_order, allow_network and not offline)
     read = options.read_config(pages, encoding, password_file, include, exclude, *chosen)
     memory = options.memory_config(budget=budget)
@@ -56,7 +56,7 @@ def inspect(
     from indexmem_cli import inspecting
     from indexmem_cli.render import show_inspection, show_json
 
-    stdin = options.stdin_of(sources)
+    stdin = checks.stdin_of(sources)
     inspection = inspecting.inspect(sources, read=read, memory=memory, model=backbone, stdin=stdin)
     if as_json:
         show_json(inspection.as_json())

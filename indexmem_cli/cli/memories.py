@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from indexmem_cli.cli import options
+from indexmem_cli.cli import checks, options
 from indexmem_cli.errors import ConfigError, IndexMemError, LockTimeout, MemoryFileError, reason
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _remove(library: "Library", ids: Sequence[str], yes: bool, dry_run: bool) ->
     show_memories(found, full=False)
     if dry_run:
         return
-    options.ask_before_removal(yes)
+    checks.ask_before_removal(yes)
     freed, kept = [], None
     for memory in found:
         try:

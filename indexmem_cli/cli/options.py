@@ -1,10 +1,9 @@
 """The options that more than one command takes, and how they become configuration."""
 
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
@@ -26,10 +25,7 @@ from indexmem_cli.config import (
     parse_size,
     parse_time,
 )
-from indexmem_cli.errors import ConfigError, NotFullyRead
-
-if TYPE_CHECKING:
-    from indexmem_cli.events import Coverage
+from indexmem_cli.errors import ConfigError
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -84,6 +80,14 @@ Recall = Annotated[
     typer.Option(
         "--recall/--no-recall",
         help="Look passages up on disk and read them again for the question.",
+    ),
+]
+Rerank = Annotated[
+    bool,
+    typer.Option(
+        "--rerank/--no-rerank",
+        envvar="INDEXMEM_RERANK",
+        help="Have the model read the likeliest passages first, to choose among them.",
     ),
 ]
 RecallFrom = Annotated[
@@ -303,6 +307,7 @@ def memory_config(
     focus: bool = False,
     recall_from: str | None = None,
     latent: str = MemoryConfig.latent,
+    rerank: bool = MemoryConfig.rerank,
 ) -> MemoryConfig:
     """Check the options that say what to keep.
 
@@ -316,6 +321,7 @@ def memory_config(
         chunk_tokens=parse_size(chunk) if chunk is not None else None,
         policy=FOCUS if focus else policy,
         recall=recall,
+        rerank=rerank,
         recall_from=recall_from,
         latent=latent,
         span_tokens=span,
@@ -351,47 +357,6 @@ def read_first_line(path: Path, what: str) -> str:
     if not lines or not lines[0].strip():
         raise ConfigError(f"the {what} file {path} is empty", f"write the {what} on line 1")
     return lines[0]
-
-
-def sources_or_pipe(sources: Sequence[str] | None, example: str) -> list[str]:
-    """Return the sources, or `-` where something is piped in; `example` is a command with one.
-
-    Raises:
-        ConfigError: there is nothing to read.
-    """
-    if not sources and (sys.stdin is None or sys.stdin.isatty()):
-        raise ConfigError("nothing to read: no source is given and nothing is piped in", example)
-    return list(sources or ["-"])
-
-
-def ask_before_removal(yes: bool) -> None:
-    """Have a person say yes, unless `--yes` did.
-
-    Raises:
-        ConfigError: there is no person to ask.
-        typer.Exit: the answer is no.
-    """
-    if yes:
-        return
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise ConfigError("removing needs a yes", "add --yes, or --dry-run to look first")
-    if not typer.confirm("Remove?", err=True):
-        raise typer.Exit(1)
-
-
-def insist_on_all(coverage: "Coverage", hint: str) -> None:
-    """See that everything was read, as `--strict` asks.
-
-    Raises:
-        NotFullyRead: something was not.
-    """
-    if not coverage.complete:
-        raise NotFullyRead("not everything was read, and --strict asks for that", hint)
-
-
-def stdin_of(sources: Sequence[str]) -> BinaryIO | None:
-    """Return standard input if the sources name it, so that nothing else ever reads it."""
-    return sys.stdin.buffer if "-" in sources else None
 
 
 def begin_imports(context: typer.Context) -> None:

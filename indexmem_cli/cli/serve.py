@@ -36,6 +36,7 @@ def serve(
     policy: options.Policy = MemoryConfig.policy,
     span: options.Span = MemoryConfig.span_tokens,
     answer_from: options.AnswerFrom = None,
+    rerank: options.Rerank = MemoryConfig.rerank,
     recall_from: options.RecallFrom = None,
     latent: options.Latent = MemoryConfig.latent,
     max_tokens: options.MaxTokens = AnswerConfig.max_tokens,
@@ -54,7 +55,7 @@ def serve(
       indexmem serve --port 9000 --api-key-file key.txt
     """
     how = (budget, chunk, policy, span, seed, answer_from)
-    memory = options.memory_config(*how, recall_from=recall_from, latent=latent)
+    memory = options.memory_config(*how, recall_from=recall_from, latent=latent, rerank=rerank)
     backbone = options.model_config(model, quant, dtype, device, offline, kv_dtype)
     answer = AnswerConfig(max_tokens, temperature, seed)
     key = options.read_first_line(api_key_file, "API key").strip() if api_key_file else None

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from indexmem_cli.cli import options
+from indexmem_cli.cli import checks, options
 from indexmem_cli.config import show_time
 from indexmem_cli.errors import ConfigError, IndexMemError, reason
 
@@ -134,7 +134,7 @@ def rm(
     show_sessions([s.as_json() for s in found], [s.used_s for s in found])
     if dry_run:
         return
-    options.ask_before_removal(yes)
+    checks.ask_before_removal(yes)
     freed = sum(delete_session(store, session.id, Library()) for session in found)
     show_lines([f"removed {len(found)}, {format_bytes(freed)} of memories freed"])
 

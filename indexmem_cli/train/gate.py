@@ -8,8 +8,9 @@ import json
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice, product
 from pathlib import Path
 from random import Random
 
@@ -17,17 +18,26 @@ import numpy as np
 
 from indexmem_cli.archive import Archive
 from indexmem_cli.checkpoint import find_checkpoint
-from indexmem_cli.config import DEFAULT_MODEL
+from indexmem_cli.config import DEFAULT_MODEL, ModelConfig
 from indexmem_cli.documents import open_text
-from indexmem_cli.memory.recall import (
+from indexmem_cli.loading import load_backbone, load_prompt
+from indexmem_cli.memory.candidates import (
     FEATURES,
     Candidate,
     find_candidates,
     find_links,
     follow,
+)
+from indexmem_cli.memory.recall import (
+    Classifier,
+    Recall,
+    judge,
+    likely_of,
     load_gate,
+    make_classifier,
     rate,
 )
+from indexmem_cli.reranking import Reranker
 from indexmem_cli.tokens import Tokenizer, load_tokenizer, read_chunks
 from indexmem_cli.train.data import read_records
 from indexmem_cli.train.reading import Context, load_contexts
@@ -39,7 +49,7 @@ DOCUMENT_CHARS = 800_000
 DOCUMENTS_PER_SET = 2
 NUM_PROSE_BOOKS = 60
 NUM_CHAINS = 300
-LEAST_ODDS = {"first": 0.05, "further": 0.2}
+LEAST_ODDS = {"first": 0.05, "further": 0.2, "rerank": 0.05}
 """Of a block that is read again, where there is room: right one time in twenty, in five."""
 CHAINS = (
     (
@@ -111,25 +121,29 @@ class Book:
 def train_gate(data: Path, out: Path, seed: int = 0) -> None:
     """Fit the gate on the training questions, write it, and print what it finds on others."""
     rng = Random(seed)
-    tokenizer = load_tokenizer(find_checkpoint(DEFAULT_MODEL, offline=True).path)
+    checkpoint = find_checkpoint(DEFAULT_MODEL, offline=True)
+    tokenizer = load_tokenizer(checkpoint.path)
+    backbone = load_backbone(checkpoint, ModelConfig(DEFAULT_MODEL, offline=True))
+    reranker = Reranker(backbone, load_prompt(checkpoint), tokenizer)
     records = read_records(data / "prose" / "gutenberg-00.jsonl.xz")
     prose = [record["text"] for record in islice(records, NUM_PROSE_BOOKS)]
     with tempfile.TemporaryDirectory() as folder:
-        first, further = [], []
-        for book, asked in make_books(data, "train", prose, rng, Path(folder), tokenizer):
-            samples = first_samples(book, asked)
-            first += samples
-            further += further_samples(book, asked, samples)
-        book, asked = make_chains(CHAINS[:-HELD_OUT_CHAINS], prose, rng, Path(folder), tokenizer)
-        further += further_samples(book, asked, first_samples(book, asked))
-        gate = {"first": fit(first, "first"), "further": fit(further, "further")}
+        made = (prose, rng, Path(folder), tokenizer)
+        books = [*make_books(data, "train", *made), make_chains(CHAINS[:-HELD_OUT_CHAINS], *made)]
+        firsts = [first_samples(*book) for book in books]
+        first = fit(list(chain.from_iterable(firsts[:-1])), "first")
+        pairs = list(zip(books, firsts, strict=True))
+        further = fit([s for book, f in pairs for s in further_samples(*book, f)], "further")
+        classifier = make_classifier(first, "first")
+        read = [s for book, f in pairs for s in reranked_samples(*book, f, classifier, reranker)]
+        gate = {"first": first, "further": further, "rerank": fit_order(read, "rerank")}
         out.write_text(json.dumps(gate, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {out}: {len(first):,} questions, {len(further):,} of a further round")
+        print(f"wrote {out}: {sum(map(len, firsts)):,} questions, {len(read):,} of them reranked")
         print(json.dumps(gate))
-        book, asked = make_chains(CHAINS[-HELD_OUT_CHAINS:], prose, rng, Path(folder), tokenizer)
-        print(json.dumps({"set": "chains", **score_chains(book, asked, out)}))
-        for book, asked in make_books(data, "dev", prose, rng, Path(folder), tokenizer):
-            print(json.dumps(score(book, asked, out)))
+        chains = make_chains(CHAINS[-HELD_OUT_CHAINS:], *made)
+        print(json.dumps({"set": "chains", **score_chains(*chains, out)}))
+        for book in (chains, *make_books(data, "dev", *made)):
+            print(json.dumps(score(*book, out, reranker)))
 
 
 def make_books(
@@ -228,10 +242,68 @@ def further_samples(book: Book, asked: Sequence[Asked], samples: Sequence[Sample
     return further
 
 
+def reranked_samples(
+    book: Book,
+    asked: Sequence[Asked],
+    samples: Sequence[Sample],
+    first: Classifier,
+    reranker: Reranker,
+) -> list[Sample]:
+    """Candidates of the first round once the model has read the likeliest, where there are two."""
+    made = []
+    for one, sample in zip(asked, samples, strict=True):
+        right = {candidate.number for candidate, is_right in sample if is_right}
+        likely = likely_of(rate(first, (candidate for candidate, _ in sample)))
+        if len(likely) > 1:
+            blocks = [book.archive.block(number) for _, number in likely]
+            judged = judge(likely, reranker.read(one.question, blocks))
+            made.append([(candidate, candidate.number in right) for candidate in judged])
+    return made
+
+
 def fit(samples: Sequence[Sample], name: str) -> dict[str, object]:
-    """Fit logistic regression by Newton's method, with a slight pull of all weights to 0."""
-    rows = [(*candidate.features, 1.0) for sample in samples for candidate, _ in sample]
-    x = np.array(rows)
+    """Fit what says of each candidate for itself whether it is right."""
+    x = np.array([candidate.features for sample in samples for candidate, _ in sample])
+    weights, bias = fit_odds(x, samples)
+    return describe(weights, bias, name)
+
+
+def fit_order(samples: Sequence[Sample], name: str) -> dict[str, object]:
+    """Fit what tells the right candidates from the others of the same question, then the odds.
+
+    The order is a conditional logit (McFadden 1974), the odds a logistic regression on its sums.
+    """
+    parts = [
+        (np.array([candidate.features for candidate, _ in sample]), np.array(right, dtype=float))
+        for sample in samples
+        if any(right := [is_right for _, is_right in sample])
+    ]
+    pull = 1e-5 * len(parts)
+    weights = np.zeros(len(FEATURES[name]))
+    for _ in range(100):
+        slope, curve = pull * weights, pull * np.eye(len(weights))
+        for x, right in parts:
+            chosen = np.exp(x @ weights - (x @ weights).max())
+            chosen /= chosen.sum()
+            mean = x.T @ chosen
+            slope += mean - x.T @ (chosen * right / (chosen * right).sum())
+            curve += (x.T * chosen) @ x - np.outer(mean, mean)
+        weights -= 0.5 * np.linalg.solve(curve, slope)
+    sums = [weights @ candidate.features for sample in samples for candidate, _ in sample]
+    [scale], bias = fit_odds(np.array(sums)[:, None], samples)
+    return describe(scale * weights, bias, name)
+
+
+def fit_odds(x: np.ndarray, samples: Sequence[Sample]) -> tuple[np.ndarray, float]:
+    """Fit logistic regression by Newton's method, with a slight pull of all weights to 0.
+
+    Args:
+        x: features of all candidates, [candidates, features].
+
+    Returns:
+        Weights [features], and the bias.
+    """
+    x = np.hstack([x, np.ones((len(x), 1))])
     y = np.array([is_right for sample in samples for _, is_right in sample], dtype=float)
     weights = np.zeros(x.shape[1])
     pull = 1e-5 * len(x)
@@ -240,27 +312,38 @@ def fit(samples: Sequence[Sample], name: str) -> dict[str, object]:
         slope = x.T @ (odds - y) + pull * weights
         curve = (x.T * (odds * (1 - odds))) @ x + pull * np.eye(len(weights))
         weights -= np.linalg.solve(curve, slope)
+    return weights[:-1], float(weights[-1])
+
+
+def describe(weights: np.ndarray, bias: float, name: str) -> dict[str, object]:
+    """Return a classifier as `load_gate` reads it."""
     return {
-        "weights": dict(zip(FEATURES[name], np.round(weights[:-1], 3).tolist(), strict=True)),
-        "bias": round(float(weights[-1]), 3),
+        "weights": dict(zip(FEATURES[name], np.round(weights, 3).tolist(), strict=True)),
+        "bias": round(bias, 3),
         "least": LEAST_ODDS[name],
     }
 
 
-def score(book: Book, asked: Sequence[Asked], path: Path) -> dict[str, object]:
+def score(book: Book, asked: Sequence[Asked], path: Path, reranker: Reranker) -> dict[str, object]:
     """Share of questions whose block is among the best 1, 3 and 5, and what the gate lets in."""
     gate = load_gate(path)
-    hits = {"words": {1: 0, 3: 0, 5: 0}, "gate": {1: 0, 3: 0, 5: 0}}
+    hits = {name: {1: 0, 3: 0, 5: 0} for name in ("words", "gate", "model")}
     let_in = right_in = found_in = further = 0
     samples = first_samples(book, asked)
-    for sample in samples:
+    for one, sample in zip(asked, samples, strict=True):
         right = {candidate.number for candidate, is_right in sample if is_right}
-        by_words = [candidate.number for candidate, _ in sample]
-        rated = rate(gate.first, (candidate for candidate, _ in sample))
-        for name, order in (("words", by_words), ("gate", [number for _, number in rated])):
-            for most in hits[name]:
-                hits[name][most] += bool(right & set(order[:most]))
-        through = [number for odds, number in rated if odds >= gate.first.least]
+        recall = Recall(book.archive, one.question, gate)
+        reranking = replace(recall, ask_model=partial(reranker.read, one.question))
+        rated = recall.rate_first()
+        reranked = reranking.rate_first()
+        orders = {
+            "words": [candidate.number for candidate, _ in sample],
+            "gate": [number for _, number in rated],
+            "model": [number for _, number in reranked],
+        }
+        for name, most in product(hits, (1, 3, 5)):
+            hits[name][most] += bool(right & set(orders[name][:most]))
+        through = [number for odds, number in reranked if odds >= gate.first.least]
         let_in, right_in = let_in + len(through), right_in + len(right & set(through))
         found_in += bool(right & set(through))
     for sample in further_samples(book, asked, samples):

@@ -321,17 +321,16 @@ def test_evidence_stands_where_the_books_say(script, reading_data, name, length)
 
 def test_books_are_asked_in_every_way(script, tiny_model_dir, reading_data, tmp_path):
     books, out = script("books"), tmp_path / "rows.jsonl"
+    modes = ["recall", "no-rerank", "no-recall", "focus", "passage"]
     options = f"--sets squadshifts --lengths all --count 3 --max-tokens 4 --model {tiny_model_dir}"
-    options += (
-        f" --modes recall,no-rerank,no-recall,focus,passage --budget 160 --chunk 32 --out {out}"
-    )
+    options += f" --modes {','.join(modes)} --budget 160 --chunk 32 --out {out}"
     books.main([str(reading_data), *options.split()])
     found = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert [row["mode"] for row in found] == ["recall", "no-recall", "focus", "passage"]
+    assert [row["mode"] for row in found] == modes
     assert all(row["n"] == len(row["results"]) == 3 for row in found)
-    assert found[0]["found"] == found[3]["found"] == 1 and found[0]["recalled"] > 0
-    assert "source" in found[0] and "source" not in found[3]
-    assert [row["policy"] for row in found] == ["keydiff", "keydiff", "question", None]
+    assert found[0]["found"] == found[4]["found"] == 1 and found[0]["recalled"] > 0
+    assert "source" in found[1] and "source" not in found[4]
+    assert [row["policy"] for row in found] == ["keydiff"] * 3 + ["question", None]
     mean = [sum(one["f1"] for one in row["results"]) / 3 for row in found]
     ahead = [row["recall_ahead"] for row in found[1:]]
     assert ahead == pytest.approx([mean[0] - other for other in mean[1:]], abs=2e-3)

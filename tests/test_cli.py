@@ -99,11 +99,11 @@ class TestAsk:
 
     def test_the_other_options_reach_theirs(self, fake_session: FakeSession) -> None:
         options = "--recall-from int8 --kv-dtype int8 --no-save --allow-network --extract "
-        options += "--latent centroids"
+        options += "--latent centroids --no-rerank"
         run("ask", *options.split(), "book.pdf", "Who?")
         [(_, given)] = fake_session.calls
         assert given["memory"].recall_from == given["model"].kv_dtype == "int8"
-        assert given["memory"].latent == "centroids"
+        assert given["memory"].latent == "centroids" and not given["memory"].rerank
         assert given["store"] == StoreConfig(save=False)
         assert given["read"].allow_network and given["answer"].extract
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -56,6 +56,7 @@ def find_grounds(
     look_up: bool,
     from_first: bool = False,
     reranker: "Reranker | None" = None,
+    reread: Callable[[Sequence[int]], list[int]] = list,
 ) -> Grounds:
     """Bring a memory into the state to answer one question from, without changing it.
 
@@ -67,6 +68,7 @@ def find_grounds(
         look_up: whether passages are looked up; with several memories they always are.
         from_first: what the first memory kept is answered from too, as that of a conversation.
         reranker: what reads the likeliest passages first, to say which of them answer.
+        reread: the tokens that a passage is read again by, as `LanguageModel.reread` returns them.
     """
     places = Archives([r.archive for r in readings], [r.names for r in readings])
     first, several = readings[0], len(readings) > 1
@@ -92,10 +94,11 @@ def find_grounds(
             spans.append((spans.pop()[0] if goes_on else entry.first, entry.end))
     back = {place: place for span in spans for place in range(*span)}
     entries = [entry for entry in recall.entries if entry.first not in back]
-    again = [entry.first + i for entry in entries for i in range(len(entry.ids))]
+    parts = [(entry, reread(entry.ids)) for entry in entries]
+    again = [place for entry, ids in parts for place in range(entry.end - len(ids), entry.end)]
     origins = back | dict(zip(range(state.seen, state.seen + len(again)), again, strict=True))
     if origins:
-        reader.recall([i for entry in entries for i in entry.ids], stored, spans)
+        reader.recall([i for _, ids in parts for i in ids], stored, spans)
     rounds = tuple(
         RecallRound(query, tuple(_describe(one.block, one.odds) for one in found))
         for query, found in recall.rounds
@@ -122,7 +125,8 @@ def answer(
     """
     started, text, times = time.perf_counter(), "", []
     reranker = _reranker(model, question) if memory.rerank else None
-    grounds = find_grounds(readings, question, closing, memory.recall, from_first, reranker)
+    looking = (memory.recall, from_first, reranker, model.reread)
+    grounds = find_grounds(readings, question, closing, *looking)
     saved = readings[0].manifest
     policy = saved.policy if saved else memory.policy
     use = _memory_use(model, readings, grounds, str(policy or ""), from_first)
@@ -236,7 +240,7 @@ def _reranker(model: LanguageModel, question: str) -> "Reranker | None":
 
     if len(model.tokenizer.encode(question)) > MOST_QUESTION_TOKENS:
         return None
-    return Reranker(model.backbone, model.prompt, model.tokenizer)
+    return Reranker(model.backbone, model.prompt, model.tokenizer, model.reread)
 
 
 def _describe(block: Block, odds: float) -> RecalledBlock:

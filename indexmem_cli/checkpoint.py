@@ -78,6 +78,14 @@ class Checkpoint:
         return self.config.get("indexmem_answer_from_tokens")
 
     @property
+    def spaces_lines(self) -> bool:
+        """Whether passages are read again with a space before the first word of each line.
+
+        A small model knows words after a space far better than the same at a line's beginning.
+        """
+        return self.config.get("indexmem_spaces_lines") is True
+
+    @property
     def layer_windows(self) -> list[int | None]:
         """Sliding window of each layer in tokens; None where a layer sees everything."""
         config, family = self.config, self.config["model_type"]

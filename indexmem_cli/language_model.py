@@ -1,6 +1,7 @@
 """The model that reads and answers, with its tokenizer and prompt; loaded when it is needed."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,20 @@ class LanguageModel:
     """Of the model, as the user named it."""
     tokenizer_hash: str
     """Of the tokenizer and the prompt before the document."""
+    spaces_lines: bool = False
+    """As in `Checkpoint`."""
+
+    def reread(self, ids: Sequence[int]) -> list[int]:
+        """Return the tokens by which a passage is read again: no more than `ids`, its own.
+
+        Where they are others, only those of the first word are, which has a space before it then.
+        """
+        if self.spaces_lines:
+            text = self.tokenizer.decode(ids)
+            spaced = self.tokenizer.encode(f" {text}")
+            if text[:1].isalpha() and len(spaced) <= len(ids):
+                return spaced
+        return list(ids)
 
     @property
     def adapter_hash(self) -> str | None:
@@ -67,6 +82,7 @@ def load_language_model(config: ModelConfig, memory: MemoryConfig | None = None)
         checkpoint.answer_from_tokens,
         config.model,
         _hash(checkpoint, prompt),
+        checkpoint.spaces_lines,
     )
 
 

@@ -5,7 +5,7 @@ what it gives to refusing an answer is there because the prompt asks for a refus
 document does not say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from indexmem_cli.archive import Block
@@ -26,6 +26,8 @@ class Reranker:
     backbone: Backbone
     prompt: Prompt
     tokenizer: Tokenizer
+    reread: Callable[[Sequence[int]], list[int]] = list
+    """The tokens that a passage is read by, no more of them than its own."""
 
     def read(self, question: str, blocks: Sequence[Block]) -> list[Verdict]:
         """Read each block alone, with the question after it.
@@ -50,7 +52,8 @@ class Reranker:
             self.backbone.read(self.prompt.opening, opened)
         verdicts = []
         for block in blocks:
-            logits = self.backbone.predict_last([*block.ids, *closing], opened.clone(), looked_at)
+            ids = [i for entry in block.entries for i in self.reread(entry.ids)]
+            logits = self.backbone.predict_last([*ids, *closing], opened.clone(), looked_at)
             likely = logits.log_softmax(-1)
             of_question = likely[range(len(asked)), asked].mean()
             verdicts.append((float(likely[-1, refusals].logsumexp(0)), float(of_question)))

@@ -54,6 +54,7 @@ def build_model(recipe: Recipe, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
         eos_token_id=first_special,
         pad_token_id=vocab_size - 1,
         indexmem_answer_from_tokens=ANSWER_FROM_TOKENS,
+        indexmem_spaces_lines=True,
     )
     return Qwen3ForCausalLM(config).to(recipe.device)
 

@@ -111,6 +111,19 @@ def test_a_single_likely_block_is_not_read(archive):
     assert number_of(archive, ANSWER) in [block.number for block in recall.blocks]
 
 
+@pytest.mark.parametrize("room", [160, 512])
+def test_nothing_is_asked_where_all_likely_blocks_fit(archive, room):
+    asked = []
+
+    def note(blocks):
+        asked.extend(block.end - block.first for block in blocks)
+        return [(-1.0, -1.0)] * len(blocks)
+
+    make_recall(archive, note).run(room, 1024)
+    assert bool(asked) == (room == 160)
+    assert room == 512 or sum(asked) > room
+
+
 def test_a_long_question_is_not_read_with_every_passage(model):
     assert _reranker(model, QUESTION) is not None
     assert _reranker(model, "silver " * (MOST_QUESTION_TOKENS + 1)) is None

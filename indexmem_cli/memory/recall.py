@@ -140,7 +140,7 @@ class Recall:
             budget_tokens: what all blocks may take.
         """
         self._left = budget_tokens
-        rated = self.rate_first()
+        rated = self.rate_first(room_tokens)
         named = find_definitions(self.archive, self.question)
         rated = [(NAMED_ODDS, n) for n in named] + [each for each in rated if each[1] not in named]
         found = self._take(rated, self.gate.first.least, room_tokens)
@@ -155,13 +155,18 @@ class Recall:
             sought = " ".join(dict.fromkeys(term for w in (*names, *links) for term in w))
             self.rounds.append((f"{self.question} {sought}", found))
 
-    def rate_first(self) -> list[Rated]:
-        """Return the blocks that share words with the question, the likeliest first."""
+    def rate_first(self, room_tokens: int = 0) -> list[Rated]:
+        """Return the blocks that share words with the question, the likeliest first.
+
+        The model is asked where there is a choice: not all of the likely ones fit `room_tokens`.
+        """
         rated = rate(self.gate.first, find_candidates(self.archive, self.question))
         likely = likely_of(rated)
-        if self.ask_model is None or len(likely) < 2:
+        blocks = [self.archive.block(number) for _, number in likely]
+        all_fit = sum(block.end - block.first for block in blocks) <= room_tokens
+        if self.ask_model is None or len(likely) < 2 or all_fit:
             return rated
-        verdicts = self.ask_model([self.archive.block(number) for _, number in likely])
+        verdicts = self.ask_model(blocks)
         again = rate(self.gate.rerank, judge(likely, verdicts))
         return sorted([*again, *rated[len(likely) :]], key=_likeliest_first)
 

@@ -16,7 +16,7 @@ from indexmem_cli.errors import ConfigError, DocumentError
 BEHAVIOURS = {
     "crashes": ("os.kill(os.getpid(), 11)", r"crashed \(SIGSEGV\)"),
     "leaves": ("os._exit(7)", r"crashed \(exit code -?7\)"),
-    "spins": ("[0 for _ in iter(int, 1)]", "stood still for 1 s"),
+    "spins": ("any(iter(int, 1))", "stood still for 1 s"),
     "sleeps": ("time.sleep(99)", "stood still"),
     "eats memory": ("bytearray(1 << 40)", "needs more than"),
     "eats memory slowly": ("[bytearray(1 << 24) for _ in iter(int, 1)]", "needs more than"),

@@ -132,10 +132,10 @@ class Backbone(SlotAttention):
         """Add new tokens to `state` and say what comes next after each of the last.
 
         Returns:
-            Logits fp32 [tokens, V] on the CPU.
+            Logits fp32 [tokens, V].
         """
         _, out = self._forward(self.model, ids, state, logits_to_keep=tokens)
-        logits: Tensor = out.logits[0].float().cpu()
+        logits: Tensor = out.logits[0].float()
         self.insist_finite(bool(logits.isfinite().all()))
         return logits
 

@@ -40,10 +40,9 @@ class LanguageModel:
 
         Where they are others, only those of the first word are, which has a space before it then.
         """
-        if self.spaces_lines:
-            text = self.tokenizer.decode(ids)
+        if self.spaces_lines and (text := self.tokenizer.decode(ids))[:1].isalpha():
             spaced = self.tokenizer.encode(f" {text}")
-            if text[:1].isalpha() and len(spaced) <= len(ids):
+            if len(spaced) <= len(ids):
                 return spaced
         return list(ids)
 

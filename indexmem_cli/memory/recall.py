@@ -162,9 +162,10 @@ class Recall:
         """
         rated = rate(self.gate.first, find_candidates(self.archive, self.question))
         likely = likely_of(rated)
+        if self.ask_model is None or len(likely) < 2:
+            return rated
         blocks = [self.archive.block(number) for _, number in likely]
-        all_fit = sum(block.end - block.first for block in blocks) <= room_tokens
-        if self.ask_model is None or len(likely) < 2 or all_fit:
+        if sum(block.end - block.first for block in blocks) <= room_tokens:
             return rated
         verdicts = self.ask_model(blocks)
         again = rate(self.gate.rerank, judge(likely, verdicts))

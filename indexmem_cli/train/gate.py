@@ -8,7 +8,7 @@ import json
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, product
 from pathlib import Path
@@ -50,7 +50,9 @@ DOCUMENTS_PER_SET = 2
 NUM_PROSE_BOOKS = 60
 NUM_CHAINS = 300
 LEAST_ODDS = {"first": 0.05, "further": 0.2, "rerank": 0.05}
-"""Of a block that is read again, where there is room: right one time in twenty, in five."""
+"""Of a block that is read again, where there is room: right one time in twenty, in five.
+
+Blocks of the first round that were reranked stand among those that were not: one bound for both."""
 CHAINS = (
     (
         "The {thing} was left with {person}.",
@@ -332,10 +334,9 @@ def score(book: Book, asked: Sequence[Asked], path: Path, reranker: Reranker) ->
     samples = first_samples(book, asked)
     for one, sample in zip(asked, samples, strict=True):
         right = {candidate.number for candidate, is_right in sample if is_right}
-        recall = Recall(book.archive, one.question, gate)
-        reranking = replace(recall, ask_model=partial(reranker.read, one.question))
-        rated = recall.rate_first()
-        reranked = reranking.rate_first()
+        rated = rate(gate.first, (candidate for candidate, _ in sample))
+        ask_model = partial(reranker.read, one.question)
+        reranked = Recall(book.archive, one.question, gate, ask_model).rate_first()
         orders = {
             "words": [candidate.number for candidate, _ in sample],
             "gate": [number for _, number in rated],
